@@ -1,0 +1,53 @@
+# Two commands for everyone: `make demo` and `make test`. Both set up what they need in .venv, from a bare checkout.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ENV := $(VENV)/.env-ready
+BUILD := $(VENV)/.built
+CMAKE_BUILD := build/core
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f -not -name '*.md')
+
+.PHONY: demo test unit compile-check lint format bench clean
+
+demo: $(BUILD)
+	$(BIN)/ade-fast demo --out demo
+
+# The quick checks first, so that the output ends with pytest's closing line.
+test: lint compile-check unit
+
+unit: $(BUILD)
+	$(BIN)/python -m pytest
+
+# C++ tests, and (with nvcc) every CUDA kernel compiled alone against its budget of registers, spills and stack.
+compile-check: $(BUILD)
+	$(BIN)/cmake -S . -B $(CMAKE_BUILD) -G Ninja -DADE_TESTING=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+		-DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
+	$(BIN)/cmake --build $(CMAKE_BUILD)
+	$(BIN)/ctest --test-dir $(CMAKE_BUILD) --output-on-failure
+
+lint: $(ENV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(ENV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(BIN)/clang-format -i
+
+bench: $(BUILD)
+	$(BIN)/pip install -q "jax>=0.4.30"
+	$(BIN)/python bench/dynamics.py
+
+$(ENV): requirements-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -r requirements-dev.txt
+	touch $@
+
+$(BUILD): $(ENV) $(SOURCES)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info ade_fast/*.so $(BUILD)

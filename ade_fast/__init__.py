@@ -1,0 +1,39 @@
+"""ade_fast: energy-based models trained through their own sampler (Adversarial Dynamics Embedding), fast.
+
+``import ade_fast as ade``. The dynamics layers (`Leapfrog`, `GeneralizedLeapfrog`, `DampedLeapfrog`) are drop-in
+PyTorch modules with exact back-propagation through time; `ADE` trains a potential f, p(x) ∝ exp f(x), with them.
+"""
+
+from . import data, functional, initial, metrics, reference
+from ._slow_paths import SlowPathWarning, slow_paths
+from .dynamics import Clip, DampedLeapfrog, DynamicsOutput, GeneralizedLeapfrog, Leapfrog, NonFiniteError
+from .fields import set_memory_budget
+from .potentials import ConvPotential, GaussianPotential, MLPPotential, NegativeEnergy
+from .training import ADE, DualSample, DualSampler, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ADE",
+    "Clip",
+    "ConvPotential",
+    "DampedLeapfrog",
+    "DualSample",
+    "DualSampler",
+    "DynamicsOutput",
+    "GaussianPotential",
+    "GeneralizedLeapfrog",
+    "Leapfrog",
+    "MLPPotential",
+    "NegativeEnergy",
+    "NonFiniteError",
+    "SlowPathWarning",
+    "data",
+    "functional",
+    "initial",
+    "load",
+    "metrics",
+    "reference",
+    "set_memory_budget",
+    "slow_paths",
+]

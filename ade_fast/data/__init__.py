@@ -1,0 +1,6 @@
+"""Data: the two-dimensional sets of Table 2 and readers of published image sets, all as torch tensors."""
+
+from .images import LabelledImages, cifar10, digits, mnist
+from .toy import TOY_NAMES, Toy, toy
+
+__all__ = ["TOY_NAMES", "LabelledImages", "Toy", "cifar10", "digits", "mnist", "toy"]

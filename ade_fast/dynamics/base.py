@@ -1,0 +1,288 @@
+"""What all dynamics share: their output, their options, and the checks of their arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..fields import GradientMode, Layout, Plan, probe_potential, refuse_unfit_modules
+
+_STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_GRADIENTS = ("full", "truncated", "stopped", "none")
+_MEMORY = ("graph", "states", "auto")
+
+
+class DynamicsOutput(NamedTuple):
+    """End of an unroll.
+
+    x: x^T, [B, *event]. v: v^T, [B, *momentum]. log_det: log|det ∂(x^T, v^T)/∂(x⁰, v⁰)|, [B].
+    """
+
+    x: Tensor
+    v: Tensor
+    log_det: Tensor
+
+
+class NonFiniteError(RuntimeError):
+    """A state, a loss or a gradient is NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip of ∇f or of the momentum: `Clip.value(c)` or `Clip.norm(c)`.
+
+    mode "value": each element to [-c, c], with torch.clamp's derivative. mode "norm": each sample's L2 norm to at
+    most c; the factor is 1 with zero derivative at norm 0.
+    """
+
+    mode: Literal["value", "norm"]
+    bound: float
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("value", "norm"):
+            raise ValueError(f"Clip: mode must be 'value' or 'norm', got {self.mode!r}")
+        if isinstance(self.bound, bool) or not isinstance(self.bound, (int, float)):
+            raise TypeError(f"Clip: bound must be a number, got {type(self.bound).__name__}")
+        if not (self.bound > 0 and math.isfinite(self.bound)):
+            raise ValueError(f"Clip: bound must be positive and finite, got {self.bound}")
+
+    @classmethod
+    def value(cls, bound: float) -> Clip:
+        """Each element to [-bound, bound]."""
+        return cls("value", bound)
+
+    @classmethod
+    def norm(cls, bound: float) -> Clip:
+        """Each sample's L2 norm to at most bound."""
+        return cls("norm", bound)
+
+
+def clip_code(clip: Clip | None) -> tuple[int, float]:
+    """(mode, bound) as the ops take them."""
+    return (0, 0.0) if clip is None else ({"value": 1, "norm": 2}[clip.mode], float(clip.bound))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options that all dynamics take; see `Leapfrog` for their meaning."""
+
+    grad_clip: Clip | None = None
+    momentum_clip: Clip | None = None
+    sample_range: tuple[float, float] | None = None
+    gradient: Literal["full", "truncated", "stopped", "none"] = "full"
+    memory: Literal["graph", "states", "auto"] = "auto"
+    check_finite: bool = False
+    check_potential: bool = False
+
+    def validate(self, layer: str) -> None:
+        for name in ("grad_clip", "momentum_clip"):
+            clip = getattr(self, name)
+            if clip is not None and not isinstance(clip, Clip):
+                raise TypeError(
+                    f"{layer}: {name} must be ade.Clip.value(c), ade.Clip.norm(c) or None, got {type(clip).__name__}"
+                )
+        if self.gradient not in _GRADIENTS:
+            raise ValueError(f"{layer}: gradient must be one of {_GRADIENTS}, got {self.gradient!r}")
+        if self.memory not in _MEMORY:
+            raise ValueError(f"{layer}: memory must be one of {_MEMORY}, got {self.memory!r}")
+        if self.sample_range is not None:
+            try:
+                lo, hi = (float(bound) for bound in self.sample_range)
+            except (TypeError, ValueError):
+                raise TypeError(
+                    f"{layer}: sample_range must be a pair of numbers (lo, hi) or None, got {self.sample_range!r}"
+                ) from None
+            if not lo < hi:
+                raise ValueError(f"{layer}: sample_range must have lo < hi, got ({lo}, {hi})")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return (-math.inf, math.inf) if self.sample_range is None else tuple(map(float, self.sample_range))
+
+    @property
+    def gradient_mode(self) -> GradientMode:
+        return "full" if self.gradient == "none" else self.gradient
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of step sizes, scales and log-determinants of states of `dtype`."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
+def check_n_steps(layer: str, n_steps: object) -> int:
+    if isinstance(n_steps, bool) or not isinstance(n_steps, int):
+        raise TypeError(f"{layer}: n_steps must be an integer, got {type(n_steps).__name__}")
+    if n_steps < 1:
+        raise ValueError(f"{layer}: n_steps must be at least 1, got {n_steps}")
+    return n_steps
+
+
+def check_step_size(layer: str, step_size: object, name: str = "step_size") -> Tensor:
+    """A step size as a new floating-point tensor, of the shape that was given."""
+    if isinstance(step_size, bool) or not isinstance(step_size, (int, float, Tensor)):
+        raise TypeError(f"{layer}: {name} must be a number or a tensor, got {type(step_size).__name__}")
+    if isinstance(step_size, Tensor) and step_size.is_floating_point():
+        step = step_size.detach().clone()
+    else:
+        step = torch.as_tensor(step_size).to(torch.get_default_dtype())
+    if not bool(torch.isfinite(step).all()):
+        raise ValueError(f"{layer}: {name} must be finite, got {_first(step, ~torch.isfinite(step))}")
+    if not bool((step > 0).all()):
+        raise ValueError(f"{layer}: {name} must be positive, got {_first(step, step <= 0)}")
+    return step
+
+
+def _first(values: Tensor, wrong: Tensor) -> float:
+    return values[wrong].flatten()[0].item()
+
+
+def check_x0(layer: str, x0: object) -> Tensor:
+    if not isinstance(x0, Tensor):
+        raise TypeError(f"{layer}: x0 must be a tensor, got {type(x0).__name__}")
+    if x0.dtype not in _STATE_DTYPES:
+        raise TypeError(f"{layer}: x0 must be float32, float64 or bfloat16, got {x0.dtype}")
+    if x0.dim() < 2:
+        raise ValueError(f"{layer}: x0 must have shape (B, *event), got {tuple(x0.shape)}")
+    return x0
+
+
+def check_v0(layer: str, v0: object, x0: Tensor, momentum: tuple[int, ...]) -> Tensor:
+    if not isinstance(v0, Tensor):
+        raise TypeError(f"{layer}: v0 must be a tensor or None, got {type(v0).__name__}")
+    wanted = (x0.shape[0], *momentum)
+    if tuple(v0.shape) != wanted:
+        same = momentum == tuple(x0.shape[1:])
+        raise ValueError(
+            f"{layer}: v0 must have {'x0' + chr(39) + 's shape' if same else 'shape'} {wanted}, got {tuple(v0.shape)}"
+        )
+    if v0.dtype != x0.dtype:
+        raise TypeError(f"{layer}: v0 must have x0's dtype {x0.dtype}, got {v0.dtype}")
+    if v0.device != x0.device:
+        raise ValueError(f"{layer}: v0 must be on x0's device {x0.device}, got {v0.device}")
+    return v0
+
+
+def draw_momentum(layer: str, x0: Tensor, momentum: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """v⁰ ~ N(0, I)."""
+    if generator is not None and generator.device.type != x0.device.type:
+        raise ValueError(f"{layer}: generator must be on x0's device {x0.device}, got {generator.device}")
+    return torch.randn((x0.shape[0], *momentum), generator=generator, dtype=x0.dtype, device=x0.device)
+
+
+def check_potential(layer: str, potential: object, x0: Tensor, probe: bool) -> Callable:
+    if not callable(potential):
+        raise TypeError(f"{layer}: potential must be callable, (B, *event) -> (B,), got {type(potential).__name__}")
+    refuse_unfit_modules(layer, potential)
+    if isinstance(potential, nn.Module):
+        parameter = next(potential.parameters(), None)
+        if parameter is not None and parameter.device != x0.device:
+            raise ValueError(
+                f"{layer}: potential's parameters are on {parameter.device}, x0 is on {x0.device}: "
+                f"move one of them with .to(...)"
+            )
+    if probe:
+        probe_potential(layer, potential, x0.detach())
+    return potential
+
+
+def check_context(layer: str, context: object) -> tuple[Tensor, ...]:
+    """Tensors that the potential captured and that are to receive gradients."""
+    if context is None:
+        return ()
+    tensors = (context,) if isinstance(context, Tensor) else context
+    if not isinstance(tensors, (tuple, list)) or not all(isinstance(t, Tensor) for t in tensors):
+        raise TypeError(f"{layer}: context must be a tensor, a tuple of tensors or None, got {type(context).__name__}")
+    return tuple(tensors)
+
+
+def step_rows(
+    layer: str,
+    step: Tensor,
+    n_steps: int,
+    layout: Layout,
+    x0: Tensor,
+    name: str = "step_size",
+    what: str = "event",
+) -> Tensor:
+    """A step size as one row per step, [T, D], in the accumulation dtype; differentiable.
+
+    A tensor with one dimension more than the event has one step size per step along its first axis.
+    """
+    event = layout.event
+    if step.device != x0.device and step.dim() > 0:
+        raise ValueError(f"{layer}: {name} is on {step.device}, x0 is on {x0.device}: move the layer with .to(...)")
+    per_step = step.dim() == 1 + len(event)
+    if per_step and step.shape[0] != n_steps:
+        raise ValueError(
+            f"{layer}: {name} with one row per step must have {n_steps} rows, got shape {tuple(step.shape)}"
+        )
+    step = step.to(device=x0.device, dtype=accumulation_dtype(x0.dtype))
+    try:
+        shaped = step.expand(n_steps, *event) if per_step else step.expand(event).unsqueeze(0)
+    except RuntimeError:
+        raise ValueError(
+            f"{layer}: {name} must be a number or broadcast to the {what} {event}, with or without a leading axis of "
+            f"{n_steps} steps, got shape {tuple(step.shape)}"
+        ) from None
+    return layout.rows(shaped).expand(n_steps, layout.size)
+
+
+def merged_kicks(eta: Tensor) -> Tensor:
+    """[T, D] step sizes -> [T + 1, D] steps of the merged kicks: η⁰/2, (ηᵗ⁻¹ + ηᵗ)/2, ηᵀ⁻¹/2."""
+    half = 0.5 * eta
+    return torch.cat([half[:1], half[:-1] + half[1:], half[-1:]])
+
+
+def zero_log_det(x0: Tensor) -> Tensor:
+    """[B] zeros in the accumulation dtype."""
+    return torch.zeros(x0.shape[0], dtype=accumulation_dtype(x0.dtype), device=x0.device)
+
+
+def check_finite(enabled: bool, layer: str, t: int, n_steps: int, *states: Tensor) -> None:
+    """Raises NonFiniteError if a state is not finite after step t (from 0)."""
+    if enabled and not all(bool(torch.isfinite(s).all()) for s in states):
+        raise NonFiniteError(
+            f"{layer}: a state is not finite after step {t + 1} of {n_steps}: reduce step_size, or set grad_clip and "
+            f"momentum_clip"
+        )
+
+
+class Dynamics(nn.Module):
+    """Base of the dynamics layers: number of steps, step size, options.
+
+    ``last_plan`` is the `Plan` of the latest differentiable call: which memory plan ``"auto"`` chose, and whether
+    the potential was recognised as piecewise linear.
+    """
+
+    def __init__(self, n_steps: int, step_size: float | Tensor, learn_step_size: bool, options: Options) -> None:
+        super().__init__()
+        layer = type(self).__name__
+        self.n_steps = check_n_steps(layer, n_steps)
+        options.validate(layer)
+        self.options = options
+        self._register_step("step_size", check_step_size(layer, step_size), learn_step_size)
+        self.last_plan: Plan | None = None
+
+    def _register_step(self, name: str, step: Tensor, learn: bool) -> None:
+        if learn:
+            self.register_parameter(name, nn.Parameter(step))
+        else:
+            self.register_buffer(name, step)
+
+    def momentum_shape(self, event: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Shape of one sample's momentum, for samples of shape `event`."""
+        return tuple(event)
+
+    def extra_repr(self) -> str:
+        shown = [f"n_steps={self.n_steps}"]
+        default = Options()
+        for name in self.options.__dataclass_fields__:
+            value = getattr(self.options, name)
+            if value != getattr(default, name):
+                shown.append(f"{name}={value}")
+        return ", ".join(shown)

@@ -1,0 +1,371 @@
+"""Generalized leapfrog dynamics, eq. (13)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .._ops import ops
+from ..fields import GradientSide, Layout, Plan, Sum, refuse_unfit_modules
+from . import base
+from .base import Clip, Dynamics, DynamicsOutput, Options
+from .networks import NetworkPair
+from .unroll import GradientFunction, differentiate
+
+Scale = float | Tensor | Callable | None
+
+
+@dataclass(frozen=True)
+class Couplings:
+    """S_v, S_x (None, a tensor that broadcasts, or a callable) and g_v, g_x (None for the identity, or a callable)."""
+
+    scale_v: Scale = None
+    scale_x: Scale = None
+    shift_v: Callable | None = None
+    shift_x: Callable | None = None
+
+
+class GeneralizedLeapfrogProgram:
+    """T drifts between T + 1 merged kicks, v of dimension L and x of dimension D.
+
+    args: x⁰ [B, D], v⁰ [B, L], half momentum steps [T, L], drift steps [T, D], constant S_v [1, L] or None, constant
+    S_x [1, D] or None. Outputs: x^T, v^T, log_det [B].
+    """
+
+    def __init__(
+        self,
+        layer: str,
+        n_steps: int,
+        couplings: Couplings,
+        layout: Layout,
+        momentum: Layout,
+        options: Options,
+    ) -> None:
+        self.n_steps, self.n_kicks = n_steps, n_steps + 1
+        self._layer = layer
+        self._check_finite = options.check_finite
+        self._force_clip = base.clip_code(options.grad_clip)
+        self._drift = (*base.clip_code(options.momentum_clip), *options.bounds)
+        names = ("scale_v", "shift_v"), ("scale_x", "shift_x")
+        scale_v = couplings.scale_v if callable(couplings.scale_v) else None
+        scale_x = couplings.scale_x if callable(couplings.scale_x) else None
+        self._kick_nets = NetworkPair(layer, names[0], scale_v, couplings.shift_v, (layout, layout), momentum)
+        self._drift_nets = NetworkPair(layer, names[1], scale_x, couplings.shift_x, (momentum,), layout)
+        # One pass over memory for kick and drift, where the drift needs nothing but v.
+        self._fused = not self._drift_nets.functions
+
+    def networks(self) -> Sequence[NetworkPair]:
+        return (self._kick_nets, self._drift_nets)
+
+    def prepare(
+        self, known: Sequence[Tensor], args: tuple, grad: Tensor, keep: bool
+    ) -> tuple[list[Tensor], str | None]:
+        """Inputs of the networks, found by evaluating them at the first step's arguments."""
+        kick_inputs, kick_captured = self._kick_nets.prepare(known, (grad, args[0]), keep)
+        drift_inputs, drift_captured = self._drift_nets.prepare(known, (args[1],), keep)
+        return kick_inputs + drift_inputs, kick_captured or drift_captured
+
+    def _halves(self, halves: Sequence[Tensor], t: int) -> tuple[Tensor, Tensor | None]:
+        """Steps of the kick at x_t: of the half kick that ends a step, and of the one that begins the next."""
+        if t == 0:
+            return halves[0], None
+        return halves[t - 1], halves[t] if t < self.n_steps else None
+
+    def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        x, v, half_steps, drift_steps, const_v, const_x = args
+        halves, drifts = half_steps.unbind(), drift_steps.unbind()
+        log_det = base.zero_log_det(x)
+        for t in range(self.n_kicks):
+            if saved is not None:
+                saved += [x, v]
+            g = grad(t, x)
+            scale, force = self._kick_nets(t, g, x)
+            scale, force = const_v if scale is None else scale, g if force is None else force
+            step, next_step = self._halves(halves, t)
+            if t == self.n_steps:
+                v, gain = ops.generalized_leapfrog_kick(v, force, scale, step, next_step, *self._force_clip)
+                log_det = log_det + gain
+            elif self._fused:
+                x, v, gain = ops.generalized_leapfrog_kick_drift(
+                    x, v, force, scale, const_x, step, next_step, drifts[t], *self._force_clip, *self._drift
+                )
+                log_det = log_det + gain
+            else:
+                v, gain = ops.generalized_leapfrog_kick(v, force, scale, step, next_step, *self._force_clip)
+                scale_x, u = self._drift_nets(t, v)
+                scale_x, u = const_x if scale_x is None else scale_x, v if u is None else u
+                x, gain_x = ops.generalized_leapfrog_drift(x, u, scale_x, drifts[t], *self._drift)
+                log_det = log_det + gain + gain_x
+            if t < self.n_steps:
+                base.check_finite(self._check_finite, self._layer, t, self.n_steps, x, v)
+        return x, v, log_det
+
+    def backward(
+        self,
+        side: GradientSide,
+        args: tuple,
+        saved: Sequence[Tensor],
+        cotangents: tuple,
+        wants: Sequence[bool],
+    ) -> tuple[Tensor | None, ...]:
+        _, _, half_steps, drift_steps, const_v, const_x = args
+        halves, drifts = half_steps.unbind(), drift_steps.unbind()
+        xs, vs = saved[0::2], saved[1::2]
+        dx, dv, dlog_det = cotangents
+        constants = Sum(2)
+        dends: list[Tensor] = [dlog_det] * self.n_kicks  # of the half kick that ends step t - 1
+        dbegins: list[Tensor] = [dlog_det] * self.n_kicks  # of the one that begins step t
+        ddrifts: list[Tensor] = [dlog_det] * self.n_steps
+        for t in range(self.n_steps, -1, -1):
+            x, v = xs[t], vs[t]
+            g = side.recall(t, x)
+            scale, force = self._kick_nets.recall(t, g, x)
+            learned_scale, learned_force = scale is not None, force is not None
+            scale, force = scale if learned_scale else const_v, force if learned_force else g
+            step, next_step = self._halves(halves, t)
+            if t < self.n_steps and self._fused:
+                backward = ops.generalized_leapfrog_kick_drift_backward
+                dx, dv, dforce, dscale, dscale_x, dstep, dnext, ddrifts[t] = backward(
+                    dx, dv, dlog_det, x, v, vs[t + 1], force, scale, const_x, step, next_step, drifts[t],
+                    *self._force_clip, *self._drift,
+                )  # fmt: skip
+                constants.add((None, dscale_x if const_x is not None else None))
+            else:
+                if t < self.n_steps:
+                    dx, dv_drift, dscale_x, ddrifts[t] = self._drift_backward(
+                        t, dx, dlog_det, x, vs[t + 1], const_x, drifts[t]
+                    )
+                    constants.add((None, dscale_x))
+                    dv = dv + dv_drift
+                dv, dforce, dscale, dstep, dnext = ops.generalized_leapfrog_kick_backward(
+                    dv, dlog_det, v, force, scale, step, next_step, *self._force_clip
+                )
+            if t == 0:
+                dbegins[t] = dstep
+            else:
+                dends[t], dbegins[t] = dstep, dnext
+            if not learned_scale and const_v is not None:
+                constants.add((dscale, None))
+            dg, dx_nets = self._kick_nets.pull(t, dscale if learned_scale else None, dforce if learned_force else None)
+            if not learned_force:
+                dg = dforce if dg is None else dg + dforce
+            hessian_u = None if dg is None else side.pull(t, x, dg, want_x=t > 0 or wants[0])
+            for more in (dx_nets, hessian_u):
+                dx = dx if more is None else dx + more
+        dhalves = torch.stack([dbegins[t] + dends[t + 1] for t in range(self.n_steps)])
+        return dx, dv, dhalves, torch.stack(ddrifts), *constants.terms
+
+    def _drift_backward(
+        self,
+        t: int,
+        dx: Tensor,
+        dlog_det: Tensor,
+        x: Tensor,
+        v: Tensor,
+        const_x: Tensor | None,
+        drift: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """(dx, dv, d constant S_x or None, d drift step) of a drift whose S_x or g_x is a network."""
+        scale_x, u = self._drift_nets.recall(t, v)
+        learned_scale, learned_u = scale_x is not None, u is not None
+        scale_x, u = scale_x if learned_scale else const_x, u if learned_u else v
+        dx, du, dscale, ddrift = ops.generalized_leapfrog_drift_backward(
+            dx, dlog_det, x, u, scale_x, drift, *self._drift
+        )
+        (dv,) = self._drift_nets.pull(t, dscale if learned_scale else None, du if learned_u else None)
+        if not learned_u:
+            dv = du if dv is None else dv + du
+        constant = dscale if const_x is not None and not learned_scale else None
+        return dx, torch.zeros_like(v) if dv is None else dv, constant, ddrift
+
+
+def _scale_rows(layer: str, name: str, scale: Scale, layout: Layout, x0: Tensor) -> Tensor | None:
+    """A constant S as one row [1, D]; None where S is absent or a network."""
+    if scale is None or callable(scale):
+        return None
+    scale = torch.as_tensor(scale)
+    if scale.dim() > 0 and scale.device != x0.device:
+        raise ValueError(f"{layer}: {name} is on {scale.device}, x0 is on {x0.device}: move the layer with .to(...)")
+    scale = scale.to(device=x0.device, dtype=base.accumulation_dtype(x0.dtype))
+    try:
+        return layout.rows(scale.expand(layout.event).unsqueeze(0))
+    except RuntimeError:
+        raise ValueError(
+            f"{layer}: {name} must be a number or broadcast to {layout.event}, got shape {tuple(scale.shape)}"
+        ) from None
+
+
+def run_generalized_leapfrog(
+    layer: str,
+    potential: Callable,
+    x0: Tensor,
+    v0: Tensor | None,
+    step_size: Tensor,
+    n_steps: int,
+    options: Options,
+    couplings: Couplings,
+    *,
+    momentum_shape: tuple[int, ...] | None = None,
+    momentum_step_size: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    context: Tensor | Sequence[Tensor] | None = None,
+) -> tuple[DynamicsOutput, Plan | None]:
+    """Generalized leapfrog from checked options."""
+    base.check_x0(layer, x0)
+    event = tuple(x0.shape[1:])
+    layout = Layout.of(x0)
+    momentum_event = event if momentum_shape is None else momentum_shape
+    momentum = layout if momentum_event == event else Layout(momentum_event)
+    if momentum_event != event:
+        for name in ("shift_v", "shift_x"):
+            if getattr(couplings, name) is None:
+                raise ValueError(
+                    f"{layer}: {name} must map between the event {event} and the momentum {momentum_event}: "
+                    f"the identity (None) does not"
+                )
+        if momentum_step_size is None and step_size.dim() > 0:
+            raise ValueError(
+                f"{layer}: momentum_step_size must be given when the momentum {momentum_event} differs from the event "
+                f"{event} and step_size is not a single number, got None"
+            )
+    captured = base.check_context(layer, context)
+    v0 = (
+        base.draw_momentum(layer, x0, momentum_event, generator)
+        if v0 is None
+        else base.check_v0(layer, v0, x0, momentum_event)
+    )
+    base.check_potential(layer, potential, x0, options.check_potential)
+    for name in ("scale_v", "scale_x", "shift_v", "shift_x"):
+        refuse_unfit_modules(layer, getattr(couplings, name), name)
+    drift = base.step_rows(layer, step_size, n_steps, layout, x0)
+    if momentum_step_size is not None:
+        eta_v = base.step_rows(layer, momentum_step_size, n_steps, momentum, x0, "momentum_step_size", "momentum")
+    elif momentum is layout:
+        eta_v = drift
+    else:
+        eta_v = base.step_rows(layer, step_size, n_steps, momentum, x0)
+    args = (
+        layout.rows(x0),
+        momentum.rows(v0),
+        0.5 * eta_v,
+        drift,
+        _scale_rows(layer, "scale_v", couplings.scale_v, momentum, x0),
+        _scale_rows(layer, "scale_x", couplings.scale_x, layout, x0),
+    )
+    program = GeneralizedLeapfrogProgram(layer, n_steps, couplings, layout, momentum, options)
+    (x, v, log_det), plan = differentiate(layer, potential, program, args, layout, options, captured)
+    return DynamicsOutput(layout.events(x), momentum.events(v), log_det), plan
+
+
+def check_couplings(layer: str, couplings: Couplings) -> None:
+    for name in ("scale_v", "scale_x"):
+        scale = getattr(couplings, name)
+        if scale is None or isinstance(scale, Tensor) or callable(scale):
+            continue
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+            raise TypeError(
+                f"{layer}: {name} must be None, a number, a tensor, a parameter or a module, got {type(scale).__name__}"
+            )
+    for name in ("shift_v", "shift_x"):
+        shift = getattr(couplings, name)
+        if shift is not None and not callable(shift):
+            raise TypeError(f"{layer}: {name} must be None (identity) or a module, got {type(shift).__name__}")
+
+
+def check_momentum_shape(layer: str, momentum_shape: object) -> tuple[int, ...] | None:
+    if momentum_shape is None:
+        return None
+    shape = (momentum_shape,) if isinstance(momentum_shape, int) else momentum_shape
+    if not isinstance(shape, (tuple, list, torch.Size)) or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ValueError(
+            f"{layer}: momentum_shape must be a positive integer or a tuple of them, got {momentum_shape!r}"
+        )
+    return tuple(shape)
+
+
+class GeneralizedLeapfrog(Dynamics):
+    """T generalized leapfrog steps with scales S and couplings g, and their log-determinant.
+
+    v½ = v ⊙ exp S_v(F, x) + η/2 g_v(F, x);  x' = x ⊙ exp S_x(v½) + η g_x(v½);
+    v' = v½ ⊙ exp S_v(F', x') + η/2 g_v(F', x'), with F = ∇f(x), F' = ∇f(x').
+    log_det is the sum over steps of Σ S_v(F, x) + Σ S_x(v½) + Σ S_v(F', x').
+
+    Source: eq. (13); the log-determinant is that of the change of variables, where the paper's (17), (18) err.
+    Reference: ``reference.generalized_leapfrog``. Calls, shapes, gradients and errors as in `Leapfrog`; gradients
+    reach the scales and couplings too. v may have another shape than x (`momentum_shape`). Each pair of half kicks at
+    one x shares its evaluations: T + 1 calls of ∇f, S_v and g_v.
+
+    Args (beside `Leapfrog`'s):
+        scale_v, scale_x: S_v(F, x) and S_x(v): None (0), a number or tensor (broadcast over the momentum or event; a
+            number counts once per dimension in the log-determinant), a parameter, or a module.
+        shift_v, shift_x: g_v(F, x) and g_x(v): None (identity in F and v) or a module. `grad_clip` acts on g_v's
+            output and `momentum_clip` on g_x's; the networks see raw values.
+        momentum_shape: shape of one sample's momentum; None is the event's.
+        momentum_step_size: η of the kicks where it is not `step_size` (needed when shapes differ).
+    """
+
+    def __init__(
+        self,
+        n_steps: int,
+        step_size: float | Tensor = 0.1,
+        *,
+        scale_v: Scale = None,
+        scale_x: Scale = None,
+        shift_v: Callable | None = None,
+        shift_x: Callable | None = None,
+        momentum_shape: int | tuple[int, ...] | None = None,
+        momentum_step_size: float | Tensor | None = None,
+        learn_step_size: bool = True,
+        grad_clip: Clip | None = None,
+        momentum_clip: Clip | None = None,
+        sample_range: tuple[float, float] | None = None,
+        gradient: Literal["full", "truncated", "stopped", "none"] = "full",
+        memory: Literal["graph", "states", "auto"] = "auto",
+        check_finite: bool = False,
+        check_potential: bool = False,
+    ) -> None:
+        layer = "GeneralizedLeapfrog"
+        options = Options(grad_clip, momentum_clip, sample_range, gradient, memory, check_finite, check_potential)
+        super().__init__(n_steps, step_size, learn_step_size, options)
+        check_couplings(layer, Couplings(scale_v, scale_x, shift_v, shift_x))
+        self._momentum_shape = check_momentum_shape(layer, momentum_shape)
+        if momentum_step_size is None:
+            self.momentum_step_size = None
+        else:
+            step = base.check_step_size(layer, momentum_step_size, "momentum_step_size")
+            self._register_step("momentum_step_size", step, learn_step_size)
+        self._register_scale("scale_v", scale_v)
+        self._register_scale("scale_x", scale_x)
+        self.shift_v, self.shift_x = shift_v, shift_x
+
+    def _register_scale(self, name: str, scale: Scale) -> None:
+        if isinstance(scale, (int, float)):
+            scale = torch.tensor(float(scale))
+        if isinstance(scale, Tensor) and not isinstance(scale, nn.Parameter):
+            self.register_buffer(name, scale)
+        else:  # None, a parameter, a module or a plain callable
+            setattr(self, name, scale)
+
+    def momentum_shape(self, event: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(event) if self._momentum_shape is None else self._momentum_shape
+
+    def forward(
+        self,
+        potential: Callable,
+        x0: Tensor,
+        v0: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        context: Tensor | Sequence[Tensor] | None = None,
+    ) -> DynamicsOutput:
+        couplings = Couplings(self.scale_v, self.scale_x, self.shift_v, self.shift_x)
+        output, self.last_plan = run_generalized_leapfrog(
+            "GeneralizedLeapfrog", potential, x0, v0, self.step_size, self.n_steps, self.options, couplings,
+            momentum_shape=self._momentum_shape, momentum_step_size=self.momentum_step_size,
+            generator=generator, context=context,
+        )  # fmt: skip
+        return output

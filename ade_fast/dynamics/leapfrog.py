@@ -1,0 +1,172 @@
+"""Leapfrog dynamics, eqs. (10) and (11)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .._ops import ops
+from ..fields import GradientSide, Layout, Plan
+from . import base
+from .base import Clip, Dynamics, DynamicsOutput, Options
+from .networks import NetworkPair
+from .unroll import GradientFunction, differentiate
+
+
+class LeapfrogProgram:
+    """T drifts between T + 1 merged kicks, with damping m (1 for leapfrog).
+
+    args: x⁰ [B, D], v⁰ [B, D], kick steps [T + 1, D], drift steps [T, D]. Outputs: x^T, v^T.
+    """
+
+    def __init__(self, layer: str, n_steps: int, damping: float, options: Options) -> None:
+        self.n_steps, self.n_kicks = n_steps, n_steps + 1
+        self._layer = layer
+        self._check_finite = options.check_finite
+        self._kick = (damping, *base.clip_code(options.grad_clip))
+        self._drift = (*base.clip_code(options.momentum_clip), *options.bounds)
+
+    def networks(self) -> Sequence[NetworkPair]:
+        return ()
+
+    def prepare(
+        self, known: Sequence[Tensor], args: tuple, grad: Tensor, keep: bool
+    ) -> tuple[list[Tensor], str | None]:
+        return [], None  # no networks
+
+    def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+        x, v, kick_steps, drift_steps = args
+        kicks, drifts = kick_steps.unbind(), drift_steps.unbind()
+        for t in range(self.n_steps):
+            x_before = x
+            x, v = ops.leapfrog_kick_drift(x, v, grad(t, x), kicks[t], drifts[t], *self._kick, *self._drift)
+            base.check_finite(self._check_finite, self._layer, t, self.n_steps, x, v)
+            if saved is not None:
+                saved += [x_before, v]
+        if saved is not None:
+            saved.append(x)
+        return x, ops.leapfrog_kick(v, grad(self.n_steps, x), kicks[-1], *self._kick)
+
+    def backward(
+        self,
+        side: GradientSide,
+        args: tuple,
+        saved: Sequence[Tensor],
+        cotangents: tuple,
+        wants: Sequence[bool],
+    ) -> tuple[Tensor, ...]:
+        _, _, kick_steps, drift_steps = args
+        kicks, drifts = kick_steps.unbind(), drift_steps.unbind()
+        n = self.n_steps
+        x, v_after = saved[0::2], saved[1::2]
+        dx, dv = cotangents
+        dkicks: list[Tensor] = [dv] * (n + 1)
+        ddrifts: list[Tensor] = [dv] * n
+        for t in range(n, -1, -1):
+            g = side.recall(t, x[t])
+            if t == n:
+                dv, dg, dkicks[t] = ops.leapfrog_kick_backward(dv, g, kicks[t], *self._kick)
+            else:
+                dx, dv, dg, dkicks[t], ddrifts[t] = ops.leapfrog_kick_drift_backward(
+                    dx, dv, x[t], v_after[t], g, kicks[t], drifts[t], *self._kick, *self._drift
+                )
+            hessian_u = side.pull(t, x[t], dg, want_x=t > 0 or wants[0])
+            if hessian_u is not None:
+                dx = dx + hessian_u
+        return dx, dv, torch.stack(dkicks), torch.stack(ddrifts)
+
+
+def run_leapfrog(
+    layer: str,
+    potential: Callable,
+    x0: Tensor,
+    v0: Tensor | None,
+    step_size: Tensor,
+    n_steps: int,
+    options: Options,
+    *,
+    damping: float = 1.0,
+    drift_step: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    context: Tensor | Sequence[Tensor] | None = None,
+) -> tuple[DynamicsOutput, Plan | None]:
+    """Leapfrog, or damped leapfrog with its own drift step, from checked options."""
+    base.check_x0(layer, x0)
+    event = tuple(x0.shape[1:])
+    captured = base.check_context(layer, context)
+    v0 = base.draw_momentum(layer, x0, event, generator) if v0 is None else base.check_v0(layer, v0, x0, event)
+    base.check_potential(layer, potential, x0, options.check_potential)
+    layout = Layout.of(x0)
+    eta = base.step_rows(layer, step_size, n_steps, layout, x0)
+    drift = eta if drift_step is None else base.step_rows(layer, drift_step, n_steps, layout, x0, "drift_step")
+    program = LeapfrogProgram(layer, n_steps, damping, options)
+    args = (layout.rows(x0), layout.rows(v0), base.merged_kicks(eta), drift)
+    (x, v), plan = differentiate(layer, potential, program, args, layout, options, captured)
+    return DynamicsOutput(layout.events(x), layout.events(v), base.zero_log_det(x0)), plan
+
+
+class Leapfrog(Dynamics):
+    """T leapfrog steps driven by ∇f: v½ = v + η/2 F(x); x' = x + η v½; v' = v½ + η/2 F(x'), F = ∇f.
+
+    Source: eqs. (10), (11). Reference: ``reference.leapfrog``. Called as ``layer(potential, x0, v0=None, *,
+    generator=None, context=None) -> DynamicsOutput(x, v, log_det)``; log_det is 0. T + 1 evaluations of ∇f.
+
+    Shapes: x0, v0 [B, *event], float32, float64 or bfloat16 (arithmetic in float32), any strides; channels-last
+    batches stay channels-last. v0=None draws N(0, I) with `generator`. `potential` maps (B, *event) to (B,) or (B, 1).
+    `context`: tensors that the potential captured, are not leaves, and are to receive gradients.
+
+    Gradients: exact back-propagation through time for x0, v0, step sizes and everything the potential depends on;
+    once differentiable.
+
+    Args:
+        n_steps: T.
+        step_size: η > 0, in units of x per unit of momentum: a number, a tensor broadcastable to the event (one per
+            dimension), or with a leading axis of length T (one per step). Kept raw as ``self.step_size``.
+        learn_step_size: whether ``step_size`` is a parameter or a buffer.
+        grad_clip: `Clip` of ∇f where v is updated.
+        momentum_clip: `Clip` of v where x is updated; the state v itself is never clipped.
+        sample_range: (lo, hi): x is clamped after every drift. log_det ignores this clip.
+        gradient: "full" (21); "truncated" (38): the potential's parameters get no gradient through the unroll;
+            "stopped": ∇f(x_t) is a constant; "none": outputs are detached.
+        memory: "graph" keeps autograd's graphs of the evaluations; "states" keeps the states and evaluates again;
+            "auto" takes "graph" while it fits ``ade.set_memory_budget``.
+        check_finite: raise `NonFiniteError` naming the step at which a state stops being finite (synchronises).
+        check_potential: probe the potential at every call for randomness and for mixing samples of the batch.
+
+    Raises: ValueError, TypeError for wrong arguments; NonFiniteError.
+    """
+
+    def __init__(
+        self,
+        n_steps: int,
+        step_size: float | Tensor = 0.1,
+        *,
+        learn_step_size: bool = True,
+        grad_clip: Clip | None = None,
+        momentum_clip: Clip | None = None,
+        sample_range: tuple[float, float] | None = None,
+        gradient: Literal["full", "truncated", "stopped", "none"] = "full",
+        memory: Literal["graph", "states", "auto"] = "auto",
+        check_finite: bool = False,
+        check_potential: bool = False,
+    ) -> None:
+        options = Options(grad_clip, momentum_clip, sample_range, gradient, memory, check_finite, check_potential)
+        super().__init__(n_steps, step_size, learn_step_size, options)
+
+    def forward(
+        self,
+        potential: Callable,
+        x0: Tensor,
+        v0: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        context: Tensor | Sequence[Tensor] | None = None,
+    ) -> DynamicsOutput:
+        output, self.last_plan = run_leapfrog(
+            "Leapfrog", potential, x0, v0, self.step_size, self.n_steps, self.options,
+            generator=generator, context=context,
+        )  # fmt: skip
+        return output

@@ -1,0 +1,118 @@
+"""The learned parts of the generalized dynamics (S_v, g_v, S_x, g_x of eq. (13)) along one unroll."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..fields import Layout, Sum
+from ..fields.graph import inspect_graph, sequence_number
+
+
+class NetworkPair:
+    """A scale S and a shift g of the same arguments, each a module, a callable, or None.
+
+    Forward: ``pair(t, *rows) -> (S rows, g rows)``, None for what is absent. Backward: ``recall`` gives them again,
+    ``pull`` takes their cotangents and returns those of the arguments; ``finish`` returns the parameters'.
+
+    Args:
+        layer: name of the dynamics. names: of (scale, shift), for error messages.
+        arguments: layouts of the arguments. result: layout of S and g.
+    """
+
+    def __init__(
+        self,
+        layer: str,
+        names: tuple[str, str],
+        scale: Callable | None,
+        shift: Callable | None,
+        arguments: tuple[Layout, ...],
+        result: Layout,
+    ) -> None:
+        self._layer, self._names = layer, names
+        self._parts = (scale, shift)
+        self.functions = tuple(f for f in self._parts if f is not None)
+        self._arguments, self._result = arguments, result
+        self._inputs: list[Tensor] = []
+        self._keep = False
+        self._tapes: dict[int, tuple[list[Tensor], tuple[Tensor | None, Tensor | None]]] = {}
+        self._total = Sum(0)
+
+    def prepare(self, known: Sequence[Tensor], rows: tuple[Tensor, ...], keep: bool) -> tuple[list[Tensor], str | None]:
+        """Finds the tensors the networks depend on, by one evaluation; (inputs, captured node's name or None)."""
+        self._keep = keep
+        if not self.functions:
+            return [], None
+        with torch.enable_grad():
+            born_after = sequence_number()
+            leaves, outputs = self._tape(rows)
+            inputs: dict[int, Tensor] = {}
+            captured = None
+            for output in outputs:
+                if output is not None and output.requires_grad:
+                    facts = inspect_graph(output, leaves[0], [*leaves, *known], born_after)
+                    inputs |= {id(leaf): leaf for leaf in facts.leaves}
+                    captured = captured or facts.captured
+        self._inputs = list(inputs.values())
+        return self._inputs, captured
+
+    def __call__(self, t: int, *rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        if not self._keep or torch.is_grad_enabled():  # under autograd's own graph, or not differentiable
+            return self._evaluate([layout.events(r) for layout, r in zip(self._arguments, rows, strict=True)])
+        with torch.enable_grad():
+            self._tapes[t] = self._tape(rows)
+        _, outputs = self._tapes[t]
+        return tuple(None if o is None else o.detach() for o in outputs)
+
+    def recall(self, t: int, *rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """S and g at step t in the backward pass: from the tape, or evaluated again."""
+        if t not in self._tapes and self.functions:
+            with torch.enable_grad():
+                self._tapes[t] = self._tape(rows)
+        _, outputs = self._tapes.get(t, ((), (None, None)))
+        return tuple(None if o is None else o.detach() for o in outputs)
+
+    def pull(self, t: int, dscale: Tensor | None, dshift: Tensor | None) -> list[Tensor | None]:
+        """Cotangents of the arguments, rows, from those of S and g at step t."""
+        if not self.functions:
+            return [None] * len(self._arguments)
+        leaves, outputs = self._tapes[t] if self._keep else self._tapes.pop(t)
+        pairs = [(o, d) for o, d in zip(outputs, (dscale, dshift), strict=True) if o is not None and o.requires_grad]
+        if not pairs:
+            return [None] * len(leaves)
+        derivatives = torch.autograd.grad(
+            [o for o, _ in pairs],
+            [*leaves, *self._inputs],
+            [d for _, d in pairs],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        if self._total.terms == [] and self._inputs:
+            self._total = Sum(len(self._inputs))
+        self._total.add(derivatives[len(leaves) :])
+        return [None if d is None else layout.rows(d) for layout, d in zip(self._arguments, derivatives, strict=False)]
+
+    def finish(self) -> list[Tensor]:
+        terms = self._total.terms or [None] * len(self._inputs)
+        self._total = Sum(0)
+        return [torch.zeros_like(i) if d is None else d for i, d in zip(self._inputs, terms, strict=True)]
+
+    def _tape(self, rows: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Tensor | None, Tensor | None]]:
+        leaves = [layout.events(r.detach()).requires_grad_() for layout, r in zip(self._arguments, rows, strict=True)]
+        return leaves, self._evaluate(leaves)
+
+    def _evaluate(self, events: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        outputs = []
+        for name, part in zip(self._names, self._parts, strict=True):
+            if part is None:
+                outputs.append(None)
+                continue
+            output = part(*events)
+            wanted = (events[0].shape[0], *self._result.event)
+            if not isinstance(output, Tensor) or tuple(output.shape) != wanted:
+                got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise ValueError(f"{self._layer}: {name} must return shape {wanted}, got {got}")
+            outputs.append(self._result.rows(output))
+        return tuple(outputs)

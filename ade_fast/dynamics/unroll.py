@@ -1,0 +1,171 @@
+"""One unroll as one autograd function: runs a program forward, and its hand-written adjoint backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .._slow_paths import note_slow_path
+from ..fields import (
+    AutogradField,
+    GradientSide,
+    Layout,
+    NotPiecewiseLinear,
+    Plan,
+    choose_plan,
+    keeps_kinks,
+    pinned,
+)
+from .base import Options
+from .networks import NetworkPair
+
+GradientFunction = Callable[[int, Tensor], Tensor]
+
+
+class Program(Protocol):
+    """The steps of one dynamics, over rows, and their adjoint.
+
+    `networks` are its learned parts and `prepare` finds their inputs (see `NetworkPair.prepare`).
+    `forward` may run under autograd (then it must be made of differentiable operations alone) or without; it appends
+    what `backward` needs to `saved` when that is a list. `backward` gets the same `args`, the saved tensors and the
+    cotangents of the outputs, and returns the cotangents of `args`.
+    """
+
+    n_kicks: int
+
+    def networks(self) -> Sequence[NetworkPair]: ...
+
+    def prepare(
+        self, known: Sequence[Tensor], args: tuple, grad: Tensor, keep: bool
+    ) -> tuple[list[Tensor], str | None]: ...
+
+    def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, ...]: ...
+
+    def backward(
+        self,
+        side: GradientSide,
+        args: tuple,
+        saved: Sequence[Tensor],
+        cotangents: tuple,
+        wants: Sequence[bool],
+    ) -> tuple: ...
+
+
+class _Unroll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, program: Program, side: GradientSide, n_args: int, *tensors: Tensor | None):
+        args, saved = tensors[:n_args], []
+        outputs = program.forward(side.grad, args, saved)
+        grads = side.take_grads()
+        ctx.program, ctx.side, ctx.n_args = program, side, n_args
+        # Saved through autograd, potential parameters included: in-place changes before the backward pass, where
+        # states are evaluated again, raise instead of giving a wrong gradient.
+        ctx.save_for_backward(*tensors, *saved, *grads)
+        ctx.n_tensors, ctx.n_saved = len(tensors), len(tensors) + len(saved)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor):
+        tensors = ctx.saved_tensors
+        args, saved = tensors[: ctx.n_args], tensors[ctx.n_tensors : ctx.n_saved]
+        grads = tensors[ctx.n_saved :]
+        program, side = ctx.program, ctx.side
+        wants = ctx.needs_input_grad[3:]
+        try:
+            derivatives = _adjoint(program, side, args, saved, grads, cotangents, wants)
+        except NotPiecewiseLinear:
+            note_slow_path(
+                "not piecewise linear",
+                "a potential was piecewise linear at the first step of the unroll and is not at a later one "
+                "(control flow that depends on x): its backward pass runs step by step",
+            )
+            side.as_smooth()
+            derivatives = _adjoint(program, side, args, saved, grads, cotangents, wants)
+        return None, None, None, *derivatives
+
+
+def _adjoint(
+    program: Program,
+    side: GradientSide,
+    args: tuple,
+    saved: tuple,
+    grads: tuple,
+    cotangents: tuple,
+    wants: tuple,
+) -> list[Tensor | None]:
+    with side.backward_context(grads):
+        derivatives = list(program.backward(side, args, saved, cotangents, wants))
+        for network in program.networks():
+            derivatives += network.finish()
+        derivatives += side.finish()
+    return [d if wanted else None for d, wanted in zip(derivatives, wants, strict=True)]
+
+
+def differentiate(
+    layer: str,
+    potential: Callable,
+    program: Program,
+    args: tuple[Tensor | None, ...],
+    layout: Layout,
+    options: Options,
+    context: tuple[Tensor, ...],
+) -> tuple[tuple[Tensor, ...], Plan | None]:
+    """Runs `program` on `args` (x⁰ rows first), differentiable as `options` say; returns outputs and the plan.
+
+    Everything that receives a gradient is an input of one autograd function: x⁰, v⁰, step sizes, the potential's
+    effective weights, the leaves that its graph leads to, and the networks' parameters.
+    """
+    x0 = args[0]
+    functions = (potential, *(f for network in program.networks() for f in network.functions))
+    if options.gradient == "none" or not torch.is_grad_enabled():
+        with torch.no_grad(), pinned(*functions):
+            field = AutogradField(layer, potential, layout)
+            return program.forward(lambda t, x: field.evaluate(x).grad, args, None), None
+
+    with pinned(*functions) as weights:
+        mode = options.gradient_mode
+        known = tuple(t for t in (*weights, *context) if t.requires_grad)
+        field = AutogradField(layer, potential, layout, known)
+        first_value = field.first_value(x0)
+        inputs = [*known, *first_value.facts.leaves] if mode == "full" else []
+        plan = choose_plan(first_value, options.memory, program.n_kicks)
+        kinks = keeps_kinks(plan, mode, inputs)
+        tape = plan.memory == "graph" and not plan.piecewise_linear and mode != "stopped"
+        first = first_value.gradient(keep_graph=tape, keep_kinks=kinks)
+        captured = first_value.facts.captured if mode == "full" else None
+        network_inputs, captured_there = program.prepare(known, args, first.grad, plan.memory == "graph")
+        captured = captured or captured_there
+        if captured is not None:
+            return _under_autograd(layer, field, program, args, layout, mode, captured), Plan(
+                "graph", captured=captured
+            )
+        side = GradientSide(field, first, inputs, plan, mode, program.n_kicks, functions, weights, x0.device)
+        differentiable = any(t is not None and t.requires_grad for t in (*args, *network_inputs, *inputs))
+        if not differentiable:
+            with torch.no_grad():
+                return program.forward(side.grad, args, None), plan
+        return _Unroll.apply(program, side, len(args), *args, *network_inputs, *inputs), plan
+
+
+def _under_autograd(
+    layer: str, field: AutogradField, program: Program, args: tuple, layout: Layout, mode: str, captured: str
+) -> tuple[Tensor, ...]:
+    """The same steps on autograd's own graph: reaches non-leaf tensors that the potential captured."""
+    note_slow_path(
+        f"captured {layer}",
+        f"{layer}: potential captured a non-leaf tensor that requires grad ({captured}): the unroll runs on "
+        f"autograd's own graph (memory='graph', slower). Pass such tensors as context=",
+    )
+
+    def grad(t: int, rows: Tensor) -> Tensor:
+        x = layout.events(rows if rows.requires_grad else rows.detach().requires_grad_())
+        y = field.value(x)
+        (g,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
+        return layout.rows(g.detach() if mode == "stopped" else g)
+
+    return program.forward(grad, args, None)

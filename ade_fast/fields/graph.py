@@ -1,0 +1,166 @@
+"""Reads the autograd graph of one evaluation of a potential: what it depends on, and whether it is piecewise linear.
+
+Three questions are answered in one walk over ``y.grad_fn``:
+
+* Which leaves (parameters, tensors captured by a lambda, conditioning inputs) receive gradients? They become inputs
+  of the unroll's autograd function, so that gradients reach whatever the potential depends on, module or not.
+* Does the graph run into nodes that existed before the evaluation? These belong to non-leaf tensors that the
+  potential captured: gradients for them can only travel through autograd's own graph.
+* Is y a piecewise-linear function of x? Then its x-Hessian is zero almost everywhere, exactly as autograd computes
+  it, and back-propagation through time needs no Hessian-vector products. If its kinks are all ReLU or leaky ReLU, the
+  values that autograd saved there tell the slopes that the tangent pass needs (tangent.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Jointly linear in all their differentiable inputs.
+_LINEAR = frozenset(
+    """Add Sub Rsub Neg View UnsafeView ReshapeAlias T Transpose Permute Expand Sum Mean Squeeze Unsqueeze Clone Cat
+    Stack Select Slice Index IndexSelect Gather Split SplitWithSizes Unbind ToCopy ConstantPadNd ReflectionPad1D
+    ReflectionPad2D ReplicationPad1D ReplicationPad2D AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D
+    UpsampleNearest2D UpsampleBilinear2D PixelShuffle PixelUnshuffle Flip Roll Alias MkldnnAdaptiveAvgPool2D
+    Contiguous Unfold Im2Col Diagonal AsStrided""".split()  # noqa: SIM905
+)
+# Piecewise linear with one input that may depend on x (`Where`: its branches; the condition is not differentiable).
+_KINKED = frozenset(
+    """Relu LeakyRelu Threshold Hardtanh Clamp ClampMin ClampMax Abs MaxPool2DWithIndices MaxPool3DWithIndices
+    AdaptiveMaxPool2D Maximum Minimum Max Min Amax Amin Where Sort Topk""".split()  # noqa: SIM905
+)
+# Products: at most one of the named inputs may depend on x.
+_PRODUCTS = {
+    "Addmm": (1, 2),
+    "Mm": (0, 1),
+    "Bmm": (0, 1),
+    "Baddbmm": (1, 2),
+    "Addmv": (1, 2),
+    "Mv": (0, 1),
+    "Dot": (0, 1),
+    "Linear": (0, 1),
+    "Convolution": (0, 1),
+    "MkldnnConvolution": (0, 1),
+    "CudnnConvolution": (0, 1),
+    "Mul": (0, 1),
+    "PreluKernel": (0, 1),
+}
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What one evaluation ``y = f(x)`` depends on.
+
+    leaves: leaf tensors other than x that require grad, in order of discovery; no duplicates.
+    captured: name of an autograd node that existed before the evaluation and is not one of the known inputs, or None.
+    reaches_x: y depends on x.
+    smooth_because: name of the first autograd node that is not known to be piecewise linear in x; None when y is
+        piecewise linear.
+    kinks: where y is piecewise linear by ReLU and leaky ReLU alone, a value with the sign of each one's argument, in
+        order of evaluation; else None.
+    """
+
+    leaves: tuple[Tensor, ...]
+    captured: str | None
+    reaches_x: bool
+    smooth_because: str | None
+    kinks: tuple[Tensor, ...] | None
+
+    @property
+    def piecewise_linear(self) -> bool:
+        return self.reaches_x and self.smooth_because is None
+
+
+def _kind(node_name: str) -> str:
+    """``"AddmmBackward0"`` -> ``"Addmm"``."""
+    return node_name.partition("Backward")[0]
+
+
+def _is_smooth(node, kind: str, depends: Sequence[bool]) -> bool:
+    """Whether a node that depends on x is *not* known to be piecewise linear in it."""
+    if kind in _LINEAR or kind in _KINKED:
+        return False
+    if kind in _PRODUCTS:
+        first, second = _PRODUCTS[kind]
+        return depends[first] and depends[second]
+    if kind == "Div":
+        return len(depends) > 1 and depends[1]
+    if kind in ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"):  # affine in evaluation mode
+        return bool(getattr(node, "_saved_training", True)) or any(depends[1:])
+    return True
+
+
+def inspect_graph(y: Tensor, x: Tensor, known: Sequence[Tensor] = (), born_after: int = 0) -> GraphFacts:
+    """Walks the graph of ``y``, which was evaluated from the leaf ``x``.
+
+    Args:
+        y: result of the evaluation, any shape.
+        x: the leaf it was evaluated at.
+        known: tensors (leaves or not) that are already inputs; the walk stops there and does not report them.
+        born_after: autograd sequence number before the evaluation; older nodes are captured ones.
+    """
+    if y.grad_fn is None:
+        leaves = (y,) if y.requires_grad and y is not x else ()
+        return GraphFacts(leaves, None, y is x, None, ())
+    known_edges = {(t.grad_fn, t.output_nr): t for t in known if t.grad_fn is not None}
+    known_leaves = {id(t) for t in known}
+    leaves: dict[int, Tensor] = {}
+    captured: str | None = None
+    smooth_because: str | None = None
+    kinked: list[object] = []
+    depends: dict[object, bool] = {}  # node -> does it depend on x? Holding the nodes keeps their identity.
+    stack: list[tuple[object, bool]] = [(y.grad_fn, False)]
+    while stack:
+        node, visited = stack.pop()
+        if node in depends and not visited:
+            continue
+        if hasattr(node, "variable"):
+            variable = node.variable
+            depends[node] = variable is x
+            if variable is not x and id(variable) not in known_leaves:
+                leaves[id(variable)] = variable
+            continue
+        edges = node.next_functions
+        if not visited:
+            if node._sequence_nr() < born_after and not _is_cached_cast(node):
+                captured = captured or node.name()
+                depends[node] = False
+                continue
+            depends[node] = False
+            stack.append((node, True))
+            stack.extend((n, False) for n, nr in edges if n is not None and (n, nr) not in known_edges)
+            continue
+        inputs_depend = [n is not None and (n, nr) not in known_edges and depends[n] for n, nr in edges]
+        depends[node] = any(inputs_depend)
+        if depends[node] and smooth_because is None:
+            name = node.name()
+            kind = _kind(name)
+            if _is_smooth(node, kind, inputs_depend):
+                smooth_because = name
+            elif kind in _KINKED:
+                kinked.append(node)
+    kinks = None if smooth_because is not None else _kink_values(kinked)
+    return GraphFacts(tuple(leaves.values()), captured, depends[y.grad_fn], smooth_because, kinks)
+
+
+def _kink_values(kinked: list) -> tuple[Tensor, ...] | None:
+    values = []
+    for node in sorted(kinked, key=lambda n: n._sequence_nr()):
+        if _kind(node.name()) not in ("Relu", "LeakyRelu"):
+            return None
+        value = node._saved_result if hasattr(node, "_saved_result") else node._saved_self
+        values.append(value.detach())  # without its history, which would keep the graph alive
+    return tuple(values)
+
+
+def _is_cached_cast(node) -> bool:
+    """Autocast keeps the low-precision copies of leaf weights: older than the evaluation, yet part of it."""
+    return _kind(node.name()) == "ToCopy" and all(hasattr(n, "variable") for n, _ in node.next_functions if n)
+
+
+def sequence_number() -> int:
+    """Autograd nodes made from now on (in this thread) have at least this number."""
+    return torch.autograd._get_sequence_nr()

@@ -1,0 +1,54 @@
+"""How many bytes the backward pass may hold, and how many an evaluation's graph would take."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+_budget: int | None = None
+
+
+def set_memory_budget(n_bytes: int | None) -> None:
+    """Bytes that ``memory="auto"`` may keep per unroll for the backward pass; None restores the default.
+
+    Default: a quarter of the device's memory (of the machine's, for the CPU).
+    """
+    global _budget
+    if n_bytes is not None and (not isinstance(n_bytes, int) or n_bytes < 0):
+        raise ValueError(f"set_memory_budget: n_bytes must be a non-negative integer or None, got {n_bytes!r}")
+    _budget = n_bytes
+
+
+def memory_budget(device: torch.device) -> int:
+    """The present budget on `device`, in bytes."""
+    if _budget is not None:
+        return _budget
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // 4
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+class SavedBytes:
+    """Counts the bytes that autograd saves, storages once each, those of `exempt` tensors (weights, x) not at all."""
+
+    def __init__(self, exempt: Sequence[Tensor] = ()) -> None:
+        self.total = 0
+        self._seen = {t.untyped_storage().data_ptr() for t in exempt}
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        if tensor.is_leaf and tensor.requires_grad:  # a parameter: there anyway
+            return tensor
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.total += storage.nbytes()
+        return tensor
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
+            yield

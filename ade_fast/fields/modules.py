@@ -1,0 +1,146 @@
+"""What a potential is made of: its modules, their effective weights, and what would make it unfit for an unroll."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+_MIXES_THE_BATCH = (nn.modules.batchnorm._BatchNorm,)
+_RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)
+
+
+def modules_of(potential: Callable) -> Iterator[nn.Module]:
+    """Every module that can be seen from `potential`: a module's own, a bound method's owner, a closure's cells, the
+    arguments of a ``functools.partial``."""
+    for root in _roots(potential, depth=3):
+        yield from root.modules()
+
+
+def _roots(thing: object, depth: int) -> Iterator[nn.Module]:
+    if isinstance(thing, nn.Module):
+        yield thing
+    elif depth == 0:
+        return
+    elif isinstance(thing, types.MethodType):
+        yield from _roots(thing.__self__, depth - 1)
+    elif isinstance(thing, functools.partial):
+        for part in (thing.func, *thing.args, *thing.keywords.values()):
+            yield from _roots(part, depth - 1)
+    elif isinstance(thing, types.FunctionType):
+        for cell in thing.__closure__ or ():
+            try:
+                yield from _roots(cell.cell_contents, depth - 1)
+            except ValueError:  # a cell that is not filled yet
+                continue
+        names = thing.__code__.co_names
+        for name in names:
+            value = thing.__globals__.get(name)
+            if isinstance(value, nn.Module):
+                yield value
+
+
+def refuse_unfit_modules(layer: str, function: Callable, name: str = "potential") -> None:
+    """Raises ValueError if a module of `function` is random or mixes the samples of a batch in its present mode.
+
+    The unroll evaluates the potential T + 1 times, and recomputes evaluations in the backward pass: both need f(x) to
+    be a function of each sample alone.
+    """
+    for module in modules_of(function):
+        kind = type(module).__name__
+        if isinstance(module, _MIXES_THE_BATCH) and (module.training or not module.track_running_stats):
+            raise ValueError(
+                f"{layer}: {name} mixes the samples of a batch ({kind} in training mode): it must be a function "
+                f"of each sample alone. Call .eval() on that module, or use GroupNorm, LayerNorm or spectral norm"
+            )
+        if isinstance(module, _RANDOM) and module.training and getattr(module, "p", 1.0) > 0:
+            raise ValueError(
+                f"{layer}: {name} is random ({kind} in training mode): every step of the unroll must see the same "
+                f"function. Call .eval() on that module or remove it"
+            )
+
+
+def buffer_versions(*functions: Callable) -> list[tuple[Tensor, int]]:
+    """(buffer, version counter) of every buffer: changes between two evaluations make gradients wrong."""
+    return [(b, b._version) for f in functions for m in modules_of(f) for b in m.buffers(recurse=False)]
+
+
+def changed_buffer(versions: list[tuple[Tensor, int]]) -> bool:
+    return any(b._version != version for b, version in versions)
+
+
+@contextmanager
+def pinned(*functions: Callable) -> Iterator[tuple[Tensor, ...]]:
+    """Within this block, parametrised weights (spectral norm, weight norm, …) are computed once.
+
+    A parametrisation such as ``torch.nn.utils.parametrizations.spectral_norm`` computes its weight anew whenever it
+    is read, and in training mode runs a power iteration on the way: two evaluations then belong to two different
+    functions. Here every effective weight is computed on entry and returned by all reads until exit. Yields these
+    weights (differentiable functions of the originals; autograd carries gradients back through the parametrisation
+    once). Blocks nest: the outermost one decides.
+    """
+    weights = tuple(getattr(owner, name) for owner, name in parametrized_weights(*functions))
+    with pinned_to(functions, weights):
+        yield weights
+
+
+@contextmanager
+def pinned_to(functions: Sequence[Callable], weights: tuple[Tensor, ...]) -> Iterator[None]:
+    """As `pinned`, with effective weights from an earlier `pinned` block of these functions (for backward passes)."""
+    with ExitStack() as stack:
+        for (owner, name), weight in zip(parametrized_weights(*functions), weights, strict=True):
+            stack.enter_context(_fixed(owner.parametrizations[name], weight))
+        yield
+
+
+def parametrized_weights(*functions: Callable) -> list[tuple[nn.Module, str]]:
+    """(owner, attribute) of every parametrised tensor, once each, in the order of ``modules()``."""
+    found: dict[tuple[int, str], tuple[nn.Module, str]] = {}
+    for function in functions:
+        for module in modules_of(function):
+            if is_parametrized(module):
+                for name in module.parametrizations:
+                    found[(id(module), name)] = (module, name)
+    return list(found.values())
+
+
+@contextmanager
+def _fixed(parametrization: nn.Module, weight: Tensor) -> Iterator[None]:
+    before = parametrization.__dict__.get("forward")
+    parametrization.__dict__["forward"] = lambda: weight
+    try:
+        yield
+    finally:
+        if before is None:
+            del parametrization.__dict__["forward"]
+        else:
+            parametrization.__dict__["forward"] = before
+
+
+def probe_potential(layer: str, potential: Callable, x: Tensor) -> None:
+    """Evaluates a potential on x and on the two halves of x: raises ValueError if it is random or mixes samples.
+
+    For plain callables, whose modules cannot be inspected (``check_potential=True``). Costs three evaluations.
+    """
+    if x.shape[0] < 2:
+        return
+    with torch.no_grad():
+        first, second = potential(x).reshape(-1), potential(x).reshape(-1)
+        half = x.shape[0] // 2
+        parts = torch.cat([potential(x[:half]).reshape(-1), potential(x[half:]).reshape(-1)])
+    if not torch.equal(first, second):
+        raise ValueError(
+            f"{layer}: potential is random: two evaluations at the same x differ by up to "
+            f"{(first - second).abs().max().item():.3g}. Remove dropout and other noise (or call .eval())"
+        )
+    tolerance = 100 * torch.finfo(first.dtype).eps * first.abs().max().clamp_min(1.0)
+    if (parts - first).abs().max() > tolerance:
+        raise ValueError(
+            f"{layer}: potential mixes the samples of a batch: on half of the batch it differs by up to "
+            f"{(parts - first).abs().max().item():.3g}. f(x) must be a function of each sample alone"
+        )

@@ -1,0 +1,270 @@
+"""The gradient side of one unroll: evaluates ∇f at x⁰ … x^T forward, and answers for its derivatives backward."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear, note_no_time_batch
+from .memory import memory_budget
+from .modules import buffer_versions, changed_buffer, pinned_to
+
+GradientMode = Literal["full", "truncated", "stopped"]
+
+# Autograd saves for ∇f (a graph of f and of its gradient) about this many times what it saves for f.
+_GRAPH_OF_GRADIENT = 3
+# Rows of the time-batched mixed derivative are taken in chunks whose evaluation saves about this many bytes. A GPU
+# wants its matrix products filled; a CPU fills its cores with a few hundred rows, and pays for memory that it touches
+# for the first time (a chunk of 11,000 rows of an MLP spent more time in page faults than in arithmetic).
+_CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 512 << 20}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one unroll is differentiated.
+
+    memory: ``"graph"`` or ``"states"``: what the backward pass finds (after ``"auto"`` has chosen).
+    field: who evaluates ∇f (``"autograd"``, ``"mlp"``: fused kernels).
+    piecewise_linear: the adjoint runs without network calls, with one time-batched mixed derivative.
+    captured: name of the autograd node of a non-leaf tensor that the potential captured, or None.
+    chunk_rows: rows per evaluation of the time-batched mixed derivative.
+    """
+
+    memory: Literal["graph", "states"]
+    field: str = "autograd"
+    piecewise_linear: bool = False
+    captured: str | None = None
+    chunk_rows: int = 1
+
+
+def choose_plan(first: FirstValue, memory: str, n_kicks: int) -> Plan:
+    """The plan for `memory` in {"graph", "states", "auto"}, from the evaluation at x⁰."""
+    linear = first.facts.piecewise_linear
+    if memory == "auto":
+        if linear and first.facts.kinks is not None:
+            per_kick = sum(k.numel() * k.element_size() for k in first.facts.kinks)
+        else:
+            per_kick = first.graph_bytes * _GRAPH_OF_GRADIENT
+        memory = "graph" if per_kick * n_kicks <= memory_budget(first.x.device) else "states"
+    batch = max(first.x.shape[0], 1)
+    bytes_per_row = max(first.graph_bytes // batch, 1)
+    chunk_rows = max(_CHUNK_BYTES.get(first.x.device.type, 64 << 20) // bytes_per_row, 1)
+    return Plan(memory, "autograd", linear, first.facts.captured, chunk_rows)
+
+
+class GradientSide:
+    """∇f along one unroll.
+
+    Forward: ``grad(t, x)`` for t = 0 … T. Backward, for t = T … 0: ``recall(t, x)`` gives ∇f(x_t) again,
+    ``pull(t, x, u)`` takes the cotangent u of ∇f(x_t) and returns H u (None for zero); ``finish`` returns the
+    derivatives for `inputs`.
+
+    Args:
+        field: the field.
+        first: the evaluation at x⁰ if it was made already.
+        inputs: tensors whose derivatives `finish` returns.
+        plan: see `Plan`.
+        mode: "full"; "truncated" (`inputs` is empty: H u alone, eq. (38)); "stopped" (∇f is a constant).
+        n_kicks: T + 1.
+        functions: the potential and whatever else is evaluated along the unroll.
+        weights: effective weights to evaluate these with in the backward pass.
+    """
+
+    def __init__(
+        self,
+        field: AutogradField,
+        first: Evaluation | None,
+        inputs: Sequence[Tensor],
+        plan: Plan,
+        mode: GradientMode,
+        n_kicks: int,
+        functions: tuple[Callable, ...],
+        weights: tuple[Tensor, ...],
+        device: torch.device,
+    ) -> None:
+        self.plan = plan
+        self.inputs = list(inputs)
+        self._field = field
+        self._first = first
+        self._mode = mode
+        self._functions = functions
+        self._weights = weights
+        self._n_kicks = n_kicks
+        self._tapes: list[Evaluation | None] = [None] * n_kicks
+        self._grads: list[Tensor] = []
+        self._buffers = buffer_versions(*functions)
+        device = device.type
+        self._autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        self._begin_backward()
+
+    # What an evaluation has to keep.
+    @property
+    def keeps_grads(self) -> bool:
+        """Whether ∇f(x_t) is saved with the states, because the adjoint does not evaluate it again."""
+        return self.plan.piecewise_linear or self._mode == "stopped"
+
+    @property
+    def _keeps_graph(self) -> bool:
+        return not self.keeps_grads and self.plan.memory == "graph"
+
+    @property
+    def _keeps_kinks(self) -> bool:
+        return keeps_kinks(self.plan, self._mode, self.inputs)
+
+    # Forward.
+    def grad(self, t: int, x: Tensor) -> Tensor:
+        """∇f(x_t), rows [B, D]."""
+        if self._first is not None and t == 0:
+            evaluation, self._first = self._first, None
+        else:
+            evaluation = self._evaluate(x)
+            if changed_buffer(self._buffers):
+                raise ValueError(
+                    f"{self._field.layer}: potential changes its own buffers when it is evaluated, so every step would "
+                    f"see another function (legacy torch.nn.utils.spectral_norm? use "
+                    f"torch.nn.utils.parametrizations.spectral_norm)"
+                )
+        if self._keeps_graph or self._keeps_kinks:
+            self._tapes[t] = evaluation
+        if self.keeps_grads:
+            self._grads.append(evaluation.grad)
+        return evaluation.grad
+
+    def _evaluate(self, x: Tensor) -> Evaluation:
+        try:
+            return self._field.evaluate(x, keep_graph=self._keeps_graph, keep_kinks=self._keeps_kinks)
+        except NotPiecewiseLinear:  # the backward pass will find out and go step by step
+            return self._field.evaluate(x)
+
+    def take_grads(self) -> list[Tensor]:
+        """∇f(x_t) that the backward pass will need and that are not evaluated again, to be saved with the states."""
+        grads, self._grads = self._grads, []
+        return grads
+
+    # Backward.
+    def _begin_backward(self) -> None:
+        self._total = Sum(len(self.inputs))
+        self._cotangents: list[tuple[int, Tensor, Tensor]] = []
+        self._retain = True
+        self._current: tuple[int, Evaluation] | None = None
+
+    @contextlib.contextmanager
+    def backward_context(self, grads: Sequence[Tensor]) -> Iterator[None]:
+        """The potential as the forward pass saw it: same effective weights, same autocast, unchanged buffers.
+
+        grads: what `take_grads` gave.
+        """
+        if changed_buffer(self._buffers):
+            raise RuntimeError(
+                f"{self._field.layer}: a buffer of the potential was modified between the forward and the backward pass"
+            )
+        device, dtype, enabled = self._autocast
+        with (
+            pinned_to(self._functions, self._weights),
+            torch.autocast(device, dtype=dtype, enabled=enabled),
+        ):
+            self._begin_backward()
+            self._grads = list(grads)
+            # The tapes are part of the graph of the pass that runs now: freed as it goes, unless it retains it.
+            self._retain = torch._C._autograd._get_current_graph_task_keep_graph()
+            yield
+        self._grads = []
+
+    def recall(self, t: int, x: Tensor) -> Tensor:
+        """∇f(x_t) in the backward pass: as saved, from its tape, or evaluated again with its graph."""
+        if self.keeps_grads:
+            return self._grads[t]
+        if self._tapes[t] is not None:
+            return self._tapes[t].grad
+        evaluation = self._field.evaluate(x, keep_graph=True)
+        self._current = (t, evaluation)
+        return evaluation.grad
+
+    def pull(self, t: int, x: Tensor, u: Tensor, want_x: bool) -> Tensor | None:
+        """Takes u, the cotangent of ∇f(x_t), rows [B, D]; returns H u or None."""
+        if self._mode == "stopped":
+            return None
+        if self.plan.piecewise_linear:
+            if self.inputs:
+                self._cotangents.append((t, x, u))
+            return None
+        if not want_x and not self.inputs:
+            return None
+        tape = self._tapes[t]
+        evaluation = tape or self._current[1]
+        retain = tape is not None and self._retain
+        hessian_u, derivatives = self._field.vjp(evaluation, u, self.inputs, want_x, retain)
+        self._current = None
+        if not retain:
+            self._tapes[t] = None
+        self._total.add(derivatives)
+        return hessian_u
+
+    def finish(self) -> list[Tensor]:
+        """Derivatives for `inputs`; zeros where ∇f does not depend on one."""
+        if self._cotangents:
+            steps = max(self.plan.chunk_rows // max(self._cotangents[0][1].shape[0], 1), 1)
+            try:
+                derivatives = self._mixed(steps)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ValueError, TypeError, IndexError) as why:
+                if min(steps, len(self._cotangents)) == 1:
+                    raise
+                note_no_time_batch(self._field.potential, why)
+                derivatives = self._mixed(1)
+            self._total.add(derivatives)
+            self._cotangents = []
+        return [torch.zeros_like(i) if d is None else d for i, d in zip(self.inputs, self._total.terms, strict=True)]
+
+    def as_smooth(self) -> None:
+        """From now on, Hessian-vector products step by step, on evaluations made in the backward pass."""
+        self.plan = replace(self.plan, piecewise_linear=False, memory="states")
+        self._tapes = [None] * self._n_kicks
+        self._begin_backward()
+
+    def _mixed(self, steps: int) -> list[Tensor | None]:
+        """The time-batched mixed derivative, `steps` time steps per evaluation."""
+        totals = Sum(len(self.inputs))
+        for start in range(0, len(self._cotangents), steps):
+            part = self._cotangents[start : start + steps]
+            tapes = [self._tapes[t] for t, _, _ in part]
+            kinks = None
+            if all(tape is not None and tape.kinks is not None for tape in tapes):
+                kinks = [_batch(kink) for kink in zip(*(tape.kinks for tape in tapes), strict=True)]
+            x, u = _batch([x for _, x, _ in part]), _batch([u for _, _, u in part])
+            totals.add(self._field.mixed(x, u, self.inputs, kinks))
+        return totals.terms
+
+
+def _batch(steps: Sequence[Tensor]) -> Tensor:
+    return steps[0] if len(steps) == 1 else torch.cat(list(steps))
+
+
+class Sum:
+    """Sums of derivatives that may be None (zero), views of each other, or shared: written to only once owned."""
+
+    def __init__(self, n: int) -> None:
+        self.terms: list[Tensor | None] = [None] * n
+        self._owned = [False] * n
+
+    def add(self, derivatives: Sequence[Tensor | None]) -> None:
+        for i, derivative in enumerate(derivatives):
+            if derivative is None:
+                continue
+            if self.terms[i] is None:
+                self.terms[i] = derivative
+            elif self._owned[i]:
+                self.terms[i].add_(derivative)
+            else:
+                self.terms[i], self._owned[i] = self.terms[i] + derivative, True
+
+
+def keeps_kinks(plan: Plan, mode: str, inputs: Sequence[Tensor]) -> bool:
+    """The values of kinks are kept when the mixed derivative will want them and memory allows it."""
+    return plan.piecewise_linear and plan.memory == "graph" and mode == "full" and bool(inputs)

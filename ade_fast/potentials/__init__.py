@@ -1,0 +1,8 @@
+"""Ready-made potentials ``f``, with ``p(x) ∝ exp f(x)``."""
+
+from .convolutional import ConvPotential
+from .gaussian import GaussianPotential
+from .mlp import ACTIVATIONS, MLPPotential
+from .negative_energy import NegativeEnergy
+
+__all__ = ["ACTIVATIONS", "ConvPotential", "GaussianPotential", "MLPPotential", "NegativeEnergy"]

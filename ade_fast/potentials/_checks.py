@@ -1,0 +1,19 @@
+"""Checks of arguments that the potentials share."""
+
+from torch import Tensor
+
+
+def positive_int(layer: str, argument: str, value: int) -> int:
+    """``value`` as an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{layer}: {argument} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{layer}: {argument} must be at least 1, got {value}")
+    return value
+
+
+def batch_of(layer: str, x: Tensor, event: tuple[int, ...]) -> None:
+    """Refuse an ``x`` that is not ``(B, *event)``."""
+    if x.ndim != 1 + len(event) or tuple(x.shape[1:]) != event:
+        wanted = ", ".join(map(str, event)) + ("," if not event else "")
+        raise ValueError(f"{layer}: x must have the shape (B, {wanted}), got {tuple(x.shape)}")

@@ -1,0 +1,254 @@
+"""Every setting of a training run, defined once: defaults, checks, configuration keys and command-line flags.
+
+A field of :class:`Config` named ``potential_lr`` is the key ``potential_lr`` of a configuration file and the
+flag ``--potential-lr``; its metadata carries the help text and the values it may take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data import TOY_NAMES
+
+SETTINGS_GROUPS = ("data", "potential", "sampler", "objective", "optimisation", "evaluation", "machine")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be meant; the message is one line and says what was wanted."""
+
+
+def _setting(default, group: str, help: str, *, choices=None, low=None, above=None, high=None):
+    """A field with its help, group, and limits: ``low <= value``, ``above < value``, ``value <= high``."""
+    metadata = {"group": group, "help": help, "choices": choices, "low": low, "above": above, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of a run. The defaults are the recipe for the two-dimensional sets."""
+
+    data: str = _setting("moons", "data", "which two-dimensional set to learn", choices=TOY_NAMES)
+    seed: int = _setting(0, "data", "seed of everything random: weights, data, samples, evaluation", low=0)
+    batch_size: int = _setting(256, "data", "data points, and samples, per update", low=1)
+
+    hidden: tuple[int, ...] = _setting((128, 128, 128), "potential", "widths of f's hidden layers", low=1)
+    activation: str = _setting(
+        "relu",
+        "potential",
+        "f's activation; relu and leaky_relu make the exact gradient cheap",
+        choices=("relu", "leaky_relu", "softplus", "silu", "tanh", "elu"),
+    )
+    spectral_norm: bool = _setting(False, "potential", "divide f's weights by their spectral norm")
+
+    initial: str = _setting(
+        "planar",
+        "sampler",
+        "initial distribution q0: planar flow, or a fixed Gaussian",
+        choices=("planar", "gaussian"),
+    )
+    flow_layers: int = _setting(10, "sampler", "layers of the planar flow", low=1)
+    initial_std: float = _setting(1.0, "sampler", "standard deviation of q0's Gaussian", above=0)
+    dynamics: str = _setting(
+        "leapfrog", "sampler", "how samples move on f", choices=("leapfrog", "generalized", "damped")
+    )
+    n_steps: int = _setting(5, "sampler", "steps T of the dynamics", low=1)
+    step_size: float = _setting(0.1, "sampler", "step size at the start", above=0)
+    step_size_per: str = _setting(
+        "dimension",
+        "sampler",
+        "one step size for all, one per dimension, or one per step and dimension",
+        choices=("all", "dimension", "step"),
+    )
+    learn_step_size: bool = _setting(True, "sampler", "learn the step sizes")
+    damping: float = _setting(0.5, "sampler", "momentum factor per kick (damped dynamics)", above=0, high=1)
+    network_hidden: int = _setting(
+        32, "sampler", "width of S_v, S_x and g_v's networks (generalized dynamics)", low=1
+    )
+    clip: str = _setting(
+        "norm", "sampler", "clip whole vectors by norm, or each element", choices=("norm", "value")
+    )
+    grad_clip: float | None = _setting(1.0, "sampler", "limit of f's gradient in the kick, or none", above=0)
+    momentum_clip: float | None = _setting(
+        1.0, "sampler", "limit of the momentum in the drift, or none", above=0
+    )
+    clip_samples: bool = _setting(True, "sampler", "keep samples inside the data's range while they move")
+    gradient: str = _setting(
+        "full",
+        "sampler",
+        "f's gradient through the unroll: full (21), truncated (38), or stopped (the released code)",
+        choices=("full", "truncated", "stopped"),
+    )
+    memory: str = _setting(
+        "auto", "sampler", "how the backward pass gets its states", choices=("auto", "graph", "states")
+    )
+
+    momentum_weight: float = _setting(1.0, "objective", "lambda, weight of the kinetic energy", low=0)
+    entropy_weight: float = _setting(1.0, "objective", "weight of the sampler's entropy", low=0)
+    gradient_penalty: float = _setting(0.0, "objective", "weight of E|grad f|^2, which keeps f smooth", low=0)
+    value_penalty: float = _setting(0.05, "objective", "weight of E f^2, which keeps f small", low=0)
+
+    updates: int = _setting(1500, "optimisation", "updates of f", low=1)
+    sampler_steps: int = _setting(5, "optimisation", "updates of the sampler per update of f", low=1)
+    potential_lr: float = _setting(2e-4, "optimisation", "learning rate of f (Adam)", above=0)
+    sampler_lr: float = _setting(1e-3, "optimisation", "learning rate of the sampler (Adam)", above=0)
+    beta1: float = _setting(0.5, "optimisation", "Adam's beta1, of both players", low=0, high=1 - 1e-9)
+    beta2: float = _setting(0.999, "optimisation", "Adam's beta2, of both players", low=0, high=1 - 1e-9)
+    grad_norm_clip: float | None = _setting(
+        1.0, "optimisation", "limit of each player's gradient norm, or none", above=0
+    )
+    lr_decay_from: float = _setting(
+        0.3, "optimisation", "fraction of the run after which rates decay", low=0, high=1
+    )
+    lr_decay_to: float = _setting(
+        0.1, "optimisation", "factor on both learning rates at the end", low=0, high=1
+    )
+    ema_decay: float = _setting(
+        0.999, "optimisation", "decay per update of the running average of both players", low=0, high=1 - 1e-9
+    )
+
+    validate_every: int = _setting(100, "evaluation", "updates between validations", low=1)
+    validation_samples: int = _setting(2000, "evaluation", "points of the validation draw", low=2)
+    test_samples: int = _setting(
+        1000, "evaluation", "points of the held-out draw that the result is scored on", low=2
+    )
+    test_permutations: int = _setting(1000, "evaluation", "permutations of the MMD test", low=1)
+    checkpoint_every: int = _setting(100, "evaluation", "updates between checkpoints", low=1)
+    log_every: int = _setting(10, "evaluation", "updates between rows of metrics.csv", low=1)
+
+    device: str = _setting("cpu", "machine", "torch device: cpu, cuda, cuda:1, ...")
+    threads: int = _setting(0, "machine", "CPU threads of torch; 0 leaves torch's choice", low=0)
+
+    def __post_init__(self):
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = _coerced(field.name, getattr(self, field.name), hints[field.name])
+            _check_limits(field, value)
+            object.__setattr__(self, field.name, value)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """A configuration from keys and values; an unknown key is an error."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise ConfigError(f"configuration: unknown key {key!r}{hint}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON and for :meth:`from_dict`."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a JSON configuration file."""
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"configuration: cannot read {path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration: {path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"configuration: {path} must hold one JSON object, got a {type(values).__name__}")
+    return values
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag for every setting. Only flags that were given appear in the parsed namespace."""
+    hints = typing.get_type_hints(Config)
+    groups = {name: parser.add_argument_group(name) for name in SETTINGS_GROUPS}
+    for field in dataclasses.fields(Config):
+        flag = "--" + field.name.replace("_", "-")
+        group, hint = groups[field.metadata["group"]], hints[field.name]
+        shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        text = f"{field.metadata['help']} (default: {'none' if shown is None else shown})"
+        if hint is bool:
+            group.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            )
+            continue
+        choices = field.metadata["choices"]
+        metavar = "{" + ",".join(choices) + "}" if choices else field.name.rsplit("_", 1)[-1].upper()
+        group.add_argument(flag, type=_parser_of(hint), default=argparse.SUPPRESS, metavar=metavar, help=text)
+
+
+def given_settings(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given as flags."""
+    names = {field.name for field in dataclasses.fields(Config)}
+    return {key: value for key, value in vars(namespace).items() if key in names}
+
+
+def _parser_of(hint):
+    """A function from a flag's text to its value."""
+    if hint == tuple[int, ...]:
+
+        def integers(text: str) -> tuple[int, ...]:
+            return tuple(int(part) for part in text.split(","))
+
+        return integers
+    if isinstance(hint, types.UnionType):
+
+        def number_or_none(text: str) -> float | None:
+            return None if text.lower() == "none" else float(text)
+
+        return number_or_none
+    return hint
+
+
+def _coerced(name: str, value: Any, hint) -> Any:
+    """``value`` as its type (an int is a float, a list a tuple), or a ConfigError."""
+    optional = isinstance(hint, types.UnionType)
+    if optional and value is None:
+        return None
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if (hint is float or optional) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, str):
+        return value
+    if hint == tuple[int, ...] and isinstance(value, (list, tuple)) and value:
+        return tuple(_coerced(name, item, int) for item in value)
+    wanted = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}.get(hint)
+    wanted = wanted or ("a number or none" if optional else "a list of integers")
+    raise ConfigError(f"configuration: {name} must be {wanted}, got {value!r}")
+
+
+def _check_limits(field: dataclasses.Field, value: Any) -> None:
+    limits = field.metadata
+    if limits["choices"] and value not in limits["choices"]:
+        close = difflib.get_close_matches(value, limits["choices"], 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(
+            f"configuration: {field.name} must be one of {', '.join(limits['choices'])}, got {value!r}{hint}"
+        )
+    for item in value if isinstance(value, tuple) else (value,):
+        if not isinstance(item, (int, float)) or isinstance(item, bool):
+            continue
+        wanted = [
+            f"{symbol} {limits[key]:g}"
+            for key, symbol in (("above", ">"), ("low", ">="), ("high", "<="))
+            if limits[key] is not None
+        ]
+        within = (
+            math.isfinite(item)
+            and (limits["above"] is None or item > limits["above"])
+            and (limits["low"] is None or item >= limits["low"])
+            and (limits["high"] is None or item <= limits["high"])
+        )
+        if not within:
+            raise ConfigError(
+                f"configuration: {field.name} must be {' and '.join(['finite', *wanted])}, got {item!r}"
+            )

@@ -1,0 +1,38 @@
+"""Exponential moving averages of the players: the equilibrium is what they circle around."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+
+class EMA(AveragedModel):
+    """A running average of a module's parameters; ``ema.module`` is the averaged copy.
+
+    After n updates the decay is min(decay, n / (n + 10)): early averages forget the random start quickly.
+    Buffers (spectral norm's vectors, batch statistics) are copied, not averaged.
+
+    Args:
+        module: the module to follow; it is copied.
+        decay: weight of the past per update, in [0, 1).
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        if not 0 <= decay < 1:
+            raise ValueError(f"EMA: decay must be in [0, 1), got {decay!r}")
+
+        @torch.no_grad()
+        def average(averaged: Sequence[Tensor], current: Sequence[Tensor], n_averaged: Tensor | int) -> None:
+            n = int(n_averaged)
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, n / (n + 10)))
+
+        super().__init__(module, multi_avg_fn=average)
+        self.requires_grad_(False)
+        self.module.eval()  # never trained: spectral norm runs no power iteration of its own in it
+
+    def update(self, module: nn.Module) -> None:
+        """Takes one step towards ``module``'s parameters."""
+        self.update_parameters(module)

@@ -1,0 +1,288 @@
+"""The leapfrog unroll, forward and full backward, as each peer's users would write it.
+
+All peers compute the same thing in float32: (x^T, v^T), and the derivatives of <x^T, a> + <v^T, b> for x0,
+v0, the step size (a scalar) and every parameter of the potential.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import ade_fast as ade
+
+
+@dataclass
+class Problem:
+    """One unroll to be timed.
+
+    potential: f, with plain parameters. x0, v0: [B, *event]. step_size: [] . a, b: cotangents of x^T and v^T.
+    """
+
+    potential: nn.Module
+    x0: Tensor
+    v0: Tensor
+    step_size: Tensor
+    n_steps: int
+    a: Tensor
+    b: Tensor
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return [self.x0, self.v0, self.step_size, *self.potential.parameters()]
+
+
+@dataclass
+class Peer:
+    """One implementation of one problem.
+
+    run: forward and full backward, as cheap to call as its users have it. outputs: what `run` returned as
+    [x^T, v^T, dx0, dv0, dstep_size, *dparameters], a list of torch tensors in the problem's shapes and order;
+    None is zero. forward: the forward pass alone; None where the two cannot be separated. notes: for the
+    results file.
+    """
+
+    run: Callable[[], Any]
+    outputs: Callable[[Any], list[Tensor | None]] = list
+    forward: Callable[[], Any] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Skipped(Exception):
+    """This peer cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """compile_limit_s: after how many seconds of compilation a peer is given up."""
+
+    compile_limit_s: float
+
+
+def _by_autograd(problem: Problem, forward: Callable[[], tuple[Tensor, Tensor]], inputs: list[Tensor]) -> Peer:
+    def run() -> list[Tensor | None]:
+        x, v = forward()
+        return [x, v, *torch.autograd.grad((x, v), inputs, (problem.a, problem.b), allow_unused=True)]
+
+    return Peer(run, forward=forward)
+
+
+# --- Eager --------------------------------------------------------------------------------------------------
+
+
+def eager_2t(problem: Problem, settings: Settings) -> Peer:
+    """The equations as printed: two gradient evaluations per step, autograd throughout."""
+    p = problem
+
+    def forward() -> tuple[Tensor, Tensor]:
+        return ade.reference.leapfrog(p.potential, p.x0, p.v0, p.step_size, p.n_steps)[:2]
+
+    return _by_autograd(p, forward, p.inputs)
+
+
+def merged_kicks(
+    gradient: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, eta: Tensor, n_steps: int
+) -> tuple[Tensor, Tensor]:
+    """The same steps with T + 1 gradient evaluations: the last half kick of a step and the first of the next
+    share theirs."""
+    v = v + eta / 2 * gradient(x)
+    for t in range(n_steps):
+        x = x + eta * v
+        v = v + (eta if t < n_steps - 1 else eta / 2) * gradient(x)
+    return x, v
+
+
+def eager_t1(problem: Problem, settings: Settings) -> Peer:
+    p = problem
+
+    def gradient(x: Tensor) -> Tensor:
+        return torch.autograd.grad(p.potential(x).sum(), x, create_graph=True)[0]
+
+    def forward() -> tuple[Tensor, Tensor]:
+        return merged_kicks(gradient, p.x0, p.v0, p.step_size, p.n_steps)
+
+    return _by_autograd(p, forward, p.inputs)
+
+
+# --- torch.compile ------------------------------------------------------------------------------------------
+
+
+class _TooLong(BaseException):
+    """Not an Exception: the compiler catches those."""
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise _TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def compiled(problem: Problem, settings: Settings) -> Peer:
+    """torch.compile of the whole unroll with torch.func.grad inside; T + 1 gradient evaluations."""
+    p = problem
+
+    def gradient(x: Tensor) -> Tensor:
+        return torch.func.grad(lambda y: p.potential(y).sum())(x)
+
+    def unroll(x: Tensor, v: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
+        return merged_kicks(gradient, x, v, eta, p.n_steps)
+
+    torch.compiler.reset()
+    function = torch.compile(unroll, fullgraph=True, dynamic=False)
+    peer = _by_autograd(p, lambda: function(p.x0, p.v0, p.step_size), p.inputs)
+    start = time.perf_counter()
+    try:
+        with _at_most(settings.compile_limit_s):
+            peer.run()
+    except _TooLong:
+        raise Skipped(f"not compiled within {settings.compile_limit_s:g} s") from None
+    except Exception as why:  # whatever the compiler throws is its reason
+        reason = str(why).strip() or type(why).__name__
+        raise Skipped(f"does not compile: {reason.splitlines()[0][:200]}") from why
+    peer.notes["compile_s"] = round(time.perf_counter() - start, 1)
+    return peer
+
+
+# --- JAX ----------------------------------------------------------------------------------------------------
+
+
+def jax_scan(problem: Problem, settings: Settings) -> Peer:
+    """jax.jit of forward and vjp of one lax.scan over the steps; T + 1 gradient evaluations. Images: NHWC."""
+    if importlib.util.find_spec("jax") is None:
+        raise Skipped("jax is not installed")
+    import jax
+    import jax.numpy as jnp
+
+    p = problem
+    platform = {"cuda": "gpu"}.get(p.x0.device.type, p.x0.device.type)
+    try:
+        device = jax.devices(platform)[0]
+    except RuntimeError:
+        raise Skipped(f"this jax has no {platform} support") from None
+    jax.config.update("jax_default_matmul_precision", "highest")
+
+    def array(x: Tensor, order: tuple[int, ...] | None = None) -> Any:
+        x = x.detach().cpu()
+        return jax.device_put((x if order is None else x.permute(order)).numpy(), device)
+
+    image = p.x0.dim() == 4
+    to_jax, to_torch = ((0, 2, 3, 1), (0, 3, 1, 2)) if image else (None, None)
+    weights = {n: array(w, (2, 3, 1, 0) if w.dim() == 4 else None) for n, w in p.potential.named_parameters()}
+    potential = _jax_potential(p.potential)
+
+    def unroll(weights: dict[str, Any], x: Any, v: Any, eta: Any) -> tuple[Any, Any]:
+        gradient = jax.grad(lambda x: potential(weights, x).sum())
+
+        def step(state: tuple[Any, Any], kick: Any) -> tuple[tuple[Any, Any], None]:
+            x, v = state
+            x = x + eta * v
+            return (x, v + kick * gradient(x)), None
+
+        kicks = jnp.full(p.n_steps, eta).at[-1].set(eta / 2)
+        return jax.lax.scan(step, (x, v + eta / 2 * gradient(x)), kicks)[0]
+
+    def forward_backward(inputs: tuple, cotangents: tuple) -> tuple:
+        outputs, pull = jax.vjp(unroll, *inputs)
+        return outputs, pull(cotangents)
+
+    inputs = (weights, array(p.x0, to_jax), array(p.v0, to_jax), array(p.step_size))
+    cotangents = (array(p.a, to_jax), array(p.b, to_jax))
+    start = time.perf_counter()
+    with jax.default_device(device):
+        function = jax.jit(forward_backward).lower(inputs, cotangents).compile()
+    compile_s = round(time.perf_counter() - start, 1)
+
+    def tensor(x: Any, order: tuple[int, ...] | None) -> Tensor:
+        x = torch.tensor(jax.device_get(x))
+        return x if order is None else x.permute(order)
+
+    def outputs(result: tuple) -> list[Tensor]:
+        (x, v), (dweights, dx0, dv0, dstep) = result
+        states = [tensor(s, to_torch) for s in (x, v, dx0, dv0)]
+        kernels = [
+            tensor(dweights[n], (3, 2, 0, 1) if w.dim() == 4 else None) for n, w in p.potential.named_parameters()
+        ]
+        return [*states, tensor(dstep, None), *kernels]
+
+    return Peer(lambda: jax.block_until_ready(function(inputs, cotangents)), outputs, notes={"compile_s": compile_s})
+
+
+def _jax_potential(potential: nn.Module) -> Callable[[dict[str, Any], Any], Any]:
+    """The same layers in JAX, images as NHWC: a function of (weights by parameter name, x) -> [B]."""
+    import jax
+    from jax import lax
+
+    layers = [(name, module) for name, module in potential.named_modules() if not list(module.children())]
+
+    def apply(name: str, module: nn.Module, weights: dict[str, Any], x: Any) -> Any:
+        match module:
+            case nn.Linear():
+                x = x.reshape(x.shape[0], -1)
+                return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+            case nn.Conv2d():
+                dimensions = ("NHWC", "HWIO", "NHWC")
+                y = lax.conv_general_dilated(x, weights[f"{name}.weight"], (1, 1), "SAME", dimension_numbers=dimensions)
+                return y + weights[f"{name}.bias"]
+            case nn.AvgPool2d():
+                window = (1, module.kernel_size, module.kernel_size, 1)
+                return lax.reduce_window(x, 0.0, lax.add, window, window, "VALID") / module.kernel_size**2
+            case nn.ReLU():
+                return jax.nn.relu(x)
+            case nn.LeakyReLU():
+                return jax.nn.leaky_relu(x, module.negative_slope)
+            case nn.SiLU():
+                return jax.nn.silu(x)
+        raise TypeError(f"jax_scan: no JAX counterpart of {type(module).__name__}")
+
+    def f(weights: dict[str, Any], x: Any) -> Any:
+        for name, module in layers:
+            x = apply(name, module, weights, x)
+        return x[:, 0]
+
+    return f
+
+
+# --- ade_fast -----------------------------------------------------------------------------------------------
+
+
+def _layer(memory: str) -> Callable[[Problem, Settings], Peer]:
+    def make(problem: Problem, settings: Settings) -> Peer:
+        p = problem
+        layer = ade.Leapfrog(p.n_steps, p.step_size.detach(), memory=memory).to(p.x0.device)
+
+        def forward() -> tuple[Tensor, Tensor]:
+            return layer(p.potential, p.x0, p.v0)[:2]
+
+        forward()
+        peer = _by_autograd(p, forward, [p.x0, p.v0, layer.step_size, *p.potential.parameters()])
+        peer.notes["plan"] = layer.last_plan.memory
+        return peer
+
+    return make
+
+
+PEERS: dict[str, Callable[[Problem, Settings], Peer]] = {
+    "eager-2t": eager_2t,
+    "eager-t1": eager_t1,
+    "compile": compiled,
+    "jax": jax_scan,
+    "ade-auto": _layer("auto"),
+    "ade-graph": _layer("graph"),
+    "ade-states": _layer("states"),
+}

@@ -1,0 +1,240 @@
+// MLP potentials: schemas and bindings of the whole unroll, and of the field on its own (launch/mlp.h). CPU only.
+#include <tuple>
+
+#include "bind/op.h"
+
+namespace ade {
+namespace bind {
+namespace {
+
+using Tensors = std::vector<Tensor>;
+
+// The network of a call: checked shape and weights.
+struct Network {
+  MlpShape shape{};
+  MlpWeights weights{};
+  int64_t bit_bytes = 0;  // of φ' per sample
+
+  Network(Op& op, const Tensors& weight, const Tensors& bias, int64_t activation, double parameter) {
+    if (op.dtype() == kBFloat16) op.fail("states must be float32 or float64, got bfloat16");
+    if (weight.size() < 2 || weight.size() > kMaxHiddenLayers + 1 || bias.size() != weight.size()) {
+      op.fail("weights and biases must be those of 1 to " + std::to_string(kMaxHiddenLayers) +
+              " hidden layers and the output, got " + std::to_string(weight.size()) + " weights and " +
+              std::to_string(bias.size()) + " biases");
+    }
+    if (activation < kRelu || activation > kElu) {
+      op.fail("activation must be 0 to 5, got " + std::to_string(activation));
+    }
+    shape.activation = static_cast<int32_t>(activation);
+    shape.parameter = op.finite("parameter", parameter);
+    if (activation == kLeakyRelu && parameter < 0) {
+      op.fail("parameter, leaky relu's slope, must not be negative, got " + std::to_string(parameter));
+    }
+    shape.dim = static_cast<int32_t>(op.cols());
+    shape.layers = static_cast<int32_t>(weight.size()) - 1;
+    int64_t in = op.cols();
+    if (in < 1) op.fail("states must have at least one column, got 0");
+    for (int l = 0; l <= shape.layers; ++l) {
+      const std::string of = "[" + std::to_string(l) + "]";
+      const int64_t out = l == shape.layers ? 1 : weight[l].size(0);
+      if (l < shape.layers) {
+        if (out < 32 || out % 32 != 0) {
+          op.fail("weights" + of + " must have a multiple of 32 rows, got " + std::to_string(out));
+        }
+        shape.width[l] = static_cast<int32_t>(out);
+        bit_bytes += out / 8;
+      }
+      weights.weight[l] = op.of_shape(("weights" + of).c_str(), weight[l], "the network's layer", {out, in});
+      weights.bias[l] = op.of_shape(("biases" + of).c_str(), bias[l], "the network's layer", {out});
+      in = out;
+    }
+  }
+};
+
+// Gradients of the weights: allocated and in the struct, or neither.
+struct NetworkGradients {
+  Tensors weight, bias;
+  MlpWeightGradients pointers{};
+
+  NetworkGradients(const Op& op, const Tensors& weights, bool wanted) {
+    for (size_t l = 0; wanted && l < weights.size(); ++l) {
+      weight.push_back(op.new_of_shape({weights[l].size(0), weights[l].size(1)}));
+      bias.push_back(op.new_of_shape({weights[l].size(0)}));
+      pointers.weight[l] = weight[l].data_ptr();
+      pointers.bias[l] = bias[l].data_ptr();
+    }
+  }
+};
+
+int32_t workers() { return static_cast<int32_t>(torch::stable::get_num_threads()); }
+
+MlpDynamics dynamics_of(Op& op, const Tensor& kick, const Tensor& drift, const std::optional<Tensor>& log_decay,
+                        const std::optional<Tensor>& log_stretch, double damping, int64_t grad_clip,
+                        double grad_bound, int64_t momentum_clip, double momentum_bound, double lo, double hi) {
+  const int64_t steps = drift.dim() > 0 ? drift.size(0) : 0, dim = op.cols();
+  if (steps < 1) op.fail("drift must have one row per step and at least one");
+  MlpDynamics dynamics{};
+  dynamics.rows = op.rows();
+  dynamics.steps = steps;
+  dynamics.kick = op.of_shape("kick", kick, "one row per kick", {steps + 1, dim});
+  dynamics.drift = op.of_shape("drift", drift, "one row per step", {steps, dim});
+  dynamics.damping = op.finite("damping", damping);
+  if (log_decay) dynamics.log_decay = op.of_shape("log_decay", *log_decay, "one row per kick", {steps + 1, dim});
+  if (log_stretch) {
+    dynamics.log_stretch = op.of_shape("log_stretch", *log_stretch, "one row per step", {steps, dim});
+  }
+  dynamics.grad_clip = op.clip("grad_clip", grad_clip, grad_bound);
+  dynamics.momentum_clip = op.clip("momentum_clip", momentum_clip, momentum_bound);
+  op.range(lo, hi);
+  dynamics.lo = lo;
+  dynamics.hi = hi;
+  return dynamics;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
+    const Tensor& x0, const Tensor& v0, const Tensor& kick, const Tensor& drift,
+    const std::optional<Tensor>& log_decay, const std::optional<Tensor>& log_stretch, const Tensors& weights,
+    const Tensors& biases, int64_t activation, double parameter, double damping, int64_t grad_clip,
+    double grad_bound, int64_t momentum_clip, double momentum_bound, double lo, double hi, bool keep_states,
+    bool keep_bits) {
+  Op op("mlp_unroll", "x0", x0);
+  const Network network(op, weights, biases, activation, parameter);
+  MlpUnroll args{};
+  args.dtype = op.dtype();
+  args.shape = network.shape;
+  args.weights = network.weights;
+  args.dynamics = dynamics_of(op, kick, drift, log_decay, log_stretch, damping, grad_clip, grad_bound,
+                              momentum_clip, momentum_bound, lo, hi);
+  args.x0 = op.states("x0", x0);
+  args.v0 = op.states("v0", v0);
+  const int64_t rows = op.rows(), dim = op.cols(), steps = args.dynamics.steps;
+  const Tensor x_end = op.new_states(), v_end = op.new_states();
+  const Tensor x = keep_states ? op.new_of_shape({steps + 1, rows, dim}) : op.absent();
+  const Tensor v = keep_states ? op.new_of_shape({steps, rows, dim}) : op.absent();
+  const bool bits_wanted = keep_bits && piecewise_linear(network.shape.activation);
+  const Tensor bits = op.new_bytes(bits_wanted ? std::initializer_list<int64_t>{steps + 1, rows, network.bit_bytes}
+                                               : std::initializer_list<int64_t>{0});
+  args.x_end = x_end.data_ptr();
+  args.v_end = v_end.data_ptr();
+  args.x = keep_states ? x.data_ptr() : nullptr;
+  args.v = keep_states ? v.data_ptr() : nullptr;
+  args.bits = bits_wanted ? static_cast<uint8_t*>(bits.data_ptr()) : nullptr;
+  args.workers = workers();
+  op.run_on_cpu(args);
+  return {x_end, v_end, x, v, bits};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensors, Tensors> mlp_unroll_backward(
+    const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0, const Tensor& kick, const Tensor& drift,
+    const std::optional<Tensor>& log_decay, const std::optional<Tensor>& log_stretch, const Tensors& weights,
+    const Tensors& biases, const Tensor& x, const Tensor& v, const Tensor& bits, int64_t activation,
+    double parameter, double damping, int64_t grad_clip, double grad_bound, int64_t momentum_clip,
+    double momentum_bound, double lo, double hi, bool stopped, bool want_weights) {
+  Op op("mlp_unroll_backward", "dx_end", dx_end);
+  const Network network(op, weights, biases, activation, parameter);
+  MlpUnrollBackward args{};
+  args.dtype = op.dtype();
+  args.shape = network.shape;
+  args.weights = network.weights;
+  args.dynamics = dynamics_of(op, kick, drift, log_decay, log_stretch, damping, grad_clip, grad_bound,
+                              momentum_clip, momentum_bound, lo, hi);
+  const int64_t rows = op.rows(), dim = op.cols(), steps = args.dynamics.steps;
+  args.v0 = op.states("v0", v0);
+  args.x = op.of_shape("x", x, "every kept state", {steps + 1, rows, dim});
+  args.v = op.of_shape("v", v, "every kept state", {steps, rows, dim});
+  if (bits.dim() == 3) args.bits = op.bytes("bits", bits, "every kept bit", {steps + 1, rows, network.bit_bytes});
+  if (stopped && want_weights) op.fail("a stopped gradient has no gradients of the weights");
+  args.stopped = stopped;
+  args.dx_end = op.states("dx_end", dx_end);
+  args.dv_end = op.states("dv_end", dv_end);
+  const Tensor dx0 = op.new_states(), dv0 = op.new_states();
+  const Tensor dkick = op.new_of_shape({steps + 1, dim}), ddrift = op.new_of_shape({steps, dim});
+  const Tensor dlog_decay = log_decay ? op.new_of_shape({steps + 1, dim}) : op.absent();
+  const Tensor dlog_stretch = log_stretch ? op.new_of_shape({steps, dim}) : op.absent();
+  const NetworkGradients gradients(op, weights, want_weights);
+  args.dx0 = dx0.data_ptr();
+  args.dv0 = dv0.data_ptr();
+  args.dkick = dkick.data_ptr();
+  args.ddrift = ddrift.data_ptr();
+  args.dlog_decay = log_decay ? dlog_decay.data_ptr() : nullptr;
+  args.dlog_stretch = log_stretch ? dlog_stretch.data_ptr() : nullptr;
+  args.dweights = gradients.pointers;
+  args.workers = workers();
+  op.run_on_cpu(args);
+  return {dx0, dv0, dkick, ddrift, dlog_decay, dlog_stretch, gradients.weight, gradients.bias};
+}
+
+std::tuple<Tensor, Tensor> mlp_field(const Tensor& x, const Tensors& weights, const Tensors& biases,
+                                     int64_t activation, double parameter, bool want_value, bool want_grad) {
+  Op op("mlp_field", "x", x);
+  const Network network(op, weights, biases, activation, parameter);
+  MlpField args{};
+  args.dtype = op.dtype();
+  args.shape = network.shape;
+  args.weights = network.weights;
+  args.rows = op.rows();
+  args.x = op.states("x", x);
+  const Tensor value = want_value ? op.new_per_sample() : op.absent();
+  const Tensor grad = want_grad ? op.new_states() : op.absent();
+  args.value = want_value ? value.data_ptr() : nullptr;
+  args.grad = want_grad ? grad.data_ptr() : nullptr;
+  args.workers = workers();
+  op.run_on_cpu(args);
+  return {value, grad};
+}
+
+std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(const std::optional<Tensor>& dvalue,
+                                                        const std::optional<Tensor>& dgrad, const Tensor& x,
+                                                        const Tensors& weights, const Tensors& biases,
+                                                        int64_t activation, double parameter, bool want_weights) {
+  Op op("mlp_field_backward", "x", x);
+  const Network network(op, weights, biases, activation, parameter);
+  MlpFieldBackward args{};
+  args.dtype = op.dtype();
+  args.shape = network.shape;
+  args.weights = network.weights;
+  args.rows = op.rows();
+  args.x = op.states("x", x);
+  if (dvalue) args.dvalue = op.per_sample("dvalue", *dvalue);
+  if (dgrad) args.dgrad = op.states("dgrad", *dgrad);
+  const Tensor dx = op.new_states();
+  const NetworkGradients gradients(op, weights, want_weights);
+  args.dx = dx.data_ptr();
+  args.dweights = gradients.pointers;
+  args.workers = workers();
+  op.run_on_cpu(args);
+  return {dx, gradients.weight, gradients.bias};
+}
+
+}  // namespace
+}  // namespace bind
+}  // namespace ade
+
+STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
+  m.def(
+      "mlp_unroll(Tensor x0, Tensor v0, Tensor kick, Tensor drift, Tensor? log_decay, Tensor? log_stretch, "
+      "Tensor[] weights, Tensor[] biases, int activation, float parameter, float damping, int grad_clip, "
+      "float grad_bound, int momentum_clip, float momentum_bound, float lo, float hi, bool keep_states, "
+      "bool keep_bits) -> (Tensor x_end, Tensor v_end, Tensor x, Tensor v, Tensor bits)");
+  m.def(
+      "mlp_unroll_backward(Tensor dx_end, Tensor dv_end, Tensor v0, Tensor kick, Tensor drift, "
+      "Tensor? log_decay, Tensor? log_stretch, Tensor[] weights, Tensor[] biases, Tensor x, Tensor v, "
+      "Tensor bits, int activation, float parameter, float damping, int grad_clip, float grad_bound, "
+      "int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, bool want_weights) "
+      "-> (Tensor dx0, Tensor dv0, Tensor dkick, Tensor ddrift, Tensor dlog_decay, Tensor dlog_stretch, "
+      "Tensor[] dweights, Tensor[] dbiases)");
+  m.def(
+      "mlp_field(Tensor x, Tensor[] weights, Tensor[] biases, int activation, float parameter, "
+      "bool want_value, bool want_grad) -> (Tensor value, Tensor grad)");
+  m.def(
+      "mlp_field_backward(Tensor? dvalue, Tensor? dgrad, Tensor x, Tensor[] weights, Tensor[] biases, "
+      "int activation, float parameter, bool want_weights) "
+      "-> (Tensor dx, Tensor[] dweights, Tensor[] dbiases)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ade_fast, CPU, m) {
+  m.impl("mlp_unroll", TORCH_BOX(&ade::bind::mlp_unroll));
+  m.impl("mlp_unroll_backward", TORCH_BOX(&ade::bind::mlp_unroll_backward));
+  m.impl("mlp_field", TORCH_BOX(&ade::bind::mlp_field));
+  m.impl("mlp_field_backward", TORCH_BOX(&ade::bind::mlp_field_backward));
+}

@@ -1,0 +1,30 @@
+// What an MLP potential is, apart from its weights.
+#pragma once
+
+#include "common/macros.h"
+
+namespace ade {
+
+enum Activation : int32_t {
+  kRelu = 0,
+  kLeakyRelu = 1,
+  kSoftplus = 2,
+  kSilu = 3,
+  kTanh = 4,
+  kElu = 5,
+};
+
+// φ'' = 0 almost everywhere, and φ' is one bit.
+constexpr bool piecewise_linear(int32_t activation) { return activation == kRelu || activation == kLeakyRelu; }
+
+constexpr int kMaxHiddenLayers = 4;
+
+struct MlpShape {
+  int32_t dim;                      // D
+  int32_t layers;                   // L, hidden layers
+  int32_t width[kMaxHiddenLayers];  // of the hidden layers
+  int32_t activation;               // an Activation
+  double parameter;                 // leaky relu's slope, elu's alpha
+};
+
+}  // namespace ade

@@ -1,0 +1,162 @@
+// First-order sweeps of a tile: activations with their derivatives, and the gradient (potentials/mlp.h).
+#pragma once
+
+#include "cpu/mlp/tile.h"
+
+namespace ade {
+namespace ADE_ISA {
+namespace mlp {
+
+// panel_ holds z; leaves h_l, φ'_l, φ''_l and, at the top, f, δ_L and φ''_L G_L.
+template <class T>
+template <class Function, bool Last, bool Value>
+void Tile<T>::activate_smooth_rows(int l, int p) {
+  const bool bend = bends();
+  T* const h = hidden_[l] + p * panel_size();
+  T* const slope = slope_[l] + p * panel_size();
+  T* const zeta_l = zeta_[l] + p * panel_size();
+  T* const delta_l = delta_[l] + p * panel_size();
+  const V parameter = simd::broadcast<T>(parameter_);
+  for (int r = 0; r < rows_; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kRegisters; ++j) {
+      const int64_t at = r * kPanel<T> + j * kLanes;
+      const auto phi = Function::at(simd::load(panel_ + at), parameter);
+      const V grad = Last ? simd::load(network_.out + p * kPanel<T> + j * kLanes) : simd::broadcast<T>(1);
+      if (Value) simd::store<T>(h + at, phi.value);
+      if (Value && Last && want.value) value[r] += simd::sum<T>(phi.value * grad);
+      simd::store<T>(slope + at, phi.slope);
+      if (bend) simd::store<T>(zeta_l + at, Last ? phi.curvature * grad : phi.curvature);
+      if (Last) simd::store<T>(delta_l + at, delta(grad, phi.slope));
+    }
+  }
+}
+
+template <class T>
+template <class Function>
+void Tile<T>::activate_smooth(int l, int p) {
+  if (l < shape_.layers) {
+    activate_smooth_rows<Function, false, true>(l, p);
+  } else if (want.value || dvalue) {
+    activate_smooth_rows<Function, true, true>(l, p);
+  } else {  // nobody reads h_L
+    activate_smooth_rows<Function, true, false>(l, p);
+  }
+}
+
+template <class T>
+void Tile<T>::activate_linear(int l, int p) {
+  const bool last = l == shape_.layers;
+  T* const h = hidden_[l] + p * panel_size();
+  T* const delta_l = delta_[l] + p * panel_size();
+  const bool keep_value = !last || dvalue;
+  const V one = simd::broadcast<T>(1), a = simd::broadcast<T>(parameter_);
+  for (int r = 0; r < rows_; ++r) {
+    uint32_t bits = 0;
+#pragma GCC unroll 4
+    for (int j = 0; j < kRegisters; ++j) {
+      const int64_t at = r * kPanel<T> + j * kLanes;
+      const V z = simd::load(panel_ + at);
+      const simd::Mask<T> positive = z > V{};
+      const V phi = PiecewiseLinear<simd::Math<T>>::value(z, a);
+      bits |= simd::bits_of(positive) << (j * kLanes);
+      if (keep_value) simd::store<T>(h + at, phi);
+      if (last) {
+        const V w = simd::load(network_.out + p * kPanel<T> + j * kLanes);
+        if (want.value) value[r] += simd::sum<T>(phi * w);
+        simd::store<T>(delta_l + at, delta(w, positive ? one : a));
+      }
+    }
+    store_bits(l, p, r, bits);
+  }
+}
+
+template <class T>
+void Tile<T>::forward(int l) {
+  using M = simd::Math<T>;
+  if (l == shape_.layers && want.value) {
+    for (int r = 0; r < rows_; ++r) value[r] = network_.out_bias;
+  }
+  const T* const in = l == 1 ? x : hidden_[l - 1];
+  const int64_t packed_panel = static_cast<int64_t>(columns(l - 1)) * kPanel<T>;
+  for (int p = 0; p < panel_count(l); ++p) {
+    multiply(in, l - 1, network_.forward[l] + p * packed_panel, network_.bias[l] + p * kPanel<T>);
+    switch (shape_.activation) {
+      case kSoftplus:
+        activate_smooth<Softplus<M>>(l, p);
+        break;
+      case kSilu:
+        activate_smooth<Silu<M>>(l, p);
+        break;
+      case kTanh:
+        activate_smooth<Tanh<M>>(l, p);
+        break;
+      case kElu:
+        activate_smooth<Elu<M>>(l, p);
+        break;
+      default:
+        activate_linear(l, p);
+    }
+  }
+}
+
+// δ_L of a piecewise-linear potential whose bits were kept: no forward sweep.
+template <class T>
+void Tile<T>::seed_from_bits() {
+  const int l = shape_.layers;
+  for (int p = 0; p < panel_count(l); ++p) {
+    T* const delta_l = delta_[l] + p * panel_size();
+    for (int r = 0; r < rows_; ++r) {
+      const uint32_t bits = load_bits(l, p, r);
+#pragma GCC unroll 4
+      for (int j = 0; j < kRegisters; ++j) {
+        const V w = simd::load(network_.out + p * kPanel<T> + j * kLanes);
+        simd::store<T>(delta_l + r * kPanel<T> + j * kLanes, delta(w, slope_from_bits(bits, j)));
+      }
+    }
+  }
+}
+
+// δ_l from panel_ = G_l; φ''_l becomes φ''_l G_l where second-order products will ask for it.
+template <class T>
+void Tile<T>::backward_smooth(int l, int p) {
+  const bool bend = bends();
+  const T* const slope = slope_[l] + p * panel_size();
+  T* const delta_l = delta_[l] + p * panel_size();
+  T* const zeta_l = zeta_[l] + p * panel_size();
+  for (int64_t at = 0; at < panel_size(); at += kLanes) {
+    const V grad = simd::load(panel_ + at);
+    simd::store<T>(delta_l + at, delta(grad, simd::load(slope + at)));
+    if (bend) simd::store<T>(zeta_l + at, simd::load(zeta_l + at) * grad);
+  }
+}
+
+template <class T>
+void Tile<T>::backward_linear(int l, int p) {
+  T* const delta_l = delta_[l] + p * panel_size();
+  for (int r = 0; r < rows_; ++r) {
+    const uint32_t bits = load_bits(l, p, r);
+#pragma GCC unroll 4
+    for (int j = 0; j < kRegisters; ++j) {
+      const int64_t at = r * kPanel<T> + j * kLanes;
+      simd::store<T>(delta_l + at, delta(simd::load(panel_ + at), slope_from_bits(bits, j)));
+    }
+  }
+}
+
+template <class T>
+void Tile<T>::backward(int l) {
+  const int64_t packed_panel = static_cast<int64_t>(columns(l + 1)) * kPanel<T>;
+  for (int p = 0; p < panel_count(l); ++p) {
+    multiply(delta_[l + 1], l + 1, network_.backward[l + 1] + p * packed_panel, zeros_);
+    if (linear()) {
+      backward_linear(l, p);
+    } else {
+      backward_smooth(l, p);
+    }
+  }
+}
+
+}  // namespace mlp
+}  // namespace ADE_ISA
+}  // namespace ade

@@ -1,0 +1,95 @@
+// The weights of an MLP as the products read them, and the sums that their gradients are gathered in: panels (product.h).
+#pragma once
+
+#include "cpu/mlp/arena.h"
+#include "cpu/mlp/product.h"
+#include "launch/mlp.h"
+
+namespace ade {
+namespace ADE_ISA {
+namespace mlp {
+
+inline int panels(int columns, int panel) { return (columns + panel - 1) / panel; }
+
+// Width of layer l = 0..L; layer 0 is the input.
+inline int width(const MlpShape& shape, int l) { return l == 0 ? shape.dim : shape.width[l - 1]; }
+
+// Σ n_l: hidden units, and bits of φ' per sample.
+inline int unit_count(const MlpShape& shape) {
+  int count = 0;
+  for (int l = 1; l <= shape.layers; ++l) count += width(shape, l);
+  return count;
+}
+
+template <class T>
+struct Network {
+  MlpShape shape;
+  T* forward[kMaxHiddenLayers + 1];   // W_lᵀ [n_{l-1}, n_l]
+  T* backward[kMaxHiddenLayers + 1];  // W_l [n_l, n_{l-1}], the last panel padded with zeros
+  const T* bias[kMaxHiddenLayers + 1];
+  const T* out;  // w [n_L]
+  T out_bias;
+
+  Network(const MlpShape& shape, Arena& arena) : shape(shape) {
+    for (int l = 1; l <= shape.layers; ++l) {
+      const int in = width(shape, l - 1), out = width(shape, l);
+      forward[l] = arena.take<T>(static_cast<int64_t>(in) * out);
+      backward[l] = arena.take<T>(static_cast<int64_t>(panels(in, kPanel<T>)) * kPanel<T> * out);
+    }
+  }
+
+  void pack(const MlpWeights& weights) {
+    for (int l = 1; l <= shape.layers; ++l) {
+      pack_forward(static_cast<const T*>(weights.weight[l - 1]), width(shape, l - 1), width(shape, l), forward[l]);
+      pack_backward(static_cast<const T*>(weights.weight[l - 1]), width(shape, l - 1), width(shape, l), backward[l]);
+      bias[l] = static_cast<const T*>(weights.bias[l - 1]);
+    }
+    out = static_cast<const T*>(weights.weight[shape.layers]);
+    out_bias = *static_cast<const T*>(weights.bias[shape.layers]);
+  }
+
+ private:
+  // w [out, in], row-major. Panel p of Wᵀ holds rows p * kPanel ... of W.
+  static void pack_forward(const T* w, int in, int out, T* packed) {
+    for (int p = 0; p < out / kPanel<T>; ++p) {
+      for (int c = 0; c < kPanel<T>; ++c) {
+        const T* const row = w + static_cast<int64_t>(p * kPanel<T> + c) * in;
+        T* const column = packed + static_cast<int64_t>(p) * in * kPanel<T> + c;
+        for (int k = 0; k < in; ++k) column[k * kPanel<T>] = row[k];
+      }
+    }
+  }
+  static void pack_backward(const T* w, int in, int out, T* packed) {
+    for (int p = 0; p < panels(in, kPanel<T>); ++p) {
+      for (int k = 0; k < out; ++k) {
+        T* const row = packed + (static_cast<int64_t>(p) * out + k) * kPanel<T>;
+        for (int c = 0; c < kPanel<T>; ++c) {
+          const int column = p * kPanel<T> + c;
+          row[c] = column < in ? w[static_cast<int64_t>(k) * in + column] : T(0);
+        }
+      }
+    }
+  }
+};
+
+// Gradients of the weights, summed over samples and steps.
+template <class T>
+struct WeightSums {
+  T* weight[kMaxHiddenLayers + 1];  // l = 1: dW_1ᵀ [D, n_1]; else dW_l [n_l, n_{l-1}]; panels
+  T* bias[kMaxHiddenLayers + 1];
+  T* out;       // dw [n_L]
+  T* out_bias;  // [1]
+
+  WeightSums(const MlpShape& shape, Arena& arena) {
+    for (int l = 1; l <= shape.layers; ++l) {
+      weight[l] = arena.take<T>(static_cast<int64_t>(width(shape, l - 1)) * width(shape, l));
+      bias[l] = arena.take<T>(width(shape, l));
+    }
+    out = arena.take<T>(width(shape, shape.layers));
+    out_bias = arena.take<T>(1);
+  }
+};
+
+}  // namespace mlp
+}  // namespace ADE_ISA
+}  // namespace ade

@@ -1,0 +1,72 @@
+// The sums of one group of tiles, and the sum over the groups in their order, written out row-major.
+#pragma once
+
+#include "cpu/mlp/network.h"
+#include "cpu/mlp/tasks.h"
+
+namespace ade {
+namespace ADE_ISA {
+namespace mlp {
+
+// Adds the same element of every group's block: group g's is `stride` bytes after group g - 1's.
+template <class T>
+struct OverGroups {
+  int64_t count, stride;
+
+  T sum(const T* first) const {
+    T total = 0;
+    for (int64_t g = 0; g < count; ++g) total += *at(first, g);
+    return total;
+  }
+  void sum(const T* first, int64_t size, T* total) const {
+    for (int64_t i = 0; i < size; ++i) total[i] = 0;
+    for (int64_t g = 0; g < count; ++g) {
+      const T* const terms = at(first, g);
+      for (int64_t i = 0; i < size; ++i) total[i] += terms[i];
+    }
+  }
+
+ private:
+  const T* at(const T* first, int64_t g) const {
+    return reinterpret_cast<const T*>(reinterpret_cast<const char*>(first) + g * stride);
+  }
+};
+
+// dweights = Σ over the groups of `first`, the sums of group 0. Panels are the tasks.
+template <class T>
+void reduce_weights(const MlpShape& shape, const WeightSums<T>& first, const OverGroups<T>& groups,
+                    const MlpWeightGradients& dweights, cpu::Parallel parallel) {
+  const int layers = shape.layers;
+  for (int l = 1; l <= layers; ++l) {
+    groups.sum(first.bias[l], width(shape, l), static_cast<T*>(dweights.bias[l - 1]));
+  }
+  groups.sum(first.out, width(shape, layers), static_cast<T*>(dweights.weight[layers]));
+  groups.sum(first.out_bias, 1, static_cast<T*>(dweights.bias[layers]));
+
+  int64_t first_panel[kMaxHiddenLayers + 2] = {0, 0};  // layer 1's panels run over n_1, the others' over n_{l-1}
+  for (int l = 1; l <= layers; ++l) {
+    first_panel[l + 1] = first_panel[l] + width(shape, l == 1 ? 1 : l - 1) / kPanel<T>;
+  }
+  const auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      int l = 1;
+      while (task >= first_panel[l + 1]) ++l;
+      const int64_t p = task - first_panel[l];
+      const int64_t in = width(shape, l - 1), rows = l == 1 ? in : width(shape, l);
+      T* const out = static_cast<T*>(dweights.weight[l - 1]);
+      for (int64_t r = 0; r < rows; ++r) {
+        T row[kPanel<T>];
+        groups.sum(first.weight[l] + (p * rows + r) * kPanel<T>, kPanel<T>, row);
+        for (int64_t c = 0; c < kPanel<T>; ++c) {
+          const int64_t unit = p * kPanel<T> + c;
+          out[l == 1 ? unit * in + r : r * in + unit] = row[c];
+        }
+      }
+    }
+  };
+  parallel_for(parallel, first_panel[layers + 1], groups.count * width(shape, layers) * kPanel<T>, body);
+}
+
+}  // namespace mlp
+}  // namespace ADE_ISA
+}  // namespace ade

@@ -1,0 +1,232 @@
+// A tile: the samples that one thread takes through the network together, with all that the sweeps of potentials/mlp.h
+// leave for each other. Everything is panels [width, rows] (product.h) in one arena, few enough rows for the second-level
+// cache. The sweeps themselves are in gradient.h (first order) and second_order.h.
+#pragma once
+
+#include "cpu/mlp/network.h"
+#include "cpu/mlp/vector_math.h"
+#include "potentials/mlp.h"
+#include "potentials/mlp_activations.h"
+
+namespace ade {
+namespace ADE_ISA {
+namespace mlp {
+
+// What a tile is built for: cotangents of the gradient, of the value, or none.
+struct TileUse {
+  bool dgradient, dvalue;
+
+  bool curvature(const MlpShape& shape) const {
+    return (dgradient && !piecewise_linear(shape.activation)) || dvalue;
+  }
+};
+
+template <class T>
+class Tile {
+ public:
+  Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena);
+
+  // The samples at hand: rows of x, and where the piecewise-linear bits live (null: in the tile).
+  void begin(int rows, uint8_t* bits);
+
+  int layers() const { return shape_.layers; }
+
+  // First order.
+  void forward(int l);
+  void seed_from_bits();
+  void backward(int l);
+  void input_gradient() { project(delta_[1], gradient); }
+
+  // Second order.
+  void tangent(int l);
+  void curvature(int l);
+  void input_product() { project(zeta_[1], dx); }
+  void weight_gradient(int l);
+
+  Wanted want;   // of the sweep at hand
+  T* x;          // [rows, D]
+  T* value;      // [rows], f
+  T* gradient;   // [rows, D], F
+  T* dvalue;     // [rows], df, or null: 0
+  T* dgradient;  // [rows, D], u
+  T* dx;         // [rows, D]
+  WeightSums<T>* sums;
+
+ private:
+  using V = simd::Vector<T>;
+  static constexpr int kLanes = simd::kLanes<T>;
+  static constexpr int kRegisters = simd::kPanelRegisters<T>;
+
+  int columns(int l) const { return width(shape_, l); }
+  int panel_count(int l) const { return columns(l) / kPanel<T>; }
+  int64_t panel_size() const { return static_cast<int64_t>(rows_) * kPanel<T>; }
+  bool linear() const { return piecewise_linear(shape_.activation); }
+  bool bends() const { return want.tangent && !linear(); }
+
+  // panel_ [rows, kPanel] = start + (activations of layer l) times a packed panel.
+  void multiply(const T* activations, int l, const T* packed, const T* start);
+  // out [rows, D] = a W_1 for panels a of layer 1.
+  void project(const T* a, T* out);
+  template <int D, int R>
+  void project_narrow(const T* a, T* out, int row);
+
+  uint8_t* bits_of_panel(int l, int p, int row) const {
+    return bits_ + row * bit_stride_ + (first_unit_[l] + p * kPanel<T>) / 8;
+  }
+  // φ' of the piecewise-linear activation for one row of a panel.
+  V slope_from_bits(uint32_t bits, int j) const;
+  uint32_t load_bits(int l, int p, int row) const;
+  void store_bits(int l, int p, int row, uint32_t bits) const;
+
+  template <class Function>
+  void activate_smooth(int l, int p);
+  template <class Function, bool Last, bool Value>
+  void activate_smooth_rows(int l, int p);
+  void activate_linear(int l, int p);
+  void backward_smooth(int l, int p);
+  void backward_linear(int l, int p);
+
+  // sums [kPanel] += total
+  static void add_to(T* sums, const V (&total)[kRegisters]) {
+    for (int j = 0; j < kRegisters; ++j) simd::store<T>(sums + j * kLanes, simd::load(sums + j * kLanes) + total[j]);
+  }
+
+  const Network<T>& network_;
+  const MlpShape shape_;
+  T parameter_;
+  int rows_;
+  T* zeros_;   // [kPanel]
+  T* panel_;   // [rows, kPanel], the product at hand
+  T* hidden_[kMaxHiddenLayers + 1];   // h_l
+  T* slope_[kMaxHiddenLayers + 1];    // φ'_l, of a smooth φ
+  T* delta_[kMaxHiddenLayers + 1];    // δ_l
+  T* tangent_[kMaxHiddenLayers + 1];  // t_l
+  T* zeta_[kMaxHiddenLayers + 1];     // φ''_l, then φ''_l G_l, then φ''_l G_l ż_l, then ζ_l
+  uint8_t* own_bits_;
+  uint8_t* bits_;       // [rows, Σ n_l / 8]
+  int64_t bit_stride_;  // bytes of one row
+  int first_unit_[kMaxHiddenLayers + 2];
+};
+
+template <class T>
+Tile<T>::Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena)
+    : sums(nullptr), network_(network), shape_(network.shape), rows_(capacity) {
+  const int layers = shape_.layers;
+  const bool smooth = !linear(), curvature = use.curvature(shape_);
+  parameter_ = shape_.activation == kRelu ? T(0) : static_cast<T>(shape_.parameter);
+  first_unit_[1] = 0;
+  for (int l = 1; l <= layers; ++l) first_unit_[l + 1] = first_unit_[l] + columns(l);
+  bit_stride_ = first_unit_[layers + 1] / 8;
+
+  const int64_t points = static_cast<int64_t>(capacity) * shape_.dim;
+  zeros_ = arena.take<T>(kPanel<T>);
+  panel_ = arena.take<T>(static_cast<int64_t>(capacity) * kPanel<T>);
+  x = arena.take<T>(points);
+  gradient = arena.take<T>(points);
+  dgradient = arena.take<T>(points);
+  dx = arena.take<T>(points);
+  value = arena.take<T>(capacity);
+  dvalue = use.dvalue ? arena.take<T>(capacity) : nullptr;
+  own_bits_ = linear() ? arena.take<uint8_t>(capacity * bit_stride_) : nullptr;
+  for (int l = 1; l <= layers; ++l) {
+    const int64_t size = static_cast<int64_t>(capacity) * columns(l);
+    // Without a use for h or φ' later, δ_l takes their place: h_l is read by layer l + 1 before δ_l is written.
+    hidden_[l] = arena.take<T>(size);
+    slope_[l] = smooth ? arena.take<T>(size) : nullptr;
+    delta_[l] = curvature || use.dgradient ? arena.take<T>(size) : (smooth ? slope_[l] : hidden_[l]);
+    tangent_[l] = use.dgradient && l < layers ? arena.take<T>(size) : nullptr;
+    zeta_[l] = curvature ? arena.take<T>(size) : nullptr;
+  }
+  if (zeros_) {
+    for (int c = 0; c < kPanel<T>; ++c) zeros_[c] = 0;
+  }
+}
+
+template <class T>
+void Tile<T>::begin(int rows, uint8_t* bits) {
+  rows_ = rows;
+  bits_ = bits ? bits : own_bits_;
+}
+
+template <class T>
+void Tile<T>::multiply(const T* activations, int l, const T* packed, const T* start) {
+  if (l == 0) {
+    product<T, 0, 1>(rows_, {activations, shape_.dim, 1, 0}, {packed, 0}, 1, shape_.dim, {start, 0}, panel_);
+  } else {
+    product<T, kPanel<T>, 1>(rows_, {activations, kPanel<T>, 1, panel_size()}, {packed, kPanel<T> * kPanel<T>},
+                             panel_count(l), kPanel<T>, {start, 0}, panel_);
+  }
+}
+
+template <class T>
+inline uint32_t Tile<T>::load_bits(int l, int p, int row) const {
+  uint32_t bits = 0;
+  __builtin_memcpy(&bits, bits_of_panel(l, p, row), kPanel<T> / 8);
+  return bits;
+}
+template <class T>
+inline void Tile<T>::store_bits(int l, int p, int row, uint32_t bits) const {
+  __builtin_memcpy(bits_of_panel(l, p, row), &bits, kPanel<T> / 8);
+}
+template <class T>
+inline simd::Vector<T> Tile<T>::slope_from_bits(uint32_t bits, int j) const {
+  const simd::Mask<T> m = simd::mask_of<T>(bits >> (j * kLanes));
+  return m ? simd::broadcast<T>(1) : simd::broadcast<T>(parameter_);
+}
+
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
+template <class T>
+void Tile<T>::project(const T* a, T* out) {
+  const int dim = shape_.dim;
+  const auto narrow = [&](auto d, auto group) {
+    constexpr int D = decltype(d)::value, R = decltype(group)::value;
+    int row = 0;
+    for (; row + R <= rows_; row += R) project_narrow<D, R>(a, out, row);
+    for (; row < rows_; ++row) project_narrow<D, 1>(a, out, row);
+  };
+  if (dim == 1) return narrow(Constant<1>{}, Constant<8>{});
+  if (dim == 2) return narrow(Constant<2>{}, Constant<4>{});
+  if (dim == 3) return narrow(Constant<3>{}, Constant<2>{});
+  if (dim == 4) return narrow(Constant<4>{}, Constant<2>{});
+  for (int p = 0; p < panels(dim, kPanel<T>); ++p) {
+    multiply(a, 1, network_.backward[1] + static_cast<int64_t>(p) * columns(1) * kPanel<T>, zeros_);
+    const int first = p * kPanel<T>, size = dim - first < kPanel<T> ? dim - first : kPanel<T>;
+    for (int r = 0; r < rows_; ++r) {
+      for (int c = 0; c < size; ++c) out[r * dim + first + c] = panel_[r * kPanel<T> + c];
+    }
+  }
+}
+
+// R rows of out against the D columns of W_1, as dot products along the units: a padded panel would waste most of its
+// columns.
+template <class T>
+template <int D, int R>
+void Tile<T>::project_narrow(const T* a, T* out, int row) {
+  V dot[R][D] = {};
+  for (int p = 0; p < panel_count(1); ++p) {
+    const T* const a_p = a + p * panel_size() + row * kPanel<T>;
+    const T* const w_p = network_.forward[1] + static_cast<int64_t>(p) * D * kPanel<T>;
+#pragma GCC unroll 4
+    for (int j = 0; j < kRegisters; ++j) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const V a_r = simd::load(a_p + r * kPanel<T> + j * kLanes);
+#pragma GCC unroll 4
+        for (int c = 0; c < D; ++c) dot[r][c] += a_r * simd::load(w_p + c * kPanel<T> + j * kLanes);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < D; ++c) out[(row + r) * D + c] = simd::sum<T>(dot[r][c]);
+  }
+}
+
+}  // namespace mlp
+}  // namespace ADE_ISA
+}  // namespace ade

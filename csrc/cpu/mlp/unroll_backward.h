@@ -1,0 +1,144 @@
+// The whole backward pass of the unroll: each tile goes back from t = T to 0. At every stored x_t the network's
+// second-order products turn the kick's cotangent of F(x_t) into cotangents of x_t and of the weights.
+//
+// A piecewise-linear potential has no Hessian: x_t's cotangent passes kicks unchanged, and with φ' kept as bits not even
+// the forward sweep is repeated.
+#pragma once
+
+#include <cstring>
+
+#include "cpu/mlp/dynamics.h"
+#include "cpu/mlp/gradient.h"
+#include "cpu/mlp/reduce.h"
+#include "cpu/mlp/second_order.h"
+
+namespace ade {
+namespace ADE_ISA {
+namespace mlp {
+
+template <class T>
+struct UnrollBackward {
+  // What one group of tiles sums up.
+  struct Sums {
+    WeightSums<T> weights;
+    StepSums<T> steps;
+
+    Sums(const MlpUnrollBackward& args, Arena& arena) : weights(args.shape, arena) {
+      const int64_t drifts = args.dynamics.steps * args.shape.dim, kicks = drifts + args.shape.dim;
+      steps.kick = arena.take<T>(kicks);
+      steps.drift = arena.take<T>(drifts);
+      steps.decay = arena.take<T>(kicks);
+      steps.stretch = arena.take<T>(drifts);
+    }
+  };
+  struct Worker {
+    Tile<T> tile;
+    T* dv;  // [rows, D]
+
+    Worker(const MlpUnrollBackward& args, const Network<T>& network, Arena& arena)
+        : tile(network, TileUse{true, false}, Tiles(args.dynamics.rows).capacity(), arena),
+          dv(arena.take<T>(static_cast<int64_t>(Tiles(args.dynamics.rows).capacity()) * args.shape.dim)) {}
+  };
+  // Everything that lives in the workspace, in its order: weights, sums of each group, workers.
+  struct Layout {
+    Arena arena;
+    Network<T> network;
+    Dynamics<T> dynamics;
+    int64_t sums_at, sums_bytes, workers_at, worker_bytes;
+
+    explicit Layout(const MlpUnrollBackward& args)
+        : arena(args.workspace),
+          network(args.shape, arena),
+          dynamics(args.dynamics, args.shape.dim, arena),
+          sums_at(arena.used()) {
+      Arena sums(nullptr), worker(nullptr);
+      Sums(args, sums);
+      Worker(args, network, worker);
+      sums_bytes = sums.used();
+      worker_bytes = worker.used();
+      workers_at = sums_at + groups(args).count * sums_bytes;
+    }
+  };
+
+  static Groups groups(const MlpUnrollBackward& args) { return Groups(Tiles(args.dynamics.rows).count); }
+
+  static int64_t workspace_bytes(MlpUnrollBackward args) {
+    args.workspace = nullptr;
+    const Layout layout(args);
+    return layout.workers_at + args.workers * layout.worker_bytes;
+  }
+
+  static void launch(const MlpUnrollBackward& args, cpu::Parallel parallel) {
+    Layout layout(args);
+    layout.network.pack(args.weights);
+    layout.dynamics.prepare();
+    const Tiles cut(args.dynamics.rows);
+    const Groups group(cut.count);
+    char* const memory = static_cast<char*>(args.workspace);
+    Queue queue(group.count);
+    run_workers(parallel, min_of(args.workers, group.count), [&](int64_t index) {
+      Arena own(memory + layout.workers_at + index * layout.worker_bytes);
+      Worker worker(args, layout.network, own);
+      for (int64_t g; (g = queue.next()) >= 0;) {
+        char* const block = memory + layout.sums_at + g * layout.sums_bytes;
+        memset(block, 0, layout.sums_bytes);
+        Arena arena(block);
+        Sums sums(args, arena);
+        worker.tile.sums = &sums.weights;
+        for (int64_t tile = group.begin(g); tile < group.begin(g + 1); ++tile) {
+          go_back(args, layout.dynamics, worker, sums.steps, cut.begin(tile),
+                  static_cast<int>(cut.begin(tile + 1) - cut.begin(tile)));
+        }
+      }
+    });
+    Arena arena(memory + layout.sums_at);
+    reduce(args, Sums(args, arena), {group.count, layout.sums_bytes}, parallel);
+  }
+
+  static void go_back(const MlpUnrollBackward& args, const Dynamics<T>& dynamics, Worker& worker,
+                      const StepSums<T>& steps, int64_t first, int rows) {
+    const int64_t dim = args.shape.dim, size = rows * dim, at = first * dim, all = args.dynamics.rows * dim;
+    const int64_t bytes = size * sizeof(T), bit_stride = unit_count(args.shape) / 8;
+    const T* const x = static_cast<const T*>(args.x) + at;
+    const T* const v = static_cast<const T*>(args.v) + at;
+    const T* const v0 = static_cast<const T*>(args.v0) + at;
+    T* const dx = static_cast<T*>(args.dx0) + at;  // the cotangents of x and v are carried in their outputs
+    T* const dv = static_cast<T*>(args.dv0) + at;
+    Tile<T>& tile = worker.tile;
+    const bool smooth = !piecewise_linear(args.shape.activation);
+    tile.want = Wanted{};
+    tile.want.gradient = true;
+    tile.want.weights = args.dweights.weight[0] != nullptr;
+    tile.want.tangent = !args.stopped && (smooth || tile.want.weights);
+    tile.want.curvature = tile.want.tangent && smooth;
+    tile.want.bits_kept = args.bits != nullptr;
+    memcpy(dx, static_cast<const T*>(args.dx_end) + at, bytes);
+    memcpy(dv, static_cast<const T*>(args.dv_end) + at, bytes);
+    for (int64_t t = args.dynamics.steps; t >= 0; --t) {
+      if (t < args.dynamics.steps) dynamics.drift_vjp(t, rows, x + t * all, v + t * all, dx, dv, steps);
+      // The tile only reads the bits that are given.
+      tile.begin(rows, args.bits ? const_cast<uint8_t*>(args.bits) + (t * args.dynamics.rows + first) * bit_stride : nullptr);
+      memcpy(tile.x, x + t * all, bytes);
+      first_order(tile, tile.want);
+      const T* const v_before = t == 0 ? v0 : v + (t - 1) * all;
+      dynamics.kick_vjp(t, rows, tile.gradient, v_before, dv, tile.dgradient, steps);
+      if (tile.want.tangent) second_order(tile, tile.want);
+      if (!tile.want.curvature) continue;
+      for (int64_t i = 0; i < size; ++i) dx[i] += tile.dx[i];
+    }
+  }
+
+  static void reduce(const MlpUnrollBackward& args, const Sums& first, const OverGroups<T>& groups,
+                     cpu::Parallel parallel) {
+    const int64_t drifts = args.dynamics.steps * args.shape.dim, kicks = drifts + args.shape.dim;
+    if (args.dweights.weight[0]) reduce_weights(args.shape, first.weights, groups, args.dweights, parallel);
+    groups.sum(first.steps.kick, kicks, static_cast<T*>(args.dkick));
+    groups.sum(first.steps.drift, drifts, static_cast<T*>(args.ddrift));
+    if (args.dlog_decay) groups.sum(first.steps.decay, kicks, static_cast<T*>(args.dlog_decay));
+    if (args.dlog_stretch) groups.sum(first.steps.stretch, drifts, static_cast<T*>(args.dlog_stretch));
+  }
+};
+
+}  // namespace mlp
+}  // namespace ADE_ISA
+}  // namespace ade

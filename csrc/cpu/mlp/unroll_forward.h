@@ -1,0 +1,89 @@
+// The whole forward unroll: each tile of samples goes through all T + 1 kicks and T drifts while its activations and the
+// weights stay in cache.
+#pragma once
+
+#include <cstring>
+
+#include "cpu/mlp/dynamics.h"
+#include "cpu/mlp/gradient.h"
+#include "cpu/mlp/tasks.h"
+
+namespace ade {
+namespace ADE_ISA {
+namespace mlp {
+
+template <class T>
+struct UnrollForward {
+  // Everything that lives in the workspace, in its order.
+  struct Layout {
+    Arena arena;
+    Network<T> network;
+    Dynamics<T> dynamics;
+    int64_t shared_bytes, worker_bytes;
+
+    explicit Layout(const MlpUnroll& args)
+        : arena(args.workspace), network(args.shape, arena), dynamics(args.dynamics, args.shape.dim, arena) {
+      Arena worker(nullptr);
+      Worker(args, network, worker);
+      shared_bytes = arena.used();
+      worker_bytes = worker.used();
+    }
+  };
+  struct Worker {
+    Tile<T> tile;
+    T* v;  // [rows, D]
+
+    Worker(const MlpUnroll& args, const Network<T>& network, Arena& arena)
+        : tile(network, TileUse{false, false}, tiles(args).capacity(), arena),
+          v(arena.take<T>(static_cast<int64_t>(tiles(args).capacity()) * args.shape.dim)) {}
+  };
+
+  static Tiles tiles(const MlpUnroll& args) { return Tiles(args.dynamics.rows, args.workers); }
+
+  static int64_t workspace_bytes(MlpUnroll args) {
+    args.workspace = nullptr;
+    const Layout layout(args);
+    return layout.shared_bytes + args.workers * layout.worker_bytes;
+  }
+
+  static void launch(const MlpUnroll& args, cpu::Parallel parallel) {
+    if (args.dynamics.rows == 0) return;
+    Layout layout(args);
+    layout.network.pack(args.weights);
+    layout.dynamics.prepare();
+    const Tiles cut = tiles(args);
+    Queue queue(cut.count);
+    run_workers(parallel, min_of(args.workers, cut.count), [&](int64_t index) {
+      Arena arena(static_cast<char*>(args.workspace) + layout.shared_bytes + index * layout.worker_bytes);
+      Worker worker(args, layout.network, arena);
+      for (int64_t tile; (tile = queue.next()) >= 0;) {
+        unroll(args, layout.dynamics, worker, cut.begin(tile), static_cast<int>(cut.begin(tile + 1) - cut.begin(tile)));
+      }
+    });
+  }
+
+  static void unroll(const MlpUnroll& args, const Dynamics<T>& dynamics, Worker& worker, int64_t first, int rows) {
+    const int64_t dim = args.shape.dim, at = first * dim, all = args.dynamics.rows * dim, bytes = rows * dim * sizeof(T);
+    const int64_t bit_stride = unit_count(args.shape) / 8;
+    Tile<T>& tile = worker.tile;
+    tile.want = Wanted{};
+    tile.want.gradient = true;
+    memcpy(tile.x, static_cast<const T*>(args.x0) + at, bytes);
+    memcpy(worker.v, static_cast<const T*>(args.v0) + at, bytes);
+    for (int64_t t = 0; t <= args.dynamics.steps; ++t) {
+      tile.begin(rows, args.bits ? args.bits + (t * args.dynamics.rows + first) * bit_stride : nullptr);
+      first_order(tile, tile.want);
+      dynamics.kick(t, rows, tile.gradient, worker.v);
+      if (args.x) memcpy(static_cast<T*>(args.x) + t * all + at, tile.x, bytes);
+      if (t == args.dynamics.steps) break;
+      if (args.v) memcpy(static_cast<T*>(args.v) + t * all + at, worker.v, bytes);
+      dynamics.drift(t, rows, worker.v, tile.x);
+    }
+    memcpy(static_cast<T*>(args.x_end) + at, tile.x, bytes);
+    memcpy(static_cast<T*>(args.v_end) + at, worker.v, bytes);
+  }
+};
+
+}  // namespace mlp
+}  // namespace ADE_ISA
+}  // namespace ade

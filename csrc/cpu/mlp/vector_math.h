@@ -1,0 +1,102 @@
+// exp, expm1 and log(1 + y) of vectors, without tables or branches, for the activations (potentials/mlp_activations.h).
+//
+// e^z = 2^n e^r with n = round(z / ln 2) and |r| <= ln 2 / 2; e^r - 1 = r + r² q(r) with Taylor's q, so that expm1 keeps
+// its relative accuracy near 0. Arguments are clamped to where 2^n is a normal number. NaN gives NaN.
+// log(1 + y) = 2 atanh(s) + (0 or ln 2) with s = f / (2 + f) and FDLIBM's coefficients, f = y or (y - 1) / 2.
+#pragma once
+
+#include "cpu/mlp/vectors.h"
+
+namespace ade {
+namespace ADE_ISA {
+namespace simd {
+
+template <class T>
+struct MathConstants;
+template <>
+struct MathConstants<float> {
+  static constexpr float kLog2e = 0x1.715476p+0f;
+  static constexpr float kLn2High = 0x1.62e4p-1f;  // 14 bits: n * kLn2High is exact
+  static constexpr float kLn2Low = 0x1.7f7d1cp-20f;
+  static constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer, left in the low bits
+  static constexpr float kLowest = -87.0f, kHighest = 88.0f;
+  static constexpr int kMantissa = 23, kBias = 127;
+  static constexpr int kTerms = 6;
+  static constexpr float kExp[kTerms] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f};
+  static constexpr int kLogTerms = 4;
+  static constexpr float kLog[kLogTerms] = {0.24279078841f, 0.28498786688f, 0.40000972152f, 0.66666662693f};
+};
+template <>
+struct MathConstants<double> {
+  static constexpr double kLog2e = 0x1.71547652b82fep+0;
+  static constexpr double kLn2High = 0x1.62e42feep-1;  // 32 bits: n * kLn2High is exact
+  static constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
+  static constexpr double kRound = 0x1.8p52;
+  static constexpr double kLowest = -708.0, kHighest = 709.0;
+  static constexpr int kMantissa = 52, kBias = 1023;
+  static constexpr int kTerms = 12;
+  static constexpr double kExp[kTerms] = {1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0,
+                                          1.0 / 362880.0,     1.0 / 40320.0,     1.0 / 5040.0,     1.0 / 720.0,
+                                          1.0 / 120.0,        1.0 / 24.0,        1.0 / 6.0,        0.5};
+  static constexpr int kLogTerms = 7;
+  static constexpr double kLog[kLogTerms] = {1.479819860511658591e-01, 1.531383769920937332e-01,
+                                             1.818357216161805012e-01, 2.222219843214978396e-01,
+                                             2.857142874366239149e-01, 3.999999999940941908e-01,
+                                             6.666666666666735130e-01};
+};
+
+template <class T>
+struct Math {
+  using V = Vector<T>;
+  using C = MathConstants<T>;
+
+  ADE_INLINE V constant(double c) { return broadcast<T>(static_cast<T>(c)); }
+  ADE_INLINE V select(Mask<T> m, V yes, V no) { return m ? yes : no; }
+  ADE_INLINE V abs(V z) { return z < V{} ? -z : z; }
+
+  struct Parts {
+    V power, rest;  // e^z = power (1 + rest)
+  };
+  ADE_INLINE Parts exp_parts(V z) {
+    const V lowest = constant(C::kLowest), highest = constant(C::kHighest);
+    z = z > highest ? highest : z;
+    z = z < lowest ? lowest : z;
+    const V round = constant(C::kRound);
+    const V shifted = z * C::kLog2e + round;
+    const V n = shifted - round;
+    const V r = (z - n * C::kLn2High) - n * C::kLn2Low;
+    V q = constant(C::kExp[0]);
+#pragma GCC unroll 16
+    for (int i = 1; i < C::kTerms; ++i) q = q * r + C::kExp[i];
+    const Mask<T> exponent = (Mask<T>)shifted - (Mask<T>)round + C::kBias;
+    return {(V)(exponent << C::kMantissa), r + r * r * q};
+  }
+  ADE_INLINE V exp(V z) {
+    const Parts p = exp_parts(z);
+    return p.power + p.power * p.rest;
+  }
+  ADE_INLINE V expm1(V z) {
+    const Parts p = exp_parts(z);
+    return p.power * p.rest + (p.power - T(1));
+  }
+
+  struct OnePlus {
+    V reciprocal, log;
+  };
+  // 1 / (1 + y) and log(1 + y) for y in [0, 1], by one division.
+  ADE_INLINE OnePlus of_one_plus(V y) {
+    const Mask<T> upper = y > constant(0.41421356237309504880);  // 1 + y > √2: halve it
+    const V sum = y + T(1), divisor = y + (upper ? constant(3) : constant(2));
+    const V quotient = constant(1) / (sum * divisor);
+    const V s = (upper ? y - T(1) : y) * (quotient * sum);
+    const V z = s * s;
+    V q = constant(C::kLog[0]);
+#pragma GCC unroll 8
+    for (int i = 1; i < C::kLogTerms; ++i) q = q * z + C::kLog[i];
+    return {quotient * divisor, (upper ? constant(0.69314718055994530942) : V{}) + (T(2) * s + s * (z * q))};
+  }
+};
+
+}  // namespace simd
+}  // namespace ADE_ISA
+}  // namespace ade

@@ -1,0 +1,115 @@
+// MLP potentials: the whole unroll of a leapfrog-type dynamics and its whole backward pass, and the field's own value,
+// gradient and vector-Jacobian products (potentials/mlp.h). Conventions: launch/clips.h.
+#pragma once
+
+#include "common/mlp_shape.h"
+#include "launch/clips.h"
+
+namespace ade {
+
+// l = 1..L: W_l [n_l, n_{l-1}] and b_l [n_l] at index l - 1; w [1, n_L] and b [1] at index L. Row-major, contiguous.
+struct MlpWeights {
+  const void* weight[kMaxHiddenLayers + 1];
+  const void* bias[kMaxHiddenLayers + 1];
+};
+struct MlpWeightGradients {  // all null: not wanted
+  void* weight[kMaxHiddenLayers + 1];
+  void* bias[kMaxHiddenLayers + 1];
+};
+
+// Every dynamics of this family is T + 1 kicks and T drifts (steps/generalized_leapfrog.h, its half kick and its drift):
+//   v_t = v_{t-1} · decay_t + kick_t · clip(F(x_t)),   x_{t+1} = clamp(x_t · stretch_t + drift_t · clip(v_t), lo, hi)
+// with v_{-1} = v0. Leapfrog: decay and stretch 1. Damped leapfrog: decay m. Generalized leapfrog with constant S: kick
+// (v e^S + a F) e^S + b F is decay e^{2S} (e^S at both ends), kick a e^S + b; stretch e^{S_x}.
+struct MlpDynamics {
+  int64_t rows, steps;      // B, T
+  const void* kick;         // [T+1, D]
+  const void* drift;        // [T, D]
+  double damping;           // decay, where there is no log_decay
+  const void* log_decay;    // [T+1, D], or null
+  const void* log_stretch;  // [T, D], or null: stretch 1
+  ClipArgs grad_clip;
+  ClipArgs momentum_clip;
+  double lo, hi;
+};
+
+struct MlpUnroll {
+  Dtype dtype;  // float32 or float64
+  MlpShape shape;
+  MlpWeights weights;
+  MlpDynamics dynamics;
+  const void* x0;   // [B, D]
+  const void* v0;   // [B, D]
+  void* x_end;      // [B, D] x_T
+  void* v_end;      // [B, D] v_T
+  void* x;          // [T+1, B, D] x_0 .. x_T for the backward pass, or null: not wanted
+  void* v;          // [T, B, D] v_0 .. v_{T-1}, each after its kick, or null
+  uint8_t* bits;    // [T+1, B, Σ n_l / 8] of a piecewise-linear potential: z > 0, unit by unit; or null
+  int32_t workers;  // at most so many threads will run; the results do not depend on it
+  void* workspace;
+};
+
+struct MlpUnrollBackward {
+  Dtype dtype;
+  MlpShape shape;
+  MlpWeights weights;
+  MlpDynamics dynamics;
+  const void* v0;       // [B, D]
+  const void* x;        // [T+1, B, D]
+  const void* v;        // [T, B, D]
+  const uint8_t* bits;  // [T+1, B, Σ n_l / 8], or null: not kept
+  bool stopped;         // F(x_t) is a constant: no second-order products; every dweights is null
+  const void* dx_end;   // [B, D]
+  const void* dv_end;   // [B, D]
+  void* dx0;            // [B, D]
+  void* dv0;            // [B, D]
+  void* dkick;          // [T+1, D], summed over the batch like all that follows
+  void* ddrift;         // [T, D]
+  void* dlog_decay;     // [T+1, D], null without log_decay
+  void* dlog_stretch;   // [T, D], null without log_stretch
+  MlpWeightGradients dweights;
+  int32_t workers;
+  void* workspace;
+};
+
+struct MlpField {
+  Dtype dtype;
+  MlpShape shape;
+  MlpWeights weights;
+  int64_t rows;
+  const void* x;  // [B, D]
+  void* value;    // [B], or null
+  void* grad;     // [B, D], or null
+  int32_t workers;
+  void* workspace;
+};
+
+// The vector-Jacobian product of ⟨grad, dgrad⟩ + ⟨value, dvalue⟩.
+struct MlpFieldBackward {
+  Dtype dtype;
+  MlpShape shape;
+  MlpWeights weights;
+  int64_t rows;
+  const void* x;       // [B, D]
+  const void* dvalue;  // [B], or null: 0
+  const void* dgrad;   // [B, D], or null: 0
+  void* dx;            // [B, D]
+  MlpWeightGradients dweights;
+  int32_t workers;
+  void* workspace;
+};
+
+namespace cpu {
+
+int64_t workspace_bytes(const MlpUnroll& args);
+int64_t workspace_bytes(const MlpUnrollBackward& args);
+int64_t workspace_bytes(const MlpField& args);
+int64_t workspace_bytes(const MlpFieldBackward& args);
+
+void launch(const MlpUnroll& args, Parallel parallel);
+void launch(const MlpUnrollBackward& args, Parallel parallel);
+void launch(const MlpField& args, Parallel parallel);
+void launch(const MlpFieldBackward& args, Parallel parallel);
+
+}  // namespace cpu
+}  // namespace ade

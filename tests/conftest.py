@@ -1,0 +1,48 @@
+"""Fixtures and markers of the whole suite."""
+
+import pytest
+import torch
+from cases import POTENTIALS, make_potential
+from torch import nn
+
+CUDA = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.cuda,
+        pytest.mark.skipif(
+            not torch.cuda.is_available(), reason="needs a GPU: torch.cuda.is_available() is False"
+        ),
+    ],
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The tensors here are tiny: a second thread only waits (30 times slower on a shared 2-core machine).
+    torch.set_num_threads(1)
+    config.addinivalue_line(
+        "markers", "cuda: runs on a CUDA device; skipped, with the reason, where there is none"
+    )
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test starts from the same seed, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", CUDA])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The devices a test runs on."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=list(POTENTIALS))
+def any_potential(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[int, ...]]:
+    """Each potential of `cases.POTENTIALS` in turn, float64, with its event shape."""
+    return make_potential(request.param), POTENTIALS[request.param].event
+
+
+@pytest.fixture(params=[name for name, case in POTENTIALS.items() if case.smooth])
+def smooth_potential(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[int, ...]]:
+    """The smooth ones, float64, in evaluation mode (spectral norm: fixed weights), with their event shape."""
+    return make_potential(request.param).eval(), POTENTIALS[request.param].event

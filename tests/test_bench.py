@@ -1,0 +1,104 @@
+"""The benchmarks run, say what they could not measure, and the documents quote the results files. No timing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCH = ROOT / "bench"
+
+# Runs dynamics.py where jax cannot be imported, whether or not it is installed.
+WITHOUT_JAX = """
+import runpy, sys
+sys.modules["jax"] = None
+sys.path.insert(0, sys.argv[1])
+sys.argv = ["bench/dynamics.py", *sys.argv[2:]]
+runpy.run_path(sys.path[0] + "/dynamics.py", run_name="__main__")
+"""
+
+
+def report(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, BENCH / "report.py", *arguments]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results file of the smallest case, without the peers that compile."""
+    file = tmp_path_factory.mktemp("results") / "dynamics-here.json"
+    options = "--quick --threads 1 --cases mlp-relu-* --peers eager-2t,eager-t1,jax,ade-auto,ade-states --out"
+    command = [sys.executable, "-c", WITHOUT_JAX, str(BENCH), *options.split(), str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "| `mlp-relu-B100-T10` |" in done.stdout
+    return file
+
+
+def test_quick_run_checks_and_measures_every_peer(results: Path) -> None:
+    written = json.loads(results.read_text())
+    (case,) = written["cases"]
+    assert case["case"] == "mlp-relu-B100-T10"
+    assert written["command"].startswith("python bench/dynamics.py --quick")
+    assert {"cpu", "cores", "isa", "threads"} <= written["machine"].keys() and written["versions"]["torch"]
+    for name in ("eager-2t", "eager-t1", "ade-auto", "ade-states"):
+        peer = case["peers"][name]
+        assert "skipped" not in peer and peer["error"] <= 2e-3
+        assert peer["ms"] > 0 and len(peer["ms_all"]) == 2 and peer["peak_bytes"] >= 0
+    assert case["peers"]["jax"] == {"skipped": "jax is not installed"}
+
+
+def test_kept_bytes_are_counted_exactly(results: Path) -> None:
+    """memory="states" keeps x_t, v_t and, f being piecewise linear, the gradients: 3T + 2 tensors, and x^T, v^T are
+    among them or outputs. Eager keeps at least the three hidden layers of each of its evaluations."""
+    (case,) = json.loads(results.read_text())["cases"]
+    batch, n_steps = case["batch"], case["n_steps"]
+    state = 4 * 2 * batch
+    small = 4 * (2 * n_steps + 2)  # the merged kicks and drifts, [T + 1, 2] and [T, 2], at most
+    kept = {name: peer.get("kept_bytes") for name, peer in case["peers"].items()}
+    assert (3 * n_steps + 1) * state <= kept["ade-states"] <= (3 * n_steps + 4) * state + 8 * small
+    for name, evaluations in (("eager-t1", n_steps + 1), ("eager-2t", 2 * n_steps)):
+        assert kept[name] >= evaluations * 3 * 128 * 4 * batch
+
+
+def test_wrong_peers_are_not_timed(tmp_path: Path) -> None:
+    """A peer with a wrong step size gets a row that says so, and no time."""
+    script = f"""
+import dataclasses, sys
+sys.path.insert(0, {str(BENCH)!r})
+import dynamics, peers
+right = peers.PEERS["eager-t1"]
+def wrong(problem, settings):
+    step_size = (1.01 * problem.step_size).detach().requires_grad_()
+    return right(dataclasses.replace(problem, step_size=step_size), settings)
+peers.PEERS["eager-t1"] = wrong
+dynamics.main("--quick --threads 1 --cases mlp-silu-* --peers eager-2t,eager-t1 --out {tmp_path}/out.json".split())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    peers = json.loads((tmp_path / "out.json").read_text())["cases"][0]["peers"]
+    assert peers["eager-t1"]["skipped"].startswith("wrong: relative error")
+    assert "ms" not in peers["eager-t1"] and "ms" in peers["eager-2t"]
+    assert "| wrong |" in done.stdout
+
+
+def test_report_rewrites_blocks_and_notices_edits(results: Path, tmp_path: Path) -> None:
+    document = tmp_path / "README.md"
+    document.write_text("before\n<!-- bench:dynamics -->\nold\n<!-- /bench -->\nafter\n")
+    options = ("--results", results.parent, document)
+    assert report("--check", *options).returncode == 1
+    assert report(*options).returncode == 0
+    text = document.read_text()
+    assert text.startswith("before\n<!-- bench:dynamics -->\n| forward + backward, ms |")
+    assert text.endswith("\n<!-- /bench -->\nafter\n") and "old" not in text
+    assert report("--check", *options).returncode == 0
+    document.write_text(text.replace("`mlp-relu-B100-T10` | ", "`mlp-relu-B100-T10` | 9"))
+    stale = report("--check", *options)
+    assert stale.returncode == 1 and "out of date" in stale.stderr
+
+
+def test_documents_quote_the_committed_results() -> None:
+    checked = report("--check")
+    assert checked.returncode == 0, checked.stderr
