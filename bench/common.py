@@ -1,11 +1,10 @@
-"""What the benchmarks share: interleaved medians, memory, the description of a machine, results files."""
+"""What the benchmarks share: interleaved medians, memory, the description of a machine."""
 
 from __future__ import annotations
 
 import ctypes
 import datetime
 import gc
-import json
 import math
 import os
 import platform
@@ -20,14 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
-SCHEMA = 1
-"""Version of the results files. `read_results` refuses another one."""
+from records import ROOT, SCHEMA
 
 # A shorter sample is mostly timer and scheduler noise: short runs are repeated until one is this long.
 _SHORTEST_SAMPLE_S = 0.05
+# A longer call needs no more than one warm-up: what caches and waking threads cost is lost in it.
+_LONG_CALL_S = 2.0
 
 
 # --- Time ---------------------------------------------------------------------------------------------------
@@ -62,20 +59,25 @@ def interleaved(
     """Seconds per call of each of `runs`, one sample per round; a round measures each of them once.
 
     Whatever disturbs the machine for a while disturbs all of them. The order rotates, and an untimed call
-    goes before each sample, so that no one pays for the caches and spinning threads that its neighbour left.
+    goes before each sample of less than 2 s, so that no one pays for the caches and spinning threads that
+    its neighbour left.
     """
-    repeats = {}
+    estimates = {}
     for name, run in runs.items():
-        for _ in range(warmups):
-            run()
-        repeats[name] = math.ceil(_SHORTEST_SAMPLE_S / max(_seconds(run, 1, device), 1e-6))
+        estimates[name] = _seconds(run, 1, device)
+        if estimates[name] < _LONG_CALL_S:
+            for _ in range(warmups - 1):
+                run()
+            estimates[name] = _seconds(run, 1, device)
     samples: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs)
     for _ in range(rounds):
         gc.collect()
         for name in order:
-            runs[name]()
-            samples[name].append(_seconds(runs[name], repeats[name], device))
+            if estimates[name] < _LONG_CALL_S:
+                runs[name]()
+            repeats = math.ceil(_SHORTEST_SAMPLE_S / estimates[name])
+            samples[name].append(_seconds(runs[name], repeats, device))
         order = order[1:] + order[:1]
     return samples
 
@@ -94,15 +96,15 @@ def _status_bytes(field: str) -> int:
     return 1024 * int(line.group(1))
 
 
-def peak_bytes(run: Callable[[], object], device: torch.device, samples: int = 3) -> int:
-    """By how much one call of a warmed-up `run` raises this process's memory at most; median of `samples`.
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """By how much one call of a warmed-up `run` raises this process's memory at most; median of 3.
 
     CPU: growth of the resident set, its high-water mark reset before the call and the allocator's free pages
     given back, so that every library is measured alike, to about 0.5 MB. CUDA: growth of torch's allocated
     bytes.
     """
     growth = []
-    for _ in range(samples):
+    for _ in range(3):
         gc.collect()
         if device.type == "cuda":
             synchronize(device)
@@ -197,21 +199,3 @@ def described_run(benchmark: str, device: torch.device, threads: int) -> dict[st
         "machine": machine(device, threads),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
-
-
-def slug(results: Mapping[str, Any]) -> str:
-    """The processor that `results` belong to, as part of a file's name: ``"amd-epyc-7763"``."""
-    name = results["machine"].get("gpu", results["machine"]["cpu"])
-    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((R|TM)\)", "", name).lower()).strip("-")
-
-
-def write_results(results: Mapping[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    results = json.loads(path.read_text())
-    if results.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: schema must be {SCHEMA}, got {results.get('schema')}: run it again")
-    return results

@@ -22,6 +22,7 @@ from typing import Any
 
 import common
 import peers
+import records
 import report
 import torch
 from torch import Tensor, nn
@@ -205,9 +206,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         results["versions"]["jax"] = sys.modules["jax"].__version__
     print(report.full(results))
     full_run = not args.quick and args.cases == "*" and args.peers == list(peers.PEERS)
-    out = args.out or (common.RESULTS / f"dynamics-{common.slug(results)}.json" if full_run else None)
+    out = args.out or (records.RESULTS / f"dynamics-{records.slug(results)}.json" if full_run else None)
     if out is not None:
-        common.write_results(results, out)
+        records.write_results(results, out)
         print(f"\nwritten: {out}; `python bench/report.py` puts it into the documents")
 
 

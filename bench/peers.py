@@ -163,7 +163,11 @@ def compiled(problem: Problem, settings: Settings) -> Peer:
 
 
 def jax_scan(problem: Problem, settings: Settings) -> Peer:
-    """jax.jit of forward and vjp of one lax.scan over the steps; T + 1 gradient evaluations. Images: NHWC."""
+    """jax.jit of forward and vjp of one lax.scan over the steps; T + 1 gradient evaluations.
+
+    Images are NHWC, and their scan is unrolled on the CPU: XLA's CPU convolutions are ten times slower inside
+    a loop.
+    """
     if importlib.util.find_spec("jax") is None:
         raise Skipped("jax is not installed")
     import jax
@@ -182,6 +186,7 @@ def jax_scan(problem: Problem, settings: Settings) -> Peer:
         return jax.device_put((x if order is None else x.permute(order)).numpy(), device)
 
     image = p.x0.dim() == 4
+    whole = image and platform == "cpu"
     to_jax, to_torch = ((0, 2, 3, 1), (0, 3, 1, 2)) if image else (None, None)
     weights = {n: array(w, (2, 3, 1, 0) if w.dim() == 4 else None) for n, w in p.potential.named_parameters()}
     potential = _jax_potential(p.potential)
@@ -195,7 +200,7 @@ def jax_scan(problem: Problem, settings: Settings) -> Peer:
             return (x, v + kick * gradient(x)), None
 
         kicks = jnp.full(p.n_steps, eta).at[-1].set(eta / 2)
-        return jax.lax.scan(step, (x, v + eta / 2 * gradient(x)), kicks)[0]
+        return jax.lax.scan(step, (x, v + eta / 2 * gradient(x)), kicks, unroll=whole)[0]
 
     def forward_backward(inputs: tuple, cotangents: tuple) -> tuple:
         outputs, pull = jax.vjp(unroll, *inputs)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import common
+import records
 
 Results = Mapping[str, Any]
 Entry = Mapping[str, Any]
@@ -162,7 +162,7 @@ def block(name: str, folder: Path) -> str:
     files = sorted(folder.glob(f"{benchmark}-*.json"))
     if not files:
         raise FileNotFoundError(f"no {benchmark}-*.json in {folder}: run `python bench/{benchmark}.py`")
-    return "\n\n".join(show(common.read_results(file)) for file in files)
+    return "\n\n".join(show(records.read_results(file)) for file in files)
 
 
 def rewritten(document: Path, folder: Path) -> str:
@@ -176,11 +176,11 @@ def rewritten(document: Path, folder: Path) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("documents", nargs="*", type=Path, help="default: README.md, bench/README.md")
-    parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder (default bench/results)")
+    parser.add_argument("--results", type=Path, default=records.RESULTS, help="folder (default bench/results)")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if out of date")
     args = parser.parse_args(argv)
     stale = False
-    for document in args.documents or [common.ROOT / "README.md", common.ROOT / "bench" / "README.md"]:
+    for document in args.documents or [records.ROOT / "README.md", records.ROOT / "bench" / "README.md"]:
         new = rewritten(document, args.results)
         if new == document.read_text():
             continue

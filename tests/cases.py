@@ -151,9 +151,7 @@ def covering(factors: dict[str, Sequence[Any]], strength: int = 3) -> list[dict[
     rng = random.Random(0)
     names = list(factors)
     groups = list(itertools.combinations(names, strength))
-    wanted = [
-        (group, values) for group in groups for values in itertools.product(*(factors[n] for n in group))
-    ]
+    wanted = [(group, values) for group in groups for values in itertools.product(*(factors[n] for n in group))]
     missing = set(wanted)
     rows: list[dict[str, Any]] = []
     for group, values in wanted:
@@ -188,9 +186,7 @@ def assert_close(actual: Tensor | None, expected: Tensor | None, what: str, tole
         actual = torch.zeros_like(expected)
     if expected is None:
         expected = torch.zeros_like(actual)
-    assert actual.shape == expected.shape, (
-        f"{what}: shape {tuple(actual.shape)}, wanted {tuple(expected.shape)}"
-    )
+    assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, wanted {tuple(expected.shape)}"
     assert actual.dtype == expected.dtype, f"{what}: dtype {actual.dtype}, wanted {expected.dtype}"
     if expected.numel() == 0:
         return
@@ -199,9 +195,7 @@ def assert_close(actual: Tensor | None, expected: Tensor | None, what: str, tole
     assert error <= limit, f"{what}: off by {error:.2e}, allowed {limit:.2e}"
 
 
-def dense_slogdet(
-    unroll: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x0: Tensor, v0: Tensor
-) -> Tensor:
+def dense_slogdet(unroll: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x0: Tensor, v0: Tensor) -> Tensor:
     """log|det ∂(x, v)/∂(x0, v0)| of each sample by autograd's dense Jacobian, shape (B,)."""
     event, momentum = x0.shape[1:], v0.shape[1:]
     d = event.numel()
@@ -211,9 +205,7 @@ def dense_slogdet(
         return torch.cat([x.reshape(-1), v.reshape(-1)])
 
     rows = torch.cat([x0.flatten(1), v0.flatten(1)], 1)
-    return torch.stack(
-        [torch.linalg.slogdet(torch.autograd.functional.jacobian(joint, row)).logabsdet for row in rows]
-    )
+    return torch.stack([torch.linalg.slogdet(torch.autograd.functional.jacobian(joint, row)).logabsdet for row in rows])
 
 
 def merged_leapfrog(

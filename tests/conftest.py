@@ -1,4 +1,4 @@
-"""Fixtures and markers of the whole suite."""
+"""What the whole suite shares: seeding, devices, potentials."""
 
 import pytest
 import torch
@@ -9,9 +9,7 @@ CUDA = pytest.param(
     "cuda",
     marks=[
         pytest.mark.cuda,
-        pytest.mark.skipif(
-            not torch.cuda.is_available(), reason="needs a GPU: torch.cuda.is_available() is False"
-        ),
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch.cuda.is_available() is False"),
     ],
 )
 
@@ -19,9 +17,6 @@ CUDA = pytest.param(
 def pytest_configure(config: pytest.Config) -> None:
     # The tensors here are tiny: a second thread only waits (30 times slower on a shared 2-core machine).
     torch.set_num_threads(1)
-    config.addinivalue_line(
-        "markers", "cuda: runs on a CUDA device; skipped, with the reason, where there is none"
-    )
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +35,3 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def any_potential(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[int, ...]]:
     """Each potential of `cases.POTENTIALS` in turn, float64, with its event shape."""
     return make_potential(request.param), POTENTIALS[request.param].event
-
-
-@pytest.fixture(params=[name for name, case in POTENTIALS.items() if case.smooth])
-def smooth_potential(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[int, ...]]:
-    """The smooth ones, float64, in evaluation mode (spectral norm: fixed weights), with their event shape."""
-    return make_potential(request.param).eval(), POTENTIALS[request.param].event

@@ -26,9 +26,7 @@ def rows() -> list[dict[str, list[str]]]:
     for line in lines[2:]:
         cells = line.strip("|").split("|")
         assert len(cells) == len(COLUMNS), f"EQUATIONS.md: {len(cells)} columns in {line!r}"
-        found.append(
-            {column: re.findall(r"`([^`]+)`", cell) for column, cell in zip(COLUMNS, cells, strict=True)}
-        )
+        found.append({column: re.findall(r"`([^`]+)`", cell) for column, cell in zip(COLUMNS, cells, strict=True)})
     return found
 
 

@@ -101,9 +101,7 @@ class Problem:
 def gradients_of(outputs: Sequence[Tensor], wanted: list[Tensor]) -> list[Tensor | None]:
     """Gradients of one fixed random functional of all outputs; None where an input is not reached."""
     total = sum(
-        (out * normal(*out.shape, seed=70 + i).to(out)).sum()
-        for i, out in enumerate(outputs)
-        if out.requires_grad
+        (out * normal(*out.shape, seed=70 + i).to(out)).sum() for i, out in enumerate(outputs) if out.requires_grad
     )
     return list(torch.autograd.grad(total, wanted, allow_unused=True))
 
@@ -191,14 +189,10 @@ LEAPFROG_GRID = covering(
 def test_leapfrog(row: dict[str, str]) -> None:
     problem = Problem.of(row["potential"], row["clips"], row["sample_range"])
     step = make_step(row["step"], problem.x0.shape[1:])
-    layer = ade.Leapfrog(
-        N_STEPS, step, gradient=row["gradient"], memory=row["memory"], **problem.options
-    ).double()
+    layer = ade.Leapfrog(N_STEPS, step, gradient=row["gradient"], memory=row["memory"], **problem.options).double()
 
     def unroll(potential: nn.Module, x0: Tensor, v0: Tensor, step_size: Tensor) -> tuple[Tensor, ...]:
-        return reference.leapfrog(
-            potential, x0, v0, step_size, N_STEPS, gradient=row["gradient"], **problem.options
-        )
+        return reference.leapfrog(potential, x0, v0, step_size, N_STEPS, gradient=row["gradient"], **problem.options)
 
     assert_agreement(layer, unroll, problem)
 
@@ -367,15 +361,11 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
     "damped": lambda **options: ade.DampedLeapfrog(N_STEPS, 0.2, **options).double(),
 }
 UNROLLS: dict[str, Unroll] = {
-    "leapfrog": lambda f, x, v, step_size, **options: reference.leapfrog(
-        f, x, v, step_size, N_STEPS, **options
-    ),
+    "leapfrog": lambda f, x, v, step_size, **options: reference.leapfrog(f, x, v, step_size, N_STEPS, **options),
     "generalized": lambda f, x, v, step_size, **options: reference.generalized_leapfrog(
         f, x, v, step_size, N_STEPS, scale_v=0.125, scale_x=-0.125, **options
     ),
-    "damped": lambda f, x, v, step_size, **options: reference.damped_leapfrog(
-        f, x, v, step_size, N_STEPS, **options
-    ),
+    "damped": lambda f, x, v, step_size, **options: reference.damped_leapfrog(f, x, v, step_size, N_STEPS, **options),
 }
 every_dynamics = pytest.mark.parametrize("dynamics", list(LAYERS))
 every_memory = pytest.mark.parametrize("memory", MEMORIES)
@@ -419,9 +409,7 @@ def test_channels_last(dynamics: str, memory: str) -> None:
     problem = Problem.of("leaky_cnn", "value_norm", "closed")
     layer = LAYERS[dynamics](memory=memory, **problem.options)
     x_plain, v_plain = problem.x0.clone().requires_grad_(), problem.v0.clone().requires_grad_()
-    x_last, v_last = (
-        t.detach().to(memory_format=torch.channels_last).requires_grad_() for t in (x_plain, v_plain)
-    )
+    x_last, v_last = (t.detach().to(memory_format=torch.channels_last).requires_grad_() for t in (x_plain, v_plain))
     assert not x_last.is_contiguous()
     parameters = dict(problem.potential.named_parameters())
     plain = layer(problem.potential, x_plain, v_plain)
@@ -519,9 +507,7 @@ def test_float32(dynamics: str, memory: str, name: str, device: torch.device) ->
 @every_memory
 def test_float64_on_every_device(dynamics: str, memory: str, device: torch.device) -> None:
     problem = Problem.of("silu", "norm", "closed")
-    on_device = Problem(
-        problem.potential.to(device), problem.x0.to(device), problem.v0.to(device), problem.options
-    )
+    on_device = Problem(problem.potential.to(device), problem.x0.to(device), problem.v0.to(device), problem.options)
     layer = LAYERS[dynamics](memory=memory, **problem.options).to(device)
     assert_agreement(layer, _with(problem, dynamics), on_device)
 
@@ -798,9 +784,7 @@ def test_one_step() -> None:
             "damped": ade.DampedLeapfrog(1, 0.2, **problem.options),
         }[dynamics].double()
         unroll = {
-            "leapfrog": lambda f, x, v, step_size, p=problem: reference.leapfrog(
-                f, x, v, step_size, 1, **p.options
-            ),
+            "leapfrog": lambda f, x, v, step_size, p=problem: reference.leapfrog(f, x, v, step_size, 1, **p.options),
             "generalized": lambda f, x, v, step_size, p=problem: reference.generalized_leapfrog(
                 f, x, v, step_size, 1, scale_v=0.125, **p.options
             ),
@@ -826,8 +810,6 @@ def test_long_unroll(dynamics: str, memory: str) -> None:
         "generalized": lambda f, x, v, step_size: reference.generalized_leapfrog(
             f, x, v, step_size, 25, scale_v=-1 / 64, **problem.options
         ),
-        "damped": lambda f, x, v, step_size: reference.damped_leapfrog(
-            f, x, v, step_size, 25, **problem.options
-        ),
+        "damped": lambda f, x, v, step_size: reference.damped_leapfrog(f, x, v, step_size, 25, **problem.options),
     }[dynamics]
     assert_agreement(layer, unroll, problem)

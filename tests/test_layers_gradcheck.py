@@ -32,9 +32,7 @@ every_memory = pytest.mark.parametrize("memory", MEMORIES)
 every_clip = pytest.mark.parametrize("clips", list(CLIPS))
 
 
-def check(
-    layer: nn.Module, potential: nn.Module, x0: Tensor, v0: Tensor, *, along_one_direction: bool = False
-) -> None:
+def check(layer: nn.Module, potential: nn.Module, x0: Tensor, v0: Tensor, *, along_one_direction: bool = False) -> None:
     """gradcheck of all outputs with respect to x0, v0 and all parameters: the layer's (S and g too) and f's.
 
     Every element in turn, or along one random direction of each input (many times faster).

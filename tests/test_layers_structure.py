@@ -86,9 +86,7 @@ def test_no_grad_calls_the_potential_once_per_gradient(dynamics: str, n_steps: i
 @every_memory
 @pytest.mark.parametrize("gradient", ["full", "truncated", "stopped", "none"])
 @pytest.mark.parametrize("name", ["silu", "relu"])
-def test_forward_calls_the_potential_once_per_gradient(
-    dynamics: str, memory: str, gradient: str, name: str
-) -> None:
+def test_forward_calls_the_potential_once_per_gradient(dynamics: str, memory: str, gradient: str, name: str) -> None:
     potential = Counted(make_potential(name))
     LAYERS[dynamics](7, memory=memory, gradient=gradient)(potential, *inputs())
     assert potential.calls == 8
@@ -114,9 +112,7 @@ def test_backward_calls_of_a_piecewise_linear_potential(dynamics: str, memory: s
     for n_steps in (3, 12):
         potential = Counted(make_potential(name))
         shape = (2, 2, 4, 4) if name == "leaky_cnn" else (4, 3)
-        out = LAYERS[dynamics](n_steps, memory=memory)(
-            potential, normal(*shape, seed=1), normal(*shape, seed=2)
-        )
+        out = LAYERS[dynamics](n_steps, memory=memory)(potential, normal(*shape, seed=1), normal(*shape, seed=2))
         potential.calls = 0
         total(out).backward()
         counts.append(potential.calls)
@@ -158,18 +154,14 @@ def test_piecewise_linear_potentials_make_no_hessian_vector_product(
     clip = {"unclipped": None, "value": ade.Clip.value(0.3), "norm": ade.Clip.norm(0.5)}[clips]
     shape = (2, 2, 4, 4) if name == "leaky_cnn" else (4, 3)
     options = {"memory": memory, "grad_clip": clip, "momentum_clip": clip}
-    few, many = (
-        products_in_backward(dynamics, make_potential(name), shape, n_steps, **options) for n_steps in (3, 24)
-    )
+    few, many = (products_in_backward(dynamics, make_potential(name), shape, n_steps, **options) for n_steps in (3, 24))
     assert 0 < few == many
 
 
 @pytest.mark.parametrize("memory", ["graph", "states"])
 def test_the_count_of_products_sees_hessian_vector_products(memory: str) -> None:
     """The measure of the test above is not blind: for a smooth potential it grows with T."""
-    few, many = (
-        products_in_backward("leapfrog", make_potential("silu"), (4, 3), n, memory=memory) for n in (3, 24)
-    )
+    few, many = (products_in_backward("leapfrog", make_potential("silu"), (4, 3), n, memory=memory) for n in (3, 24))
     assert many > 5 * few
 
 
@@ -458,9 +450,7 @@ def test_nothing_requires_grad(dynamics: str, memory: str) -> None:
 @every_dynamics
 @every_memory
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU], ids=["relu", "silu"])
-def test_autocast(
-    dynamics: str, memory: str, activation: Callable[[], nn.Module], device: torch.device
-) -> None:
+def test_autocast(dynamics: str, memory: str, activation: Callable[[], nn.Module], device: torch.device) -> None:
     """The potential runs in bfloat16, forward and recomputed; states, outputs and gradients stay float32."""
     seen: set[torch.dtype] = set()
 
@@ -485,9 +475,7 @@ def test_autocast(
     with torch.autocast(device.type, dtype=torch.bfloat16):
         out = layer(potential, x0, v0)
     assert {o.dtype for o in out} == {torch.float32}
-    rounded = torch.autograd.grad(
-        total(out), wanted
-    )  # outside autocast, as the documentation of autocast has it
+    rounded = torch.autograd.grad(total(out), wanted)  # outside autocast, as the documentation of autocast has it
     assert seen == {torch.bfloat16}
     for what, a, e in zip(("x", "v"), out, expected, strict=False):
         assert_close(a.detach(), e.detach(), what, 2e-2)
@@ -647,9 +635,7 @@ def test_context_carries_gradients_of_a_network(memory: str, gradient: str) -> N
     potential = make_potential("silu")
     x0, v0 = inputs()
     out = layer(potential, x0, v0, context=(code,))
-    expected = reference.generalized_leapfrog(
-        potential, x0, v0, layer.step_size, 3, scale_v=scale_v, gradient=gradient
-    )
+    expected = reference.generalized_leapfrog(potential, x0, v0, layer.step_size, 3, scale_v=scale_v, gradient=gradient)
     wanted = [x0, v0, *hyper.parameters()]
     actual = torch.autograd.grad(total(out), wanted, retain_graph=True)
     exact = torch.autograd.grad(total(ade.DynamicsOutput(*expected)), wanted)
@@ -679,9 +665,7 @@ def test_captured_non_leaf_tensors_fall_back_aloud(memory: str, fresh_warnings: 
 
 @every_memory
 @pytest.mark.parametrize("gradient", ["full", "truncated", "stopped"])
-def test_a_network_that_captures_a_non_leaf_falls_back_too(
-    memory: str, gradient: str, fresh_warnings: None
-) -> None:
+def test_a_network_that_captures_a_non_leaf_falls_back_too(memory: str, gradient: str, fresh_warnings: None) -> None:
     """S_v from a hypernetwork: the gradient reaches it, aloud; f gets what `gradient` says and no more."""
     hyper = nn.Linear(2, 3, dtype=DOUBLE)
     code = hyper(normal(1, 2, seed=5))
@@ -695,9 +679,7 @@ def test_a_network_that_captures_a_non_leaf_falls_back_too(
     x0, v0 = inputs()
     with pytest.warns(UserWarning, match=r"GeneralizedLeapfrog: .*non-leaf"):
         out = layer(potential, x0, v0)
-    expected = reference.generalized_leapfrog(
-        potential, x0, v0, layer.step_size, 3, scale_v=scale_v, gradient=gradient
-    )
+    expected = reference.generalized_leapfrog(potential, x0, v0, layer.step_size, 3, scale_v=scale_v, gradient=gradient)
     wanted = [x0, v0, layer.step_size, *hyper.parameters(), *potential.parameters()]
     actual = torch.autograd.grad(total(out), wanted, retain_graph=True, allow_unused=True)
     exact = torch.autograd.grad(total(ade.DynamicsOutput(*expected)), wanted, allow_unused=True)
@@ -808,9 +790,7 @@ def test_step_size_is_a_raw_parameter_as_given(given: float | Tensor) -> None:
         assert not torch.equal(first.data, given), "the layer has its own copy"
         given.div_(2)
     constant = ade.Leapfrog(2, given, learn_step_size=False)
-    assert (
-        not list(constant.parameters()) and dict(constant.named_buffers())["step_size"].shape == wanted.shape
-    )
+    assert not list(constant.parameters()) and dict(constant.named_buffers())["step_size"].shape == wanted.shape
 
 
 def test_step_size_is_the_first_parameter_of_every_layer() -> None:
@@ -857,9 +837,7 @@ def test_channels_last_stays_channels_last() -> None:
             seen.append(x.is_contiguous(memory_format=torch.channels_last))
             return super().forward(x)
 
-    x0, v0 = (
-        torch.randn(2, 2, 4, 4).to(memory_format=torch.channels_last).requires_grad_() for _ in range(2)
-    )
+    x0, v0 = (torch.randn(2, 2, 4, 4).to(memory_format=torch.channels_last).requires_grad_() for _ in range(2))
     out = ade.Leapfrog(3, 0.1)(Watched(), x0, v0)
     assert all(seen) and len(seen) == 4
     assert out.x.is_contiguous(memory_format=torch.channels_last)

@@ -272,9 +272,9 @@ CALLS: dict[str, Misuse] = {
         ("GeneralizedLeapfrog: shift_v must map between", f"({D},)", "(2,)"),
     ),
     "latent_momentum_without_its_step": (
-        lambda: ade.GeneralizedLeapfrog(
-            3, torch.full((D,), 0.1), shift_v=silu(), shift_x=silu(), momentum_shape=(2,)
-        )(silu(), x0(), normal(B, 2, seed=1)),
+        lambda: ade.GeneralizedLeapfrog(3, torch.full((D,), 0.1), shift_v=silu(), shift_x=silu(), momentum_shape=(2,))(
+            silu(), x0(), normal(B, 2, seed=1)
+        ),
         ValueError,
         ("GeneralizedLeapfrog: momentum_step_size must be given", "(2,)", f"({D},)"),
     ),

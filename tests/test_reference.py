@@ -44,9 +44,7 @@ def test_clip_norm_is_the_formula_and_its_derivative() -> None:
     clipped = reference.clip_norm(u, bound)
     expected = u * torch.clamp(bound / norms, max=1).reshape(-1, 1, 1)
     assert_close(clipped.detach(), expected.detach(), "clip_norm")
-    torch.testing.assert_close(
-        clipped.flatten(1).norm(dim=1).detach(), norms.clamp(max=bound), rtol=1e-14, atol=0
-    )
+    torch.testing.assert_close(clipped.flatten(1).norm(dim=1).detach(), norms.clamp(max=bound), rtol=1e-14, atol=0)
     assert torch.autograd.gradcheck(lambda u: reference.clip_norm(u, bound), u)
 
 
@@ -196,9 +194,7 @@ def test_leapfrog_converges_to_the_exact_flow() -> None:
     exact = math.cos(1.0) * x0 + math.sin(1.0) * v0
     steps = [0.1, 0.05, 0.025]
     with torch.no_grad():
-        ends = [
-            reference.leapfrog(lambda x: -0.5 * x.square().sum(1), x0, v0, s, round(1 / s))[0] for s in steps
-        ]
+        ends = [reference.leapfrog(lambda x: -0.5 * x.square().sum(1), x0, v0, s, round(1 / s))[0] for s in steps]
     errors = [(x - exact).abs().max().item() for x in ends]
     assert fitted_order(steps, errors) == pytest.approx(2, abs=0.05), errors
 
@@ -298,9 +294,7 @@ def test_generalized_leapfrog_log_det_is_that_of_the_dense_jacobian(momentum: tu
     assert_close(log_det, dense_slogdet(lambda x, v: run(x, v)[:2], x0, v0), "log_det", 1e-11)
 
 
-@pytest.mark.parametrize(
-    "scale", [0.2, torch.tensor([0.1, -0.2, 0.3], dtype=DOUBLE)], ids=["number", "tensor"]
-)
+@pytest.mark.parametrize("scale", [0.2, torch.tensor([0.1, -0.2, 0.3], dtype=DOUBLE)], ids=["number", "tensor"])
 def test_constant_scales_count_once_per_element(scale: float | Tensor) -> None:
     potential = make_potential("silu")
     x0, v0 = inputs((3,), batch=2)
@@ -437,9 +431,7 @@ def test_objective_is_the_saddle_objective_of_the_end_point() -> None:
     potential = make_potential("quadratic")
     data, x, v = (normal(4, 3, seed=s) for s in (1, 2, 3))
     log_q0, log_det = normal(4, seed=4), normal(4, seed=5)
-    by_hand = (
-        potential(data).mean() - (potential(x) - 0.35 * v.square().sum(1)).mean() + (log_q0 - log_det).mean()
-    )
+    by_hand = potential(data).mean() - (potential(x) - 0.35 * v.square().sum(1)).mean() + (log_q0 - log_det).mean()
     actual = reference.objective(potential, data, x, v, log_q0, log_det, momentum_weight=0.7)
     assert_close(actual.detach(), by_hand.detach(), "objective", 1e-13)
 
@@ -483,8 +475,7 @@ def test_planar_flow_log_det_is_that_of_the_dense_jacobian(seed: int) -> None:
     assert w @ u < -1 < w @ reference.planar_flow_direction(u, w)
     _, log_det = reference.planar_flow(x, u, w, b)
     jacobians = [
-        torch.autograd.functional.jacobian(lambda z: reference.planar_flow(z[None], u, w, b)[0][0], row)
-        for row in x
+        torch.autograd.functional.jacobian(lambda z: reference.planar_flow(z[None], u, w, b)[0][0], row) for row in x
     ]
     expected = torch.stack([torch.linalg.slogdet(j).logabsdet for j in jacobians])
     assert_close(log_det, expected, "log_det", 1e-12)
@@ -506,9 +497,7 @@ def test_mmd2_is_the_double_sum() -> None:
 
 
 def test_mmd2_is_unbiased_and_sees_a_shift() -> None:
-    same = torch.stack(
-        [reference.mmd2(normal(40, 2, seed=s), normal(40, 2, seed=100 + s)) for s in range(50)]
-    )
+    same = torch.stack([reference.mmd2(normal(40, 2, seed=s), normal(40, 2, seed=100 + s)) for s in range(50)])
     standard_error = same.std() / math.sqrt(len(same))
     assert same.mean().abs() < 3 * standard_error
     assert (same < 0).any(), "an unbiased estimate is negative about half of the time"

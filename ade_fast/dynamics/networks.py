@@ -52,10 +52,11 @@ class NetworkPair:
             captured = None
             for output in outputs:
                 if output is not None and output.requires_grad:
-                    facts = inspect_graph(output, leaves[0], [*leaves, *known], born_after)
-                    inputs |= {id(leaf): leaf for leaf in facts.leaves}
+                    facts = inspect_graph(output, leaves[0], [*leaves[1:], *known], born_after)
+                    inputs |= {id(t): t for t in (*facts.known, *facts.leaves)}
                     captured = captured or facts.captured
-        self._inputs = list(inputs.values())
+        self._inputs = [t for t in inputs.values() if all(t is not leaf for leaf in leaves)]
+        self._total = Sum(len(self._inputs))
         return self._inputs, captured
 
     def __call__(self, t: int, *rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -89,15 +90,12 @@ class NetworkPair:
             retain_graph=True,
             allow_unused=True,
         )
-        if self._total.terms == [] and self._inputs:
-            self._total = Sum(len(self._inputs))
         self._total.add(derivatives[len(leaves) :])
         return [None if d is None else layout.rows(d) for layout, d in zip(self._arguments, derivatives, strict=False)]
 
     def finish(self) -> list[Tensor]:
-        terms = self._total.terms or [None] * len(self._inputs)
-        self._total = Sum(0)
-        return [torch.zeros_like(i) if d is None else d for i, d in zip(self._inputs, terms, strict=True)]
+        total, self._total = self._total, Sum(len(self._inputs))
+        return total.zeros_for_none(self._inputs)
 
     def _tape(self, rows: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Tensor | None, Tensor | None]]:
         leaves = [layout.events(r.detach()).requires_grad_() for layout, r in zip(self._arguments, rows, strict=True)]

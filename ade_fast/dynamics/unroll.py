@@ -18,6 +18,7 @@ from ..fields import (
     Plan,
     choose_plan,
     keeps_kinks,
+    own_parameters,
     pinned,
 )
 from .base import Options
@@ -62,31 +63,56 @@ class _Unroll(torch.autograd.Function):
         outputs = program.forward(side.grad, args, saved)
         grads = side.take_grads()
         ctx.program, ctx.side, ctx.n_args = program, side, n_args
-        # Saved through autograd, potential parameters included: in-place changes before the backward pass, where
-        # states are evaluated again, raise instead of giving a wrong gradient.
-        ctx.save_for_backward(*tensors, *saved, *grads)
-        ctx.n_tensors, ctx.n_saved = len(tensors), len(tensors) + len(saved)
+        # Saved through autograd, everything that the potential depends on included: changes in place before the
+        # backward pass, where states are evaluated again, raise instead of giving a wrong gradient.
+        ctx.save_for_backward(*tensors, *saved, *grads, *side.guarded)
+        ctx.ends = (len(tensors), len(tensors) + len(saved), len(tensors) + len(saved) + len(grads))
         return outputs
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor):
         tensors = ctx.saved_tensors
-        args, saved = tensors[: ctx.n_args], tensors[ctx.n_tensors : ctx.n_saved]
-        grads = tensors[ctx.n_saved :]
+        first, second, third = ctx.ends
+        args, saved, grads = tensors[: ctx.n_args], tensors[first:second], tensors[second:third]
         program, side = ctx.program, ctx.side
         wants = ctx.needs_input_grad[3:]
-        try:
-            derivatives = _adjoint(program, side, args, saved, grads, cotangents, wants)
-        except NotPiecewiseLinear:
-            note_slow_path(
-                "not piecewise linear",
-                "a potential was piecewise linear at the first step of the unroll and is not at a later one "
-                "(control flow that depends on x): its backward pass runs step by step",
-            )
-            side.as_smooth()
-            derivatives = _adjoint(program, side, args, saved, grads, cotangents, wants)
+        with torch.no_grad():
+            try:
+                derivatives = _adjoint(program, side, args, saved, grads, cotangents, wants)
+            except NotPiecewiseLinear:
+                note_slow_path(
+                    "not piecewise linear",
+                    "a potential was piecewise linear at the first step of an unroll and is not at a later one "
+                    "(control flow that depends on x): its backward pass runs step by step",
+                )
+                side.as_smooth()
+                derivatives = _adjoint(program, side, args, saved, grads, cotangents, wants)
+        if torch.is_grad_enabled():  # create_graph=True: these gradients have no derivative
+            derivatives = refuse_derivative(derivatives, [*tensors[:first], *cotangents])
         return None, None, None, *derivatives
+
+
+class _Refusal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, n: int, *tensors: Tensor):
+        return tuple(t.view_as(t) for t in tensors[:n])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor):
+        raise RuntimeError(
+            "the dynamics are differentiable only once: there is no derivative of these gradients. "
+            "ade_fast.reference has the same equations in eager code, which can be differentiated again"
+        )
+
+
+def refuse_derivative(derivatives: Sequence[Tensor | None], inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The same tensors, as functions of `inputs` whose derivative raises.
+
+    A constant would do where nobody asks, but its missing derivative would pass for a zero where somebody does.
+    """
+    given = [d for d in derivatives if d is not None]
+    refusing = iter(_Refusal.apply(len(given), *given, *(t for t in inputs if t is not None)))
+    return [None if d is None else next(refusing) for d in derivatives]
 
 
 def _adjoint(
@@ -125,14 +151,21 @@ def differentiate(
     if options.gradient == "none" or not torch.is_grad_enabled():
         with torch.no_grad(), pinned(*functions):
             field = AutogradField(layer, potential, layout)
-            return program.forward(lambda t, x: field.evaluate(x).grad, args, None), None
+            return program.forward(lambda t, x: field.gradient(x), args, None), None
 
     with pinned(*functions) as weights:
         mode = options.gradient_mode
         known = tuple(t for t in (*weights, *context) if t.requires_grad)
         field = AutogradField(layer, potential, layout, known)
         first_value = field.first_value(x0)
-        inputs = [*known, *first_value.facts.leaves] if mode == "full" else []
+        reached = [*first_value.facts.known, *first_value.facts.leaves]
+        inputs = reached if mode == "full" else []
+        n_certain = len(inputs)
+        if mode == "full" and not context:
+            # Control flow may lead to parameters that x⁰ does not reach. (Not with a context: the parameters behind
+            # it get their gradients through it.)
+            there = {id(t) for t in reached}
+            inputs = inputs + [p for p in own_parameters(potential) if id(p) not in there]
         plan = choose_plan(first_value, options.memory, program.n_kicks)
         kinks = keeps_kinks(plan, mode, inputs)
         tape = plan.memory == "graph" and not plan.piecewise_linear and mode != "stopped"
@@ -144,12 +177,27 @@ def differentiate(
             return _under_autograd(layer, field, program, args, layout, mode, captured), Plan(
                 "graph", captured=captured
             )
-        side = GradientSide(field, first, inputs, plan, mode, program.n_kicks, functions, weights, x0.device)
+        side = GradientSide(field, first, inputs, n_certain, plan, mode, program.n_kicks, functions, weights, x0.device)
+        side.guarded = () if inputs else tuple(reached)
         differentiable = any(t is not None and t.requires_grad for t in (*args, *network_inputs, *inputs))
         if not differentiable:
             with torch.no_grad():
                 return program.forward(side.grad, args, None), plan
         return _Unroll.apply(program, side, len(args), *args, *network_inputs, *inputs), plan
+
+
+class _TruncatedGradient(torch.autograd.Function):
+    """∇f(x) as a function of x alone, eq. (38)."""
+
+    @staticmethod
+    def forward(ctx: Any, field: AutogradField, rows: Tensor) -> Tensor:
+        ctx.field, ctx.evaluation = field, field.evaluate(rows, keep_graph=True)
+        return ctx.evaluation.grad
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, u: Tensor):
+        return None, ctx.field.vjp(ctx.evaluation, u, (), want_x=True, retain_graph=True)[0]
 
 
 def _under_autograd(
@@ -163,6 +211,8 @@ def _under_autograd(
     )
 
     def grad(t: int, rows: Tensor) -> Tensor:
+        if mode == "truncated":
+            return _TruncatedGradient.apply(field, rows)
         x = layout.events(rows if rows.requires_grad else rows.detach().requires_grad_())
         y = field.value(x)
         (g,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)

@@ -3,7 +3,7 @@
 from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear
 from .layout import Layout
 from .memory import memory_budget, set_memory_budget
-from .modules import pinned, probe_potential, refuse_unfit_modules
+from .modules import own_parameters, pinned, probe_potential, refuse_unfit_modules
 from .unroll import GradientMode, GradientSide, Plan, Sum, choose_plan, keeps_kinks
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "choose_plan",
     "keeps_kinks",
     "memory_budget",
+    "own_parameters",
     "pinned",
     "probe_potential",
     "refuse_unfit_modules",

@@ -14,6 +14,7 @@ from .._slow_paths import note_slow_path
 from .graph import GraphFacts, inspect_graph, sequence_number
 from .layout import Layout
 from .memory import SavedBytes
+from .modules import modules_of
 from .tangent import tangent
 
 # Potentials that the tangent pass cannot follow (see tangent.py), so that it is not tried at every call.
@@ -62,11 +63,21 @@ class AutogradField:
             x, y = self._evaluate(rows)
         facts = inspect_graph(y, x, self.known, born_after)
         if not facts.reaches_x:
-            raise ValueError(
-                f"{self.layer}: potential's output does not depend on x through autograd: it must be differentiable "
-                f"in x (is it detached, or computed under no_grad?)"
-            )
+            raise self._independent_of_x()
         return FirstValue(self, x, y, facts, saved.total)
+
+    def gradient(self, rows: Tensor) -> Tensor:
+        """∇f at rows [B, D], and nothing kept."""
+        x, y = self._evaluate(rows)
+        if not y.requires_grad:
+            raise self._independent_of_x()
+        return self._gradient(x, y, keep_graph=False).grad
+
+    def _independent_of_x(self) -> ValueError:
+        return ValueError(
+            f"{self.layer}: potential's output does not depend on x through autograd: it must be differentiable in x "
+            f"(is it detached, or computed under no_grad?)"
+        )
 
     def evaluate(self, rows: Tensor, *, keep_graph: bool = False, keep_kinks: bool = False) -> Evaluation:
         """∇f at rows [B, D], keeping what `vjp` needs or what `mixed` needs.
@@ -147,7 +158,22 @@ class AutogradField:
 
     def value(self, x: Tensor) -> Tensor:
         """f at events x, checked, [B]."""
-        return check_value(self.layer, self.potential(x), x)
+        try:
+            y = self.potential(x)
+        except RuntimeError as error:
+            raise self._explained(error, x) from error
+        return check_value(self.layer, y, x)
+
+    def _explained(self, error: RuntimeError, x: Tensor) -> Exception:
+        """What PyTorch says deep inside a layer when dtypes differ, said of the arguments."""
+        for module in modules_of(self.potential):
+            for parameter in module.parameters(recurse=False):
+                if parameter.dtype != x.dtype and "dtype" in str(error):
+                    return TypeError(
+                        f"{self.layer}: potential's parameters are {parameter.dtype}, x0 is {x.dtype}: convert one of "
+                        f"them with .to(...) ({error})"
+                    )
+        return error
 
 
 @dataclass

@@ -55,6 +55,7 @@ class GraphFacts:
     """What one evaluation ``y = f(x)`` depends on.
 
     leaves: leaf tensors other than x that require grad, in order of discovery; no duplicates.
+    known: those of the known inputs that were met.
     captured: name of an autograd node that existed before the evaluation and is not one of the known inputs, or None.
     reaches_x: y depends on x.
     smooth_because: name of the first autograd node that is not known to be piecewise linear in x; None when y is
@@ -64,6 +65,7 @@ class GraphFacts:
     """
 
     leaves: tuple[Tensor, ...]
+    known: tuple[Tensor, ...]
     captured: str | None
     reaches_x: bool
     smooth_because: str | None
@@ -104,10 +106,11 @@ def inspect_graph(y: Tensor, x: Tensor, known: Sequence[Tensor] = (), born_after
     """
     if y.grad_fn is None:
         leaves = (y,) if y.requires_grad and y is not x else ()
-        return GraphFacts(leaves, None, y is x, None, ())
+        return GraphFacts(leaves, (), None, y is x, None, ())
     known_edges = {(t.grad_fn, t.output_nr): t for t in known if t.grad_fn is not None}
-    known_leaves = {id(t) for t in known}
+    known_leaves = {id(t) for t in known if t.grad_fn is None}
     leaves: dict[int, Tensor] = {}
+    met: dict[int, Tensor] = {}
     captured: str | None = None
     smooth_because: str | None = None
     kinked: list[object] = []
@@ -120,8 +123,8 @@ def inspect_graph(y: Tensor, x: Tensor, known: Sequence[Tensor] = (), born_after
         if hasattr(node, "variable"):
             variable = node.variable
             depends[node] = variable is x
-            if variable is not x and id(variable) not in known_leaves:
-                leaves[id(variable)] = variable
+            if variable is not x:
+                (met if id(variable) in known_leaves else leaves)[id(variable)] = variable
             continue
         edges = node.next_functions
         if not visited:
@@ -131,7 +134,11 @@ def inspect_graph(y: Tensor, x: Tensor, known: Sequence[Tensor] = (), born_after
                 continue
             depends[node] = False
             stack.append((node, True))
-            stack.extend((n, False) for n, nr in edges if n is not None and (n, nr) not in known_edges)
+            for edge in edges:
+                if edge in known_edges:
+                    met[id(known_edges[edge])] = known_edges[edge]
+                elif edge[0] is not None:
+                    stack.append((edge[0], False))
             continue
         inputs_depend = [n is not None and (n, nr) not in known_edges and depends[n] for n, nr in edges]
         depends[node] = any(inputs_depend)
@@ -143,7 +150,7 @@ def inspect_graph(y: Tensor, x: Tensor, known: Sequence[Tensor] = (), born_after
             elif kind in _KINKED:
                 kinked.append(node)
     kinks = None if smooth_because is not None else _kink_values(kinked)
-    return GraphFacts(tuple(leaves.values()), captured, depends[y.grad_fn], smooth_because, kinks)
+    return GraphFacts(tuple(leaves.values()), tuple(met.values()), captured, depends[y.grad_fn], smooth_because, kinks)
 
 
 def _kink_values(kinked: list) -> tuple[Tensor, ...] | None:

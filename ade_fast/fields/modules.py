@@ -109,6 +109,13 @@ def parametrized_weights(*functions: Callable) -> list[tuple[nn.Module, str]]:
     return list(found.values())
 
 
+def own_parameters(function: Callable) -> list[Tensor]:
+    """Parameters of the modules of `function` that require grad, once each; not those behind a parametrisation."""
+    behind = {id(p) for m in modules_of(function) if is_parametrized(m) for p in m.parametrizations.parameters()}
+    found = {id(p): p for m in modules_of(function) for p in m.parameters(recurse=False) if p.requires_grad}
+    return [p for key, p in found.items() if key not in behind]
+
+
 @contextmanager
 def _fixed(parametrization: nn.Module, weight: Tensor) -> Iterator[None]:
     before = parametrization.__dict__.get("forward")

@@ -68,6 +68,7 @@ class GradientSide:
         field: the field.
         first: the evaluation at x⁰ if it was made already.
         inputs: tensors whose derivatives `finish` returns.
+        n_certain: so many of the inputs, the first ones, are known to be in f's graph.
         plan: see `Plan`.
         mode: "full"; "truncated" (`inputs` is empty: H u alone, eq. (38)); "stopped" (∇f is a constant).
         n_kicks: T + 1.
@@ -80,6 +81,7 @@ class GradientSide:
         field: AutogradField,
         first: Evaluation | None,
         inputs: Sequence[Tensor],
+        n_certain: int,
         plan: Plan,
         mode: GradientMode,
         n_kicks: int,
@@ -89,6 +91,8 @@ class GradientSide:
     ) -> None:
         self.plan = plan
         self.inputs = list(inputs)
+        self._n_certain = n_certain
+        self.guarded: tuple[Tensor, ...] = ()  # not inputs, but must not change before the backward pass either
         self._field = field
         self._first = first
         self._mode = mode
@@ -205,8 +209,8 @@ class GradientSide:
         self._total.add(derivatives)
         return hessian_u
 
-    def finish(self) -> list[Tensor]:
-        """Derivatives for `inputs`; zeros where ∇f does not depend on one."""
+    def finish(self) -> list[Tensor | None]:
+        """Derivatives for `inputs`: zeros for a certain input that ∇f does not depend on, None for another one."""
         if self._cotangents:
             steps = max(self.plan.chunk_rows // max(self._cotangents[0][1].shape[0], 1), 1)
             try:
@@ -220,7 +224,8 @@ class GradientSide:
                 derivatives = self._mixed(1)
             self._total.add(derivatives)
             self._cotangents = []
-        return [torch.zeros_like(i) if d is None else d for i, d in zip(self.inputs, self._total.terms, strict=True)]
+        certain = self._total.zeros_for_none(self.inputs[: self._n_certain])
+        return certain + self._total.terms[self._n_certain :]
 
     def as_smooth(self) -> None:
         """From now on, Hessian-vector products step by step, on evaluations made in the backward pass."""
@@ -263,6 +268,10 @@ class Sum:
                 self.terms[i].add_(derivative)
             else:
                 self.terms[i], self._owned[i] = self.terms[i] + derivative, True
+
+    def zeros_for_none(self, likes: Sequence[Tensor]) -> list[Tensor]:
+        """The first terms, with zeros like `likes` where nothing was added."""
+        return [torch.zeros_like(like) if term is None else term for like, term in zip(likes, self.terms, strict=False)]
 
 
 def keeps_kinks(plan: Plan, mode: str, inputs: Sequence[Tensor]) -> bool:
