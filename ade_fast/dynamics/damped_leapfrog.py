@@ -78,6 +78,8 @@ class DampedLeapfrog(Dynamics):
         options = Options(grad_clip, momentum_clip, sample_range, gradient, memory, check_finite, check_potential)
         super().__init__(n_steps, step_size, learn_step_size, options)
         self.damping = check_damping("DampedLeapfrog", damping)
+        if isinstance(drift_step, (int, float)) and not isinstance(drift_step, bool):
+            drift_step = torch.tensor(float(drift_step), dtype=torch.float64)  # cast to the states' dtype at every call
         self.register_buffer("drift_step", base.check_step_size("DampedLeapfrog", drift_step, "drift_step"))
 
     def forward(

@@ -344,7 +344,7 @@ class GeneralizedLeapfrog(Dynamics):
 
     def _register_scale(self, name: str, scale: Scale) -> None:
         if isinstance(scale, (int, float)):
-            scale = torch.tensor(float(scale))
+            scale = torch.tensor(float(scale), dtype=torch.float64)  # cast to the states' dtype at every call
         if isinstance(scale, Tensor) and not isinstance(scale, nn.Parameter):
             self.register_buffer(name, scale)
         else:  # None, a parameter, a module or a plain callable

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..fields import Layout, Sum
+from ..fields.engine import derivatives
 from ..fields.graph import inspect_graph, sequence_number
 
 
@@ -83,15 +84,9 @@ class NetworkPair:
         pairs = [(o, d) for o, d in zip(outputs, (dscale, dshift), strict=True) if o is not None and o.requires_grad]
         if not pairs:
             return [None] * len(leaves)
-        derivatives = torch.autograd.grad(
-            [o for o, _ in pairs],
-            [*leaves, *self._inputs],
-            [d for _, d in pairs],
-            retain_graph=True,
-            allow_unused=True,
-        )
-        self._total.add(derivatives[len(leaves) :])
-        return [None if d is None else layout.rows(d) for layout, d in zip(self._arguments, derivatives, strict=False)]
+        found = derivatives([o for o, _ in pairs], [*leaves, *self._inputs], [d for _, d in pairs], retain_graph=True)
+        self._total.add(found[len(leaves) :])
+        return [None if d is None else layout.rows(d) for layout, d in zip(self._arguments, found, strict=False)]
 
     def finish(self) -> list[Tensor]:
         total, self._total = self._total, Sum(len(self._inputs))

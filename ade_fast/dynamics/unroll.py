@@ -215,7 +215,7 @@ def _under_autograd(
             return _TruncatedGradient.apply(field, rows)
         x = layout.events(rows if rows.requires_grad else rows.detach().requires_grad_())
         y = field.value(x)
-        (g,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
+        (g,) = torch.autograd.grad(y.sum(), x, create_graph=True)
         return layout.rows(g.detach() if mode == "stopped" else g)
 
     return program.forward(grad, args, None)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._slow_paths import note_slow_path
+from .engine import derivatives
 from .graph import GraphFacts, inspect_graph, sequence_number
 from .layout import Layout
 from .memory import SavedBytes
@@ -103,12 +104,10 @@ class AutogradField:
         targets = ([evaluation.graph[0]] if want_x and evaluation.graph else []) + list(inputs)
         if evaluation.graph is None or not targets:  # ∇f depends on nothing that requires grad, or nobody asks
             return None, (None,) * len(inputs)
-        derivatives = torch.autograd.grad(
-            evaluation.graph[1], targets, self.layout.events(u), retain_graph=retain_graph, allow_unused=True
-        )
+        found = derivatives([evaluation.graph[1]], targets, [self.layout.events(u)], retain_graph=retain_graph)
         if not want_x:
-            return None, derivatives
-        return (None if derivatives[0] is None else self.layout.rows(derivatives[0])), derivatives[1:]
+            return None, found
+        return (None if found[0] is None else self.layout.rows(found[0])), found[1:]
 
     def mixed(
         self, rows: Tensor, u: Tensor, inputs: Sequence[Tensor], kinks: Sequence[Tensor] | None
@@ -127,11 +126,10 @@ class AutogradField:
         if kinks is not None and has_tangent(self.potential):
             with torch.enable_grad():
                 slope = tangent(self.potential, self.layout.events(u), kinks)
-                total = None if slope is None else slope.sum()
-            if total is not None:
-                if not total.requires_grad:
+            if slope is not None:
+                if not slope.requires_grad:
                     return (None,) * len(inputs)
-                return torch.autograd.grad(total, inputs, allow_unused=True)
+                return derivatives([slope], inputs, [torch.ones_like(slope)])
         with contextlib.suppress(TypeError):  # no weak reference, or not hashable
             _WITHOUT_TANGENT[self.potential] = True
         if y is None:
@@ -152,7 +150,9 @@ class AutogradField:
 
     def _gradient(self, x: Tensor, y: Tensor, keep_graph: bool, kinks: Sequence[Tensor] | None = None) -> Evaluation:
         with torch.enable_grad():
-            (grad,) = torch.autograd.grad(y.sum(), x, create_graph=keep_graph)
+            (grad,) = derivatives([y], [x], [torch.ones_like(y)], create_graph=keep_graph)
+        if grad is None:
+            raise self._independent_of_x()
         graph = (x, grad) if keep_graph and grad.requires_grad else None
         return Evaluation(self.layout.rows(grad.detach()), graph, kinks)
 

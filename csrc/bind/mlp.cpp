@@ -95,8 +95,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
     const Tensor& x0, const Tensor& v0, const Tensor& kick, const Tensor& drift,
     const std::optional<Tensor>& log_decay, const std::optional<Tensor>& log_stretch, const Tensors& weights,
     const Tensors& biases, int64_t activation, double parameter, double damping, int64_t grad_clip,
-    double grad_bound, int64_t momentum_clip, double momentum_bound, double lo, double hi, bool keep_states,
-    bool keep_bits) {
+    double grad_bound, int64_t momentum_clip, double momentum_bound, double lo, double hi,
+    bool /* stopped: for the derivative */, bool keep_states, bool keep_bits) {
   Op op("mlp_unroll", "x0", x0);
   const Network network(op, weights, biases, activation, parameter);
   MlpUnroll args{};
@@ -214,8 +214,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
   m.def(
       "mlp_unroll(Tensor x0, Tensor v0, Tensor kick, Tensor drift, Tensor? log_decay, Tensor? log_stretch, "
       "Tensor[] weights, Tensor[] biases, int activation, float parameter, float damping, int grad_clip, "
-      "float grad_bound, int momentum_clip, float momentum_bound, float lo, float hi, bool keep_states, "
-      "bool keep_bits) -> (Tensor x_end, Tensor v_end, Tensor x, Tensor v, Tensor bits)");
+      "float grad_bound, int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, "
+      "bool keep_states, bool keep_bits) -> (Tensor x_end, Tensor v_end, Tensor x, Tensor v, Tensor bits)");
   m.def(
       "mlp_unroll_backward(Tensor dx_end, Tensor dv_end, Tensor v0, Tensor kick, Tensor drift, "
       "Tensor? log_decay, Tensor? log_stretch, Tensor[] weights, Tensor[] biases, Tensor x, Tensor v, "
