@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .._ops import ops
+from .._ops import ops, ops_without_autograd
 from ..fields import GradientSide, Layout, Plan, Sum, refuse_unfit_modules
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
@@ -79,6 +79,7 @@ class GeneralizedLeapfrogProgram:
         x, v, half_steps, drift_steps, const_v, const_x = args
         halves, drifts = half_steps.unbind(), drift_steps.unbind()
         log_det = base.zero_log_det(x)
+        run = ops if torch.is_grad_enabled() else ops_without_autograd
         for t in range(self.n_kicks):
             if saved is not None:
                 saved += [x, v]
@@ -87,18 +88,18 @@ class GeneralizedLeapfrogProgram:
             scale, force = const_v if scale is None else scale, g if force is None else force
             step, next_step = self._halves(halves, t)
             if t == self.n_steps:
-                v, gain = ops.generalized_leapfrog_kick(v, force, scale, step, next_step, *self._force_clip)
+                v, gain = run.generalized_leapfrog_kick(v, force, scale, step, next_step, *self._force_clip)
                 log_det = log_det + gain
             elif self._fused:
-                x, v, gain = ops.generalized_leapfrog_kick_drift(
+                x, v, gain = run.generalized_leapfrog_kick_drift(
                     x, v, force, scale, const_x, step, next_step, drifts[t], *self._force_clip, *self._drift
                 )
                 log_det = log_det + gain
             else:
-                v, gain = ops.generalized_leapfrog_kick(v, force, scale, step, next_step, *self._force_clip)
+                v, gain = run.generalized_leapfrog_kick(v, force, scale, step, next_step, *self._force_clip)
                 scale_x, u = self._drift_nets(t, v)
                 scale_x, u = const_x if scale_x is None else scale_x, v if u is None else u
-                x, gain_x = ops.generalized_leapfrog_drift(x, u, scale_x, drifts[t], *self._drift)
+                x, gain_x = run.generalized_leapfrog_drift(x, u, scale_x, drifts[t], *self._drift)
                 log_det = log_det + gain + gain_x
             if t < self.n_steps:
                 base.check_finite(self._check_finite, self._layer, t, self.n_steps, x, v)
@@ -128,7 +129,7 @@ class GeneralizedLeapfrogProgram:
             scale, force = scale if learned_scale else const_v, force if learned_force else g
             step, next_step = self._halves(halves, t)
             if t < self.n_steps and self._fused:
-                backward = ops.generalized_leapfrog_kick_drift_backward
+                backward = ops_without_autograd.generalized_leapfrog_kick_drift_backward
                 dx, dv, dforce, dscale, dscale_x, dstep, dnext, ddrifts[t] = backward(
                     dx, dv, dlog_det, x, v, vs[t + 1], force, scale, const_x, step, next_step, drifts[t],
                     *self._force_clip, *self._drift,
@@ -141,7 +142,7 @@ class GeneralizedLeapfrogProgram:
                     )
                     constants.add((None, dscale_x))
                     dv = dv + dv_drift
-                dv, dforce, dscale, dstep, dnext = ops.generalized_leapfrog_kick_backward(
+                dv, dforce, dscale, dstep, dnext = ops_without_autograd.generalized_leapfrog_kick_backward(
                     dv, dlog_det, v, force, scale, step, next_step, *self._force_clip
                 )
             if t == 0:
@@ -173,7 +174,7 @@ class GeneralizedLeapfrogProgram:
         scale_x, u = self._drift_nets.recall(t, v)
         learned_scale, learned_u = scale_x is not None, u is not None
         scale_x, u = scale_x if learned_scale else const_x, u if learned_u else v
-        dx, du, dscale, ddrift = ops.generalized_leapfrog_drift_backward(
+        dx, du, dscale, ddrift = ops_without_autograd.generalized_leapfrog_drift_backward(
             dx, dlog_det, x, u, scale_x, drift, *self._drift
         )
         (dv,) = self._drift_nets.pull(t, dscale if learned_scale else None, du if learned_u else None)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .._ops import ops
+from .._ops import ops, ops_without_autograd
 from ..fields import GradientSide, Layout, Plan
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
@@ -40,15 +40,16 @@ class LeapfrogProgram:
     def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, Tensor]:
         x, v, kick_steps, drift_steps = args
         kicks, drifts = kick_steps.unbind(), drift_steps.unbind()
+        run = ops if torch.is_grad_enabled() else ops_without_autograd
         for t in range(self.n_steps):
             x_before = x
-            x, v = ops.leapfrog_kick_drift(x, v, grad(t, x), kicks[t], drifts[t], *self._kick, *self._drift)
+            x, v = run.leapfrog_kick_drift(x, v, grad(t, x), kicks[t], drifts[t], *self._kick, *self._drift)
             base.check_finite(self._check_finite, self._layer, t, self.n_steps, x, v)
             if saved is not None:
                 saved += [x_before, v]
         if saved is not None:
             saved.append(x)
-        return x, ops.leapfrog_kick(v, grad(self.n_steps, x), kicks[-1], *self._kick)
+        return x, run.leapfrog_kick(v, grad(self.n_steps, x), kicks[-1], *self._kick)
 
     def backward(
         self,
@@ -68,9 +69,9 @@ class LeapfrogProgram:
         for t in range(n, -1, -1):
             g = side.recall(t, x[t])
             if t == n:
-                dv, dg, dkicks[t] = ops.leapfrog_kick_backward(dv, g, kicks[t], *self._kick)
+                dv, dg, dkicks[t] = ops_without_autograd.leapfrog_kick_backward(dv, g, kicks[t], *self._kick)
             else:
-                dx, dv, dg, dkicks[t], ddrifts[t] = ops.leapfrog_kick_drift_backward(
+                dx, dv, dg, dkicks[t], ddrifts[t] = ops_without_autograd.leapfrog_kick_drift_backward(
                     dx, dv, x[t], v_after[t], g, kicks[t], drifts[t], *self._kick, *self._drift
                 )
             hessian_u = side.pull(t, x[t], dg, want_x=t > 0 or wants[0])
