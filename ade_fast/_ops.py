@@ -33,7 +33,9 @@ except ImportError as error:
 
 ops = torch.ops.ade_fast
 _library = torch.library.Library("ade_fast", "IMPL")
-_below_autograd = torch._C._AutoDispatchBelowAutograd
+# `with below_autograd():` calls operators without their Autograd kernels, which is half of a small call: for code
+# that records no gradient, or has one of its own.
+below_autograd = torch._C._AutoDispatchBelowAutograd
 # An autograd.Function that leaves the transforms of torch.func to the dispatcher, which has dealt with them
 # by the time it comes to the Autograd key.
 _Function = torch.autograd.function._SingleLevelFunction
@@ -60,7 +62,7 @@ class _WithoutAutograd:
         op = getattr(ops, name).default
 
         def call(*values):
-            with _below_autograd():
+            with below_autograd():
                 return op(*values)
 
         setattr(self, name, call)
@@ -128,7 +130,7 @@ def _register_derivative(op, backward_op) -> None:
     class Derivative(_Function):
         @staticmethod
         def forward(ctx, *inputs):
-            with _below_autograd():
+            with below_autograd():
                 outputs = op(*inputs)
             values = inputs + _as_tuple(outputs)
             ctx.save_for_backward(*(values[i] for i in saved))
@@ -153,7 +155,7 @@ def _refuse_derivative(backward_op) -> None:
     class Refusal(_Function):
         @staticmethod
         def forward(ctx, *inputs):
-            with _below_autograd():
+            with below_autograd():
                 return backward_op(*inputs)
 
         @staticmethod
@@ -172,7 +174,7 @@ def _skipping_autograd(op):
     def call(*values):
         if torch.is_grad_enabled():
             return op(*values)
-        with _below_autograd():
+        with below_autograd():
             return op(*values)
 
     return call
@@ -187,7 +189,7 @@ def _through(op, function: type):
                 with enable_single_level_autograd_function():
                     return function.apply(*values)
             return function.apply(*values)
-        with _below_autograd():
+        with below_autograd():
             return op(*values)
 
     return call

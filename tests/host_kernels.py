@@ -205,10 +205,7 @@ def arguments(op: Op, case: Case, seed: int = 0) -> dict[str, object]:
 
 def doubled(fields: dict[str, object]) -> dict[str, object]:
     """The same arguments in float64, as leaves."""
-    return {
-        k: f.detach().double().cpu().requires_grad_() if isinstance(f, Tensor) else f
-        for k, f in fields.items()
-    }
+    return {k: f.detach().double().cpu().requires_grad_() if isinstance(f, Tensor) else f for k, f in fields.items()}
 
 
 def cases(dtype: torch.dtype, clip_mode: int, op: Op) -> Iterator[Case]:

@@ -42,9 +42,7 @@ MAY_INCLUDE = {
 
 
 def sources(folder: str) -> list[Path]:
-    return [
-        path for path in sorted((CSRC / folder).rglob("*")) if path.suffix in {".h", ".cuh", ".cpp", ".cu"}
-    ]
+    return [path for path in sorted((CSRC / folder).rglob("*")) if path.suffix in {".h", ".cuh", ".cpp", ".cu"}]
 
 
 @pytest.mark.parametrize("folder", MAY_INCLUDE)
@@ -53,9 +51,7 @@ def test_include_rules(folder: str) -> None:
     paths = sources(folder)
     assert paths, f"no sources in csrc/{folder}"
     for path in paths:
-        for quoted, angled in re.findall(
-            r'^\s*#\s*include\s+(?:"([^"]+)"|<([^>]+)>)', path.read_text(), re.M
-        ):
+        for quoted, angled in re.findall(r'^\s*#\s*include\s+(?:"([^"]+)"|<([^>]+)>)', path.read_text(), re.M):
             where = f"{path.relative_to(ROOT)} includes {quoted or angled}"
             if quoted:
                 beside = folder == "testing" and "/" not in quoted
@@ -76,9 +72,7 @@ def test_every_folder_has_include_rules() -> None:
 def test_cmake_lists_every_source_and_no_other() -> None:
     listed = set(re.findall(r"csrc/(?:cpu|cuda)/[\w/]+\.(?:cpp|cu)", (ROOT / "CMakeLists.txt").read_text()))
     present = {
-        str(path.relative_to(ROOT))
-        for path in sources("cpu") + sources("cuda")
-        if path.suffix in {".cpp", ".cu"}
+        str(path.relative_to(ROOT)) for path in sources("cpu") + sources("cuda") if path.suffix in {".cpp", ".cu"}
     }
     assert listed == present
 
@@ -230,10 +224,7 @@ def test_a_missing_torch_is_one_sentence(tmp_path: Path) -> None:
     )
     result = run_python(code, cwd=ROOT)
     assert result.returncode != 0
-    assert (
-        "there is none here: install torch >= 2.11, then run `pip install --no-build-isolation"
-        in result.stderr
-    )
+    assert "there is none here: install torch >= 2.11, then run `pip install --no-build-isolation" in result.stderr
     assert "Traceback" not in result.stderr
 
 

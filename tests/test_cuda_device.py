@@ -15,9 +15,7 @@ import ade_fast  # noqa: F401  (registers the ops)
 
 pytestmark = [
     pytest.mark.cuda,
-    pytest.mark.skipif(
-        not torch.cuda.is_available(), reason="needs a GPU: torch.cuda.is_available() is False"
-    ),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch.cuda.is_available() is False"),
 ]
 
 DEVICE = torch.device("cuda")
@@ -42,8 +40,7 @@ def positional(name: str, fields: dict[str, object]) -> list[object]:
 def on(device: torch.device, fields: dict[str, object]) -> dict[str, object]:
     """The same arguments on a device, tensors as leaves."""
     return {
-        k: f.detach().to(device, copy=True).requires_grad_() if isinstance(f, Tensor) else f
-        for k, f in fields.items()
+        k: f.detach().to(device, copy=True).requires_grad_() if isinstance(f, Tensor) else f for k, f in fields.items()
     }
 
 

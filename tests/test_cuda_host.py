@@ -82,9 +82,7 @@ def call(
 
 def run_forward(testing, name: str, case: Case, fields, misaligned: bool = False) -> dict[str, Tensor]:
     outputs = {
-        k: ((case.rows,), accumulation(case.dtype))
-        if k == "log_det"
-        else ((case.rows, case.cols), case.dtype)
+        k: ((case.rows,), accumulation(case.dtype)) if k == "log_det" else ((case.rows, case.cols), case.dtype)
         for k in OPS[name].outputs
     }
     return call(testing, name, case, fields, outputs, misaligned=misaligned)
@@ -93,9 +91,7 @@ def run_forward(testing, name: str, case: Case, fields, misaligned: bool = False
 def run_backward(testing, name: str, case: Case, fields, out, cotangents, misaligned: bool = False):
     op = OPS[name]
     shapes = backward_outputs(op, fields)
-    outputs = {
-        k: (s, case.dtype if k[1:] in op.states else accumulation(case.dtype)) for k, s in shapes.items()
-    }
+    outputs = {k: (s, case.dtype if k[1:] in op.states else accumulation(case.dtype)) for k, s in shapes.items()}
     absent = tuple(f"d{n}" for n in (*op.scales, *op.steps) if fields[n] is None)
     given = {k: f for k, f in fields.items() if k not in op.states}
     given |= {n: fields[n] if n in op.states else out[n] for n in op.saved}
@@ -193,14 +189,11 @@ def test_a_nan_stays_in_its_row_and_a_zero_row_is_no_nan(testing: ModuleType, cl
     fields["grad"][4] = 0
     buffers = Guarded(misaligned=False)
     outputs = {
-        n: buffers.output(n, s, torch.float32)
-        for n, s in (("dv", (9, 33)), ("dgrad", (9, 33)), ("dstep", (33,)))
+        n: buffers.output(n, s, torch.float32) for n, s in (("dv", (9, 33)), ("dgrad", (9, 33)), ("dstep", (33,)))
     }
     v_out = torch.empty(9, 33)
     shape = {"dtype": "float32", "rows": 9, "cols": 33}
-    testing.cuda.leapfrog_kick(
-        False, **shape, **{k: as_numpy(f) for k, f in fields.items()}, v_out=v_out.numpy()
-    )
+    testing.cuda.leapfrog_kick(False, **shape, **{k: as_numpy(f) for k, f in fields.items()}, v_out=v_out.numpy())
     assert v_out[2, 5].isnan() and v_out.isnan().sum() == 1
     torch.testing.assert_close(v_out[4], fields["v"][4])
     given = {k: as_numpy(f) for k, f in fields.items() if k != "v"} | {"dv_out": torch.ones(9, 33).numpy()}

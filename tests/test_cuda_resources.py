@@ -68,9 +68,7 @@ def test_no_step_kernel_spills_or_uses_a_stack(check: ModuleType) -> None:
     _, budget = check.read_budget(BUDGET)
     steps = {k: r for k, r in budget.items() if k[1].startswith(("Step", "RowClipSums", "ColumnSum"))}
     assert {k[0] for k in steps} == set(check.ARCHS)
-    assert len(steps) == 2 * (
-        3 * 3 * 6 + 2
-    )  # forward, backward, row clips; dtypes; steps; and the sums of chunks
+    assert len(steps) == 2 * (3 * 3 * 6 + 2)  # forward, backward, row clips; dtypes; steps; and the sums of chunks
     assert all(r.spills == 0 and r.stack == 0 and r.registers <= 128 for r in steps.values())
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._ops import ops, ops_without_autograd
-from ..fields import GradientSide, Layout, Plan, Sum, refuse_unfit_modules
+from ..fields import GradientSide, Layout, Plan, Sum, modules_of, refuse_unfit_modules
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
 from .networks import NetworkPair
@@ -241,7 +241,7 @@ def run_generalized_leapfrog(
     )
     base.check_potential(layer, potential, x0, options.check_potential)
     for name in ("scale_v", "scale_x", "shift_v", "shift_x"):
-        refuse_unfit_modules(layer, getattr(couplings, name), name)
+        refuse_unfit_modules(layer, modules_of(getattr(couplings, name)), name)
     drift = base.step_rows(layer, step_size, n_steps, layout, x0)
     if momentum_step_size is not None:
         eta_v = base.step_rows(layer, momentum_step_size, n_steps, momentum, x0, "momentum_step_size", "momentum")

@@ -17,9 +17,11 @@ from ..fields import (
     NotPiecewiseLinear,
     Plan,
     choose_plan,
+    effective_weights,
     keeps_kinks,
+    modules_of,
     own_parameters,
-    pinned,
+    pinned_to,
 )
 from .base import Options
 from .networks import NetworkPair
@@ -147,13 +149,14 @@ def differentiate(
     effective weights, the leaves that its graph leads to, and the networks' parameters.
     """
     x0 = args[0]
-    functions = (potential, *(f for network in program.networks() for f in network.functions))
+    modules = modules_of(potential, *(f for network in program.networks() for f in network.functions))
     if options.gradient == "none" or not torch.is_grad_enabled():
-        with torch.no_grad(), pinned(*functions):
+        with torch.no_grad(), pinned_to(modules, effective_weights(modules)):
             field = AutogradField(layer, potential, layout)
             return program.forward(lambda t, x: field.gradient(x), args, None), None
 
-    with pinned(*functions) as weights:
+    weights = effective_weights(modules)
+    with pinned_to(modules, weights):
         mode = options.gradient_mode
         known = tuple(t for t in (*weights, *context) if t.requires_grad)
         field = AutogradField(layer, potential, layout, known)
@@ -165,7 +168,7 @@ def differentiate(
             # Control flow may lead to parameters that x⁰ does not reach. (Not with a context: the parameters behind
             # it get their gradients through it.)
             there = {id(t) for t in reached}
-            inputs = inputs + [p for p in own_parameters(potential) if id(p) not in there]
+            inputs = inputs + [p for p in own_parameters(modules_of(potential)) if id(p) not in there]
         plan = choose_plan(first_value, options.memory, program.n_kicks)
         kinks = keeps_kinks(plan, mode, inputs)
         tape = plan.memory == "graph" and not plan.piecewise_linear and mode != "stopped"
@@ -177,7 +180,7 @@ def differentiate(
             return _under_autograd(layer, field, program, args, layout, mode, captured), Plan(
                 "graph", captured=captured
             )
-        side = GradientSide(field, first, inputs, n_certain, plan, mode, program.n_kicks, functions, weights, x0.device)
+        side = GradientSide(field, first, inputs, n_certain, plan, mode, program.n_kicks, modules, weights, x0.device)
         side.guarded = () if inputs else tuple(reached)
         differentiable = any(t is not None and t.requires_grad for t in (*args, *network_inputs, *inputs))
         if not differentiable:

@@ -15,11 +15,11 @@ _MIXES_THE_BATCH = (nn.modules.batchnorm._BatchNorm,)
 _RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
-def modules_of(potential: Callable) -> Iterator[nn.Module]:
-    """Every module that can be seen from `potential`: a module's own, a bound method's owner, a closure's cells, the
-    arguments of a ``functools.partial``."""
-    for root in _roots(potential, depth=3):
-        yield from root.modules()
+def modules_of(*functions: Callable | None) -> list[nn.Module]:
+    """Every module that can be seen from the functions, once each: a module's own, a bound method's owner, a closure's
+    cells, the arguments of a ``functools.partial``."""
+    found = {id(m): m for f in functions for root in _roots(f, depth=3) for m in root.modules()}
+    return list(found.values())
 
 
 def _roots(thing: object, depth: int) -> Iterator[nn.Module]:
@@ -45,13 +45,13 @@ def _roots(thing: object, depth: int) -> Iterator[nn.Module]:
                 yield value
 
 
-def refuse_unfit_modules(layer: str, function: Callable, name: str = "potential") -> None:
-    """Raises ValueError if a module of `function` is random or mixes the samples of a batch in its present mode.
+def refuse_unfit_modules(layer: str, modules: Sequence[nn.Module], name: str = "potential") -> None:
+    """Raises ValueError if one of a function's modules is random or mixes the samples of a batch in its present mode.
 
     The unroll evaluates the potential T + 1 times, and recomputes evaluations in the backward pass: both need f(x) to
     be a function of each sample alone.
     """
-    for module in modules_of(function):
+    for module in modules:
         kind = type(module).__name__
         if isinstance(module, _MIXES_THE_BATCH) and (module.training or not module.track_running_stats):
             raise ValueError(
@@ -65,9 +65,9 @@ def refuse_unfit_modules(layer: str, function: Callable, name: str = "potential"
             )
 
 
-def buffer_versions(*functions: Callable) -> list[tuple[Tensor, int]]:
+def buffer_versions(modules: Sequence[nn.Module]) -> list[tuple[Tensor, int]]:
     """(buffer, version counter) of every buffer: changes between two evaluations make gradients wrong."""
-    return [(b, b._version) for f in functions for m in modules_of(f) for b in m.buffers(recurse=False)]
+    return [(b, b._version) for m in modules for b in m._buffers.values() if b is not None]
 
 
 def changed_buffer(versions: list[tuple[Tensor, int]]) -> bool:
@@ -84,35 +84,34 @@ def pinned(*functions: Callable) -> Iterator[tuple[Tensor, ...]]:
     weights (differentiable functions of the originals; autograd carries gradients back through the parametrisation
     once). Blocks nest: the outermost one decides.
     """
-    weights = tuple(getattr(owner, name) for owner, name in parametrized_weights(*functions))
-    with pinned_to(functions, weights):
+    modules = modules_of(*functions)
+    weights = effective_weights(modules)
+    with pinned_to(modules, weights):
         yield weights
 
 
+def effective_weights(modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+    """Every parametrised tensor of the modules, computed now."""
+    return tuple(getattr(owner, name) for owner, name in _parametrized(modules))
+
+
 @contextmanager
-def pinned_to(functions: Sequence[Callable], weights: tuple[Tensor, ...]) -> Iterator[None]:
-    """As `pinned`, with effective weights from an earlier `pinned` block of these functions (for backward passes)."""
+def pinned_to(modules: Sequence[nn.Module], weights: tuple[Tensor, ...]) -> Iterator[None]:
+    """Within this block, the modules' parametrised tensors are these (from `effective_weights`)."""
     with ExitStack() as stack:
-        for (owner, name), weight in zip(parametrized_weights(*functions), weights, strict=True):
+        for (owner, name), weight in zip(_parametrized(modules), weights, strict=True):
             stack.enter_context(_fixed(owner.parametrizations[name], weight))
         yield
 
 
-def parametrized_weights(*functions: Callable) -> list[tuple[nn.Module, str]]:
-    """(owner, attribute) of every parametrised tensor, once each, in the order of ``modules()``."""
-    found: dict[tuple[int, str], tuple[nn.Module, str]] = {}
-    for function in functions:
-        for module in modules_of(function):
-            if is_parametrized(module):
-                for name in module.parametrizations:
-                    found[(id(module), name)] = (module, name)
-    return list(found.values())
+def _parametrized(modules: Sequence[nn.Module]) -> list[tuple[nn.Module, str]]:
+    return [(m, name) for m in modules if is_parametrized(m) for name in m.parametrizations]
 
 
-def own_parameters(function: Callable) -> list[Tensor]:
-    """Parameters of the modules of `function` that require grad, once each; not those behind a parametrisation."""
-    behind = {id(p) for m in modules_of(function) if is_parametrized(m) for p in m.parametrizations.parameters()}
-    found = {id(p): p for m in modules_of(function) for p in m.parameters(recurse=False) if p.requires_grad}
+def own_parameters(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """The modules' parameters that require grad, once each; not those behind a parametrisation."""
+    behind = {id(p) for m in modules if is_parametrized(m) for p in m.parametrizations.parameters()}
+    found = {id(p): p for m in modules for p in m._parameters.values() if p is not None and p.requires_grad}
     return [p for key, p in found.items() if key not in behind]
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear, note_no_time_batch
 from .memory import memory_budget
@@ -72,8 +72,8 @@ class GradientSide:
         plan: see `Plan`.
         mode: "full"; "truncated" (`inputs` is empty: H u alone, eq. (38)); "stopped" (∇f is a constant).
         n_kicks: T + 1.
-        functions: the potential and whatever else is evaluated along the unroll.
-        weights: effective weights to evaluate these with in the backward pass.
+        modules: those of the potential and of whatever else is evaluated along the unroll.
+        weights: effective weights to evaluate them with in the backward pass.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class GradientSide:
         plan: Plan,
         mode: GradientMode,
         n_kicks: int,
-        functions: tuple[Callable, ...],
+        modules: Sequence[nn.Module],
         weights: tuple[Tensor, ...],
         device: torch.device,
     ) -> None:
@@ -96,12 +96,12 @@ class GradientSide:
         self._field = field
         self._first = first
         self._mode = mode
-        self._functions = functions
+        self._modules = modules
         self._weights = weights
         self._n_kicks = n_kicks
         self._tapes: list[Evaluation | None] = [None] * n_kicks
         self._grads: list[Tensor] = []
-        self._buffers = buffer_versions(*functions)
+        self._buffers = buffer_versions(modules)
         device = device.type
         self._autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
         self._begin_backward()
@@ -169,7 +169,7 @@ class GradientSide:
             )
         device, dtype, enabled = self._autocast
         with (
-            pinned_to(self._functions, self._weights),
+            pinned_to(self._modules, self._weights),
             torch.autocast(device, dtype=dtype, enabled=enabled),
         ):
             self._begin_backward()

@@ -77,9 +77,7 @@ def parse(log: str) -> dict[str, Resources]:
         registers = re.search(r"Used (\d+) registers", text)
         if stack is None or registers is None:
             raise SystemExit(f"ptxas -v says nothing that can be read about {name}:\n{text}")
-        found[name] = Resources(
-            int(registers.group(1)), int(stack.group(2)) + int(stack.group(3)), int(stack.group(1))
-        )
+        found[name] = Resources(int(registers.group(1)), int(stack.group(2)) + int(stack.group(3)), int(stack.group(1)))
     return found
 
 
@@ -153,16 +151,12 @@ def compare(budget: Budget, measured: Budget, slack: int) -> list[str]:
 
 def main() -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+", type=Path)
     parser.add_argument("--budget", type=Path, required=True)
     parser.add_argument("--include", type=Path, required=True)
     parser.add_argument("--update", action="store_true", help="rewrite the budget from what was measured")
-    parser.add_argument(
-        "--slack", type=int, default=16, help="registers allowed above the budget under another nvcc"
-    )
+    parser.add_argument("--slack", type=int, default=16, help="registers allowed above the budget under another nvcc")
     options = parser.parse_args()
 
     nvcc = find_nvcc()
@@ -179,10 +173,7 @@ def main() -> int:
     slack = 0 if release == budget_release else options.slack
     problems = compare(budget, measured, slack)
     tighter = [key for key in budget.keys() & measured.keys() if measured[key] < budget[key]]
-    print(
-        "\n".join(problems)
-        or f"{len(measured)} kernels within budget (nvcc {release}, slack {slack} registers)"
-    )
+    print("\n".join(problems) or f"{len(measured)} kernels within budget (nvcc {release}, slack {slack} registers)")
     if tighter:
         print(f"{len(tighter)} kernels need less than their budget: --update tightens it")
     return 1 if problems else 0
