@@ -185,9 +185,8 @@ Tensor Op::empty(std::initializer_list<int64_t> shape, int32_t torch_dtype) cons
   int64_t stride = 1;
   for (size_t i = shape.size(); i-- > 0; stride *= sizes[i] > 0 ? sizes[i] : 1) strides[i] = stride;
   AtenTensorHandle handle;
-  ADE_TORCH_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), sizes,
-                                           strides, torch_dtype, device_type_,
-                                           device_index_, &handle));
+  ADE_TORCH_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), sizes, strides, torch_dtype,
+                                           device_type_, device_index_, &handle));
   return Tensor(handle);
 }
 
@@ -203,13 +202,16 @@ Tensor Op::new_scale(const std::optional<Tensor>& scale) const {
 }
 Tensor Op::absent() const { return empty({0}, accumulate_); }
 Tensor Op::new_of_shape(std::initializer_list<int64_t> shape) const { return empty(shape, torch_dtype_); }
-Tensor Op::new_bytes(std::initializer_list<int64_t> shape) const { return empty(shape, aoti_torch_dtype_uint8()); }
+Tensor Op::new_bytes(std::initializer_list<int64_t> shape) const {
+  return empty(shape, aoti_torch_dtype_uint8());
+}
 
 #ifdef ADE_WITH_CUDA
 void Op::check_cuda(int code) const {
   if (code == 0) return;
   fail(std::string("CUDA error: ") + cuda::error_string(code) +
-       " (built with CUDA " ADE_CUDA_VERSION " for " ADE_CUDA_ARCHS "; `ade-fast info` says what that needs)");
+       " (built with CUDA " ADE_CUDA_VERSION " for " ADE_CUDA_ARCHS
+       "; `ade-fast info` says what that needs)");
 }
 
 // The stable ABI has no other way to the current stream at a 2.11 target, and only libtorch_cuda has this

@@ -83,20 +83,20 @@ bool select_isa(const char* name) {
 }
 
 #ifdef ADE_HAS_X86_ISAS
-#define ADE_IN_ACTIVE_ISA(call)    \
-  switch (g_active) {              \
-    case kAvx512:                  \
-      return avx512::call;         \
-    case kAvx2:                    \
-      return avx2::call;           \
-    default:                       \
-      return base::call;           \
+#define ADE_IN_ACTIVE_ISA(call) \
+  switch (g_active) {           \
+    case kAvx512:               \
+      return avx512::call;      \
+    case kAvx2:                 \
+      return avx2::call;        \
+    default:                    \
+      return base::call;        \
   }
 #else
 #define ADE_IN_ACTIVE_ISA(call) return base::call;
 #endif
-#define ADE_DISPATCH(Args)                                                                    \
-  int64_t workspace_bytes(const Args& args) { ADE_IN_ACTIVE_ISA(workspace_bytes(args)) }      \
+#define ADE_DISPATCH(Args)                                                               \
+  int64_t workspace_bytes(const Args& args) { ADE_IN_ACTIVE_ISA(workspace_bytes(args)) } \
   void launch(const Args& args, Parallel parallel) { ADE_IN_ACTIVE_ISA(launch(args, parallel)) }
 
 ADE_FOR_EACH_LAUNCH(ADE_DISPATCH)

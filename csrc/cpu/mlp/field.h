@@ -91,9 +91,10 @@ struct FieldBackward {
       Arena own(memory + layout.tiles_at + index * layout.tile_bytes);
       Tile<T> tile(layout.network, use(args), cut.capacity(), own);
       tile.want = Wanted{};
-      tile.want.weights = args.dweights.weight[0] != nullptr;
+      const bool weights = args.dweights.weight[0] != nullptr;
       tile.want.curvature = use(args).curvature(args.shape);
-      tile.want.tangent = args.dgrad != nullptr && (tile.want.curvature || tile.want.weights);
+      tile.want.tangent = args.dgrad != nullptr && (tile.want.curvature || weights);
+      tile.want.weights = weights && (tile.want.tangent || tile.want.curvature);  // else their gradients are 0
       for (int64_t g; (g = queue.next()) >= 0;) {
         char* const block = memory + layout.sums_at + g * layout.sums_bytes;
         memset(block, 0, layout.sums_bytes);

@@ -28,7 +28,7 @@ struct RightFactor {
   int64_t chunk;
 };
 
-// Row m of C starts from data[m * row ...]: zeros or a bias (row = 0), or C itself (row = kPanel).
+// Row m of C is added to data[m * row ...]: zeros or a bias (row = 0), or C itself (row = kPanel).
 template <class T>
 struct Start {
   const T* data;
@@ -42,12 +42,7 @@ __attribute__((noinline)) static void product_block(const LeftFactor<T>& a, cons
   constexpr int kLanes = simd::kLanes<T>, kRegisters = simd::kPanelRegisters<T>;
   const int64_t row = RowStride ? RowStride : a.row;
   const int64_t step = StepStride ? StepStride : a.step;
-  simd::Vector<T> sum[M][kRegisters];
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
-    for (int j = 0; j < kRegisters; ++j) sum[m][j] = simd::load(start.data + m * start.row + j * kLanes);
-  }
+  simd::Vector<T> sum[M][kRegisters] = {};
   int chunk = 0;
   do {  // at least one term: a loop that may not run at all costs copies of every accumulator
     const T* a_k = a.data + chunk * a.chunk;
@@ -67,10 +62,14 @@ __attribute__((noinline)) static void product_block(const LeftFactor<T>& a, cons
       b_k += kPanel<T>;
     } while (++k < depth);
   } while (++chunk < chunks);
+  // The start is added last: a long sum over many calls is then a sum of short ones, with less rounding.
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kRegisters; ++j) simd::store<T>(c + m * kPanel<T> + j * kLanes, sum[m][j]);
+    for (int j = 0; j < kRegisters; ++j) {
+      const int64_t at = m * kPanel<T> + j * kLanes;
+      simd::store<T>(c + at, simd::load(start.data + m * start.row + j * kLanes) + sum[m][j]);
+    }
   }
 }
 
