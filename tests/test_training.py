@@ -674,15 +674,7 @@ def test_a_run_killed_again_and_again_ends_as_the_uninterrupted_one(tmp_path, no
     whole = ade.training.train(settings, tmp_path / "whole", progress=False)
     (tmp_path / "settings.json").write_text(json.dumps(settings.to_dict()))
     code = "import sys; from ade_fast.cli import main; sys.exit(main(sys.argv[1:]))"
-    flags = [
-        "train",
-        "--resume",
-        "--no-progress",
-        "--config",
-        str(tmp_path / "settings.json"),
-        "--out",
-        str(out),
-    ]
+    flags = ["--config", str(tmp_path / "settings.json"), "--out", str(out), "--resume", "--no-progress"]
     kills, reached = 0, -1
     while kills < 3:
         process = subprocess.Popen([sys.executable, "-c", code, "train", *flags])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._ops import ops, ops_without_autograd
-from ..fields import GradientSide, Layout, Plan, Sum, modules_of, refuse_unfit_modules
+from ..fields import GradientSide, Layout, MLPField, Plan, Sum, generalized_kicks, modules_of, refuse_unfit_modules
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
 from .networks import NetworkPair
@@ -57,6 +57,18 @@ class GeneralizedLeapfrogProgram:
         self._drift_nets = NetworkPair(layer, names[1], scale_x, couplings.shift_x, (momentum,), layout)
         # One pass over memory for kick and drift, where the drift needs nothing but v.
         self._fused = not self._drift_nets.functions
+
+    def fused(self, field: MLPField, args: tuple, **options) -> tuple[Tensor, Tensor, Tensor] | None:
+        if self._kick_nets.functions or self._drift_nets.functions:
+            return None
+        x, v, half_steps, drift_steps, scale_v, scale_x = args
+        kick, log_decay = generalized_kicks(half_steps, scale_v)
+        *momentum_clip, lo, hi = self._drift
+        return field.unroll(
+            x, v, kick, drift_steps, log_decay=log_decay,
+            log_stretch=None if scale_x is None else scale_x.expand_as(drift_steps),
+            grad_clip=self._force_clip, momentum_clip=momentum_clip, bounds=(lo, hi), **options,
+        )  # fmt: skip
 
     def networks(self) -> Sequence[NetworkPair]:
         return (self._kick_nets, self._drift_nets)

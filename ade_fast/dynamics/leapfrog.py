@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._ops import ops, ops_without_autograd
-from ..fields import GradientSide, Layout, Plan
+from ..fields import GradientSide, Layout, MLPField, Plan
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
 from .networks import NetworkPair
@@ -28,6 +28,14 @@ class LeapfrogProgram:
         self._check_finite = options.check_finite
         self._kick = (damping, *base.clip_code(options.grad_clip))
         self._drift = (*base.clip_code(options.momentum_clip), *options.bounds)
+
+    def fused(self, field: MLPField, args: tuple, **options) -> tuple[Tensor, Tensor]:
+        damping, *grad_clip = self._kick
+        *momentum_clip, lo, hi = self._drift
+        end = field.unroll(
+            *args, damping=damping, grad_clip=grad_clip, momentum_clip=momentum_clip, bounds=(lo, hi), **options
+        )
+        return end.x, end.v
 
     def networks(self) -> Sequence[NetworkPair]:
         return ()

@@ -14,6 +14,7 @@ from ..fields import (
     AutogradField,
     GradientSide,
     Layout,
+    MLPField,
     NotPiecewiseLinear,
     Plan,
     choose_plan,
@@ -23,6 +24,7 @@ from ..fields import (
     own_parameters,
     pinned_to,
 )
+from ..potentials import MLPPotential
 from .base import Options
 from .networks import NetworkPair
 
@@ -32,6 +34,7 @@ GradientFunction = Callable[[int, Tensor], Tensor]
 class Program(Protocol):
     """The steps of one dynamics, over rows, and their adjoint.
 
+    `fused` runs the whole program in one operator, for the potentials that have one, or returns None where it cannot.
     `networks` are its learned parts and `prepare` finds their inputs (see `NetworkPair.prepare`).
     `forward` may run under autograd (then it must be made of differentiable operations alone) or without; it appends
     what `backward` needs to `saved` when that is a list. `backward` gets the same `args`, the saved tensors and the
@@ -39,6 +42,8 @@ class Program(Protocol):
     """
 
     n_kicks: int
+
+    def fused(self, field: MLPField, args: tuple, **options) -> tuple[Tensor, ...] | None: ...
 
     def networks(self) -> Sequence[NetworkPair]: ...
 
@@ -149,6 +154,8 @@ def differentiate(
     effective weights, the leaves that its graph leads to, and the networks' parameters.
     """
     x0 = args[0]
+    if (fused := _fused(layer, potential, program, args, options)) is not None:
+        return fused
     modules = modules_of(potential, *(f for network in program.networks() for f in network.functions))
     if options.gradient == "none" or not torch.is_grad_enabled():
         with torch.no_grad(), pinned_to(modules, effective_weights(modules)):
@@ -187,6 +194,22 @@ def differentiate(
             with torch.no_grad():
                 return program.forward(side.grad, args, None), plan
         return _Unroll.apply(program, side, len(args), *args, *network_inputs, *inputs), plan
+
+
+def _fused(
+    layer: str, potential: Callable, program: Program, args: tuple, options: Options
+) -> tuple[tuple[Tensor, ...], Plan] | None:
+    """The whole unroll in one operator where the potential is an MLP that the kernels know, else None."""
+    field = MLPField.match(potential)
+    why = field if isinstance(field, str) else field.refuses(args[0])
+    if why is not None or options.check_finite:  # the operator does not look at its states one by one
+        if why is not None and type(potential) is MLPPotential:
+            note_slow_path(f"mlp {why}", f"{layer}: the fused MLP kernels do not take this call ({why}): autograd does")
+        return None
+    memory = "states" if options.memory == "states" else "graph"
+    with torch.set_grad_enabled(torch.is_grad_enabled() and options.gradient != "none"):
+        outputs = program.fused(field, args, gradient=options.gradient_mode, keep_bits=memory == "graph")
+    return None if outputs is None else (outputs, Plan(memory, "mlp", field.spec.piecewise_linear))
 
 
 class _TruncatedGradient(torch.autograd.Function):

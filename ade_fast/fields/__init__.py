@@ -3,6 +3,7 @@
 from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear
 from .layout import Layout
 from .memory import memory_budget, set_memory_budget
+from .mlp import MLPField, generalized_kicks
 from .modules import (
     effective_weights,
     modules_of,
@@ -21,11 +22,13 @@ __all__ = [
     "GradientMode",
     "GradientSide",
     "Layout",
+    "MLPField",
     "NotPiecewiseLinear",
     "Plan",
     "Sum",
     "choose_plan",
     "effective_weights",
+    "generalized_kicks",
     "keeps_kinks",
     "memory_budget",
     "modules_of",

@@ -1,4 +1,5 @@
-// MLP potentials: schemas and bindings of the whole unroll, and of the field on its own (launch/mlp.h). CPU only.
+// MLP potentials: schemas and bindings of the whole unroll, and of the field on its own (launch/mlp.h). CPU
+// only.
 #include <tuple>
 
 #include "bind/op.h"
@@ -68,9 +69,10 @@ struct NetworkGradients {
 
 int32_t workers() { return static_cast<int32_t>(torch::stable::get_num_threads()); }
 
-MlpDynamics dynamics_of(Op& op, const Tensor& kick, const Tensor& drift, const std::optional<Tensor>& log_decay,
-                        const std::optional<Tensor>& log_stretch, double damping, int64_t grad_clip,
-                        double grad_bound, int64_t momentum_clip, double momentum_bound, double lo, double hi) {
+MlpDynamics dynamics_of(Op& op, const Tensor& kick, const Tensor& drift,
+                        const std::optional<Tensor>& log_decay, const std::optional<Tensor>& log_stretch,
+                        double damping, int64_t grad_clip, double grad_bound, int64_t momentum_clip,
+                        double momentum_bound, double lo, double hi) {
   const int64_t steps = drift.dim() > 0 ? drift.size(0) : 0, dim = op.cols();
   if (steps < 1) op.fail("drift must have one row per step and at least one");
   MlpDynamics dynamics{};
@@ -79,7 +81,8 @@ MlpDynamics dynamics_of(Op& op, const Tensor& kick, const Tensor& drift, const s
   dynamics.kick = op.of_shape("kick", kick, "one row per kick", {steps + 1, dim});
   dynamics.drift = op.of_shape("drift", drift, "one row per step", {steps, dim});
   dynamics.damping = op.finite("damping", damping);
-  if (log_decay) dynamics.log_decay = op.of_shape("log_decay", *log_decay, "one row per kick", {steps + 1, dim});
+  if (log_decay)
+    dynamics.log_decay = op.of_shape("log_decay", *log_decay, "one row per kick", {steps + 1, dim});
   if (log_stretch) {
     dynamics.log_stretch = op.of_shape("log_stretch", *log_stretch, "one row per step", {steps, dim});
   }
@@ -112,8 +115,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
   const Tensor x = keep_states ? op.new_of_shape({steps + 1, rows, dim}) : op.absent();
   const Tensor v = keep_states ? op.new_of_shape({steps, rows, dim}) : op.absent();
   const bool bits_wanted = keep_bits && piecewise_linear(network.shape.activation);
-  const Tensor bits = op.new_bytes(bits_wanted ? std::initializer_list<int64_t>{steps + 1, rows, network.bit_bytes}
-                                               : std::initializer_list<int64_t>{0});
+  const Tensor bits =
+      op.new_bytes(bits_wanted ? std::initializer_list<int64_t>{steps + 1, rows, network.bit_bytes}
+                               : std::initializer_list<int64_t>{0});
   args.x_end = x_end.data_ptr();
   args.v_end = v_end.data_ptr();
   args.x = keep_states ? x.data_ptr() : nullptr;
@@ -142,7 +146,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensors, Tensors> mlp
   args.v0 = op.states("v0", v0);
   args.x = op.of_shape("x", x, "every kept state", {steps + 1, rows, dim});
   args.v = op.of_shape("v", v, "every kept state", {steps, rows, dim});
-  if (bits.dim() == 3) args.bits = op.bytes("bits", bits, "every kept bit", {steps + 1, rows, network.bit_bytes});
+  if (bits.dim() == 3)
+    args.bits = op.bytes("bits", bits, "every kept bit", {steps + 1, rows, network.bit_bytes});
   if (stopped && want_weights) op.fail("a stopped gradient has no gradients of the weights");
   args.stopped = stopped;
   args.dx_end = op.states("dx_end", dx_end);
@@ -186,7 +191,8 @@ std::tuple<Tensor, Tensor> mlp_field(const Tensor& x, const Tensors& weights, co
 std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(const std::optional<Tensor>& dvalue,
                                                         const std::optional<Tensor>& dgrad, const Tensor& x,
                                                         const Tensors& weights, const Tensors& biases,
-                                                        int64_t activation, double parameter, bool want_weights) {
+                                                        int64_t activation, double parameter,
+                                                        bool want_weights) {
   Op op("mlp_field_backward", "x", x);
   const Network network(op, weights, biases, activation, parameter);
   MlpFieldBackward args{};

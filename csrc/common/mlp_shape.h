@@ -15,7 +15,9 @@ enum Activation : int32_t {
 };
 
 // φ'' = 0 almost everywhere, and φ' is one bit.
-constexpr bool piecewise_linear(int32_t activation) { return activation == kRelu || activation == kLeakyRelu; }
+constexpr bool piecewise_linear(int32_t activation) {
+  return activation == kRelu || activation == kLeakyRelu;
+}
 
 constexpr int kMaxHiddenLayers = 4;
 

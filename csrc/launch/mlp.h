@@ -1,5 +1,5 @@
-// MLP potentials: the whole unroll of a leapfrog-type dynamics and its whole backward pass, and the field's own value,
-// gradient and vector-Jacobian products (potentials/mlp.h). Conventions: launch/clips.h.
+// MLP potentials: the whole unroll of a leapfrog-type dynamics and its whole backward pass, and the field's
+// own value, gradient and vector-Jacobian products (potentials/mlp.h). Conventions: launch/clips.h.
 #pragma once
 
 #include "common/mlp_shape.h"
@@ -7,7 +7,8 @@
 
 namespace ade {
 
-// l = 1..L: W_l [n_l, n_{l-1}] and b_l [n_l] at index l - 1; w [1, n_L] and b [1] at index L. Row-major, contiguous.
+// l = 1..L: W_l [n_l, n_{l-1}] and b_l [n_l] at index l - 1; w [1, n_L] and b [1] at index L. Row-major,
+// contiguous.
 struct MlpWeights {
   const void* weight[kMaxHiddenLayers + 1];
   const void* bias[kMaxHiddenLayers + 1];
@@ -17,10 +18,12 @@ struct MlpWeightGradients {  // all null: not wanted
   void* bias[kMaxHiddenLayers + 1];
 };
 
-// Every dynamics of this family is T + 1 kicks and T drifts (steps/generalized_leapfrog.h, its half kick and its drift):
-//   v_t = v_{t-1} · decay_t + kick_t · clip(F(x_t)),   x_{t+1} = clamp(x_t · stretch_t + drift_t · clip(v_t), lo, hi)
-// with v_{-1} = v0. Leapfrog: decay and stretch 1. Damped leapfrog: decay m. Generalized leapfrog with constant S: kick
-// (v e^S + a F) e^S + b F is decay e^{2S} (e^S at both ends), kick a e^S + b; stretch e^{S_x}.
+// Every dynamics of this family is T + 1 kicks and T drifts, the half kick and the drift of
+// steps/generalized_leapfrog.h:
+//   v_t = v_{t-1} · decay_t + kick_t · clip(F(x_t)),   with v_{-1} = v0
+//   x_{t+1} = clamp(x_t · stretch_t + drift_t · clip(v_t), lo, hi)
+// Leapfrog: decay and stretch are 1. Damped leapfrog: decay is m. Generalized leapfrog with constant S: the
+// kick (v e^S + a F) e^S + b F has decay e^{2S} (e^S at both ends) and kick a e^S + b; stretch is e^{S_x}.
 struct MlpDynamics {
   int64_t rows, steps;      // B, T
   const void* kick;         // [T+1, D]

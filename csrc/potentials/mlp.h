@@ -1,8 +1,9 @@
-// A multi-layer perceptron f(x) = w·h_L + b, h_l = φ(z_l), z_l = W_l h_{l-1} + b_l, h_0 = x: its value, its gradient
-// field F = ∇_x f, and the vector-Jacobian products of both, as sweeps over the layers of a tile of samples.
+// A multi-layer perceptron f(x) = w·h_L + b, h_l = φ(z_l), z_l = W_l h_{l-1} + b_l, h_0 = x: its value, its
+// gradient field F = ∇_x f, and the vector-Jacobian products of both, as sweeps over the layers of a tile of
+// samples.
 //
-// A Tile does the matrix products on its device; this file says which, in which order, and what happens to each element
-// between them. Layers are counted 1..L as in the formulas.
+// A Tile does the matrix products on its device; this file says which, in which order, and what happens to
+// each element between them. Layers are counted 1..L as in the formulas.
 //
 //   forward     z_l = W_l h_{l-1} + b_l,   h_l = φ(z_l),   φ'_l,   φ''_l
 //   backward    G_L = w,   δ_l = φ'_l G_l,   G_{l-1} = δ_l W_l;   F = G_0
@@ -10,12 +11,14 @@
 // With cotangents u [B, D] of F and df [B] of f, the products are, for ⟨F, u⟩ + ⟨f, df⟩,
 //
 //   tangent     t_0 = u,   ż_l = W_l t_{l-1},   t_l = φ'_l ż_l
-//   curvature   ζ_L = φ''_L G_L ż_L + df δ_L,   ζ_l = φ''_l G_l ż_l + φ'_l Y_l with Y_l = ζ_{l+1} W_{l+1};   dx = ζ_1 W_1
-//   weights     dW_l = Σ δ_l t_{l-1}ᵀ + ζ_l h_{l-1}ᵀ,   db_l = Σ ζ_l,   dw = Σ t_L + df h_L,   db = Σ df
+//   curvature   ζ_L = φ''_L G_L ż_L + df δ_L,   ζ_l = φ''_l G_l ż_l + φ'_l Y_l,   Y_l = ζ_{l+1} W_{l+1}
+//   input       dx = ζ_1 W_1
+//   weights     dW_l = Σ δ_l t_{l-1}ᵀ + ζ_l h_{l-1}ᵀ,   db_l = Σ ζ_l
+//   output      dw = Σ t_L + df h_L,   db = Σ df
 //
-// The first is one pass of the network backwards over the tangent, the second carries what the gradient's own curvature
-// adds. For a piecewise-linear φ and no df, ζ is zero: dx = 0, and the forward sweep is needed for φ' alone, so it is
-// skipped when the bits of φ' were kept.
+// The first is one pass of the network backwards over the tangent, the second carries what the gradient's own
+// curvature adds. For a piecewise-linear φ and no df, ζ is zero: dx = 0, and the forward sweep is needed for
+// φ' alone, so it is skipped when the bits of φ' were kept.
 #pragma once
 
 #include "common/macros.h"
@@ -68,8 +71,8 @@ ADE_HD void first_order(Tile& tile, const Wanted& want) {
   if (want.gradient) tile.input_gradient();
 }
 
-// After first_order at the same x: dx (without curvature it is 0, and not written), and the weights' gradients added to
-// the tile's sums.
+// After first_order at the same x: dx (without curvature it is 0, and not written), and the weights'
+// gradients added to the tile's sums.
 template <class Tile>
 ADE_HD void second_order(Tile& tile, const Wanted& want) {
   const int layers = tile.layers();

@@ -1,7 +1,7 @@
-// The activations φ with their first and second derivatives: what a potential's value, gradient and second-order
-// products need of them. Written once for scalars and vectors: M supplies the number type V, exp, expm1, abs, and
-// of_one_plus(e), which is 1 / (1 + e) and log(1 + e). Comparisons of V give what M::select takes; NaN passes through
-// every formula.
+// The activations φ with their first and second derivatives: what a potential's value, gradient and
+// second-order products need of them. Written once for scalars and vectors: M supplies the number type V,
+// exp, expm1, abs, and of_one_plus(e), which is 1 / (1 + e) and log(1 + e). Comparisons of V give what
+// M::select takes; NaN passes through every formula.
 #pragma once
 
 #include "common/macros.h"

@@ -1,4 +1,5 @@
-// A bump allocator over memory that the caller owns. Run once without memory, it measures what the run with memory takes.
+// A bump allocator over memory that the caller owns. Run once without memory, it measures what the run with
+// memory takes.
 #pragma once
 
 #include "common/macros.h"
@@ -14,7 +15,8 @@ class Arena {
   template <class T>
   T* take(int64_t count) {
     T* const taken = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
-    // Whole cache lines and a few more: buffers of 2^n bytes would all fall on the same sets of the first-level cache.
+    // Whole cache lines and a few more: buffers of 2^n bytes would all fall on the same sets of the
+    // first-level cache.
     used_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64 + 192;
     return taken;
   }

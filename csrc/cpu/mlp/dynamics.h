@@ -1,6 +1,8 @@
-// One kick or drift of a tile's rows, and its vector-Jacobian product: the clips and steps of the dynamics around the
-// formulas of steps/generalized_leapfrog.h.
+// One kick or drift of a tile's rows, and its vector-Jacobian product: the clips and steps of the dynamics
+// around the formulas of steps/generalized_leapfrog.h.
 #pragma once
+
+#include <cstring>
 
 #include "cpu/mlp/arena.h"
 #include "cpu/rows.h"
@@ -19,6 +21,7 @@ struct StepSums {
   T* drift;    // [T, D]
   T* decay;    // [T+1, D]
   T* stretch;  // [T, D]
+  T* scratch;  // [2, D], of one step of one tile: short sums round less
 };
 
 template <class T>
@@ -54,11 +57,13 @@ class Dynamics {
   }
 
   // v is the momentum before the kick. dv: cotangent after the kick, then before it. u: cotangent of F.
-  void kick_vjp(int64_t t, int rows, const T* gradient, const T* v, T* dv, T* u, const StepSums<T>& sums) const {
+  void kick_vjp(int64_t t, int rows, const T* gradient, const T* v, T* dv, T* u,
+                const StepSums<T>& sums) const {
     const T* const k = row(args_.kick, t);
     const T* const decay = decay_ + t * dim_;
-    T* const dk = sums.kick + t * dim_;
-    T* const ddecay = sums.decay + t * dim_;
+    T* const dk = sums.scratch;
+    T* const ddecay = sums.scratch + dim_;
+    memset(sums.scratch, 0, 2 * dim_ * sizeof(T));
     for (int64_t i = 0; i < rows * dim_; i += dim_) {
       const T* const f = gradient + i;
       const T* const v_row = v + i;
@@ -81,6 +86,8 @@ class Dynamics {
         }
       });
     }
+    add(dk, sums.kick + t * dim_);
+    add(ddecay, sums.decay + t * dim_);
   }
 
   // x <- clamp(x stretch + drift clip(v), lo, hi)
@@ -103,8 +110,9 @@ class Dynamics {
   void drift_vjp(int64_t t, int rows, const T* x, const T* v, T* dx, T* dv, const StepSums<T>& sums) const {
     const T* const eta = row(args_.drift, t);
     const T* const stretch = stretch_ + t * dim_;
-    T* const deta = sums.drift + t * dim_;
-    T* const dstretch = sums.stretch + t * dim_;
+    T* const deta = sums.scratch;
+    T* const dstretch = sums.scratch + dim_;
+    memset(sums.scratch, 0, 2 * dim_ * sizeof(T));
     const T lo = lo_, hi = hi_;
     for (int64_t i = 0; i < rows * dim_; i += dim_) {
       const T* const x_row = x + i;
@@ -116,14 +124,15 @@ class Dynamics {
         T sum = 0;
         for (int64_t d = 0; d < dim_; ++d) {
           const T u = v_row[d] * s;
-          sum += v_row[d] * generalized_leapfrog::drift_vjp(dx_row[d], x_row[d], u, stretch[d], eta[d], lo, hi).du;
+          sum += v_row[d] *
+                 generalized_leapfrog::drift_vjp(dx_row[d], x_row[d], u, stretch[d], eta[d], lo, hi).du;
         }
         return sum;
       };
       row_clip_vjp(args_.momentum_clip, v_row, dim_, inner_product).visit([=](auto clip) {
         for (int64_t d = 0; d < dim_; ++d) {
-          const auto q =
-              generalized_leapfrog::drift_vjp(dx_row[d], x_row[d], clip(v_row[d]), stretch[d], eta[d], lo, hi);
+          const auto q = generalized_leapfrog::drift_vjp(dx_row[d], x_row[d], clip(v_row[d]), stretch[d],
+                                                         eta[d], lo, hi);
           deta[d] += q.deta;
           dstretch[d] += q.ds;
           dv_row[d] += clip.vjp(q.du, v_row[d]);
@@ -131,11 +140,16 @@ class Dynamics {
         }
       });
     }
+    add(deta, sums.drift + t * dim_);
+    add(dstretch, sums.stretch + t * dim_);
   }
 
  private:
   const T* row(const void* steps, int64_t t) const { return static_cast<const T*>(steps) + t * dim_; }
 
+  void add(const T* terms, T* sum) const {
+    for (int64_t d = 0; d < dim_; ++d) sum[d] += terms[d];
+  }
   static void exponentials(const void* logs, double otherwise, int64_t size, T* out) {
     const T* const s = static_cast<const T*>(logs);
     for (int64_t i = 0; i < size; ++i) out[i] = s ? vector_exp(s[i]) : static_cast<T>(otherwise);

@@ -46,7 +46,8 @@ struct Field {
         memcpy(tile.x, static_cast<const T*>(args.x) + first * dim, rows * dim * sizeof(T));
         first_order(tile, tile.want);
         if (args.value) memcpy(static_cast<T*>(args.value) + first, tile.value, rows * sizeof(T));
-        if (args.grad) memcpy(static_cast<T*>(args.grad) + first * dim, tile.gradient, rows * dim * sizeof(T));
+        if (args.grad)
+          memcpy(static_cast<T*>(args.grad) + first * dim, tile.gradient, rows * dim * sizeof(T));
       }
     });
   }
@@ -94,7 +95,8 @@ struct FieldBackward {
       const bool weights = args.dweights.weight[0] != nullptr;
       tile.want.curvature = use(args).curvature(args.shape);
       tile.want.tangent = args.dgrad != nullptr && (tile.want.curvature || weights);
-      tile.want.weights = weights && (tile.want.tangent || tile.want.curvature);  // else their gradients are 0
+      tile.want.weights =
+          weights && (tile.want.tangent || tile.want.curvature);  // else their gradients are 0
       for (int64_t g; (g = queue.next()) >= 0;) {
         char* const block = memory + layout.sums_at + g * layout.sums_bytes;
         memset(block, 0, layout.sums_bytes);
@@ -120,8 +122,8 @@ struct FieldBackward {
     });
     if (!args.dweights.weight[0]) return;
     Arena arena(memory + layout.sums_at);
-    reduce_weights<T>(args.shape, WeightSums<T>(args.shape, arena), {group.count, layout.sums_bytes}, args.dweights,
-                      parallel);
+    reduce_weights<T>(args.shape, WeightSums<T>(args.shape, arena), {group.count, layout.sums_bytes},
+                      args.dweights, parallel);
   }
 };
 

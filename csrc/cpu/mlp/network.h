@@ -1,4 +1,5 @@
-// The weights of an MLP as the products read them, and the sums that their gradients are gathered in: panels (product.h).
+// The weights of an MLP as the products read them, and the sums that their gradients are gathered in: panels
+// (product.h).
 #pragma once
 
 #include "cpu/mlp/arena.h"
@@ -40,8 +41,10 @@ struct Network {
 
   void pack(const MlpWeights& weights) {
     for (int l = 1; l <= shape.layers; ++l) {
-      pack_forward(static_cast<const T*>(weights.weight[l - 1]), width(shape, l - 1), width(shape, l), forward[l]);
-      pack_backward(static_cast<const T*>(weights.weight[l - 1]), width(shape, l - 1), width(shape, l), backward[l]);
+      pack_forward(static_cast<const T*>(weights.weight[l - 1]), width(shape, l - 1), width(shape, l),
+                   forward[l]);
+      pack_backward(static_cast<const T*>(weights.weight[l - 1]), width(shape, l - 1), width(shape, l),
+                    backward[l]);
       bias[l] = static_cast<const T*>(weights.bias[l - 1]);
     }
     out = static_cast<const T*>(weights.weight[shape.layers]);

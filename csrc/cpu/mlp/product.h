@@ -1,9 +1,9 @@
 // The one matrix product of this folder: one panel of C = start + A B, its accumulators in registers.
 //
-// A panel is kPanel columns of a matrix, stored row after row: [rows, kPanel], contiguous; a matrix of N columns is
-// N / kPanel panels. Activations of a tile, packed weights and weight gradients are all stored so, which makes every
-// access of the inner loop sequential. An element of C sums its terms in the order of k whatever the number of rows:
-// a sample's result does not depend on the tile it is in.
+// A panel is kPanel columns of a matrix, stored row after row: [rows, kPanel], contiguous; a matrix of N
+// columns is N / kPanel panels. Activations of a tile, packed weights and weight gradients are all stored so,
+// which makes every access of the inner loop sequential. An element of C sums its terms in the order of k
+// whatever the number of rows: a sample's result does not depend on the tile it is in.
 #pragma once
 
 #include "cpu/mlp/vectors.h"
@@ -37,8 +37,8 @@ struct Start {
 
 // M rows of the panel. RowStride and StepStride are those of A where they are known at compile time, else 0.
 template <class T, int M, int RowStride, int StepStride>
-__attribute__((noinline)) static void product_block(const LeftFactor<T>& a, const RightFactor<T>& b, int chunks, int depth,
-                                                    const Start<T>& start, T* c) {
+__attribute__((noinline)) static void product_block(const LeftFactor<T>& a, const RightFactor<T>& b,
+                                                    int chunks, int depth, const Start<T>& start, T* c) {
   constexpr int kLanes = simd::kLanes<T>, kRegisters = simd::kPanelRegisters<T>;
   const int64_t row = RowStride ? RowStride : a.row;
   const int64_t step = StepStride ? StepStride : a.step;
@@ -74,16 +74,17 @@ __attribute__((noinline)) static void product_block(const LeftFactor<T>& a, cons
 }
 
 template <class T, int M, int RowStride, int StepStride>
-ADE_INLINE void product_block_of(int rows, const LeftFactor<T>& a, const RightFactor<T>& b, int chunks, int depth,
-                                 const Start<T>& start, T* c) {
+ADE_INLINE void product_block_of(int rows, const LeftFactor<T>& a, const RightFactor<T>& b, int chunks,
+                                 int depth, const Start<T>& start, T* c) {
   if constexpr (M > 1) {
-    if (rows < M) return product_block_of<T, M - 1, RowStride, StepStride>(rows, a, b, chunks, depth, start, c);
+    if (rows < M)
+      return product_block_of<T, M - 1, RowStride, StepStride>(rows, a, b, chunks, depth, start, c);
   }
   product_block<T, M, RowStride, StepStride>(a, b, chunks, depth, start, c);
 }
 
-// One panel of C, [rows, kPanel], with rows, chunks, depth >= 1: rows in blocks of nearly equal size, so that no block is left with too few
-// accumulators to hide the latency of a multiply-add.
+// One panel of C, [rows, kPanel], with rows, chunks, depth >= 1: rows in blocks of nearly equal size, so that
+// no block is left with too few accumulators to hide the latency of a multiply-add.
 template <class T, int RowStride, int StepStride>
 static void product(int rows, const LeftFactor<T>& a, const RightFactor<T>& b, int chunks, int depth,
                     const Start<T>& start, T* c) {
@@ -91,10 +92,9 @@ static void product(int rows, const LeftFactor<T>& a, const RightFactor<T>& b, i
   const int blocks = (rows + simd::kBlockRows<T> - 1) / simd::kBlockRows<T>;
   for (int i = 0, m = 0; i < blocks; ++i) {
     const int size = (rows - m + blocks - i - 1) / (blocks - i);
-    product_block_of<T, simd::kBlockRows<T>, RowStride, StepStride>(size, {a.data + m * row, a.row, a.step, a.chunk}, b,
-                                                                   chunks, depth,
-                                                                   {start.data + m * start.row, start.row},
-                                                                   c + m * kPanel<T>);
+    product_block_of<T, simd::kBlockRows<T>, RowStride, StepStride>(
+        size, {a.data + m * row, a.row, a.step, a.chunk}, b, chunks, depth,
+        {start.data + m * start.row, start.row}, c + m * kPanel<T>);
     m += size;
   }
 }

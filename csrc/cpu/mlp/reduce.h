@@ -43,7 +43,8 @@ void reduce_weights(const MlpShape& shape, const WeightSums<T>& first, const Ove
   groups.sum(first.out, width(shape, layers), static_cast<T*>(dweights.weight[layers]));
   groups.sum(first.out_bias, 1, static_cast<T*>(dweights.bias[layers]));
 
-  int64_t first_panel[kMaxHiddenLayers + 2] = {0, 0};  // layer 1's panels run over n_1, the others' over n_{l-1}
+  int64_t first_panel[kMaxHiddenLayers + 2] = {0,
+                                               0};  // layer 1's panels run over n_1, the others' over n_{l-1}
   for (int l = 1; l <= layers; ++l) {
     first_panel[l + 1] = first_panel[l] + width(shape, l == 1 ? 1 : l - 1) / kPanel<T>;
   }

@@ -79,7 +79,8 @@ void Tile<T>::curvature(int l) {
 template <class T>
 void Tile<T>::weight_gradient(int l) {
   const T* const left = want.tangent ? delta_[l] : zeta_[l];
-  const T* const right = want.tangent ? (l == 1 ? dgradient : tangent_[l - 1]) : (l == 1 ? x : hidden_[l - 1]);
+  const T* const right =
+      want.tangent ? (l == 1 ? dgradient : tangent_[l - 1]) : (l == 1 ? x : hidden_[l - 1]);
   const int chunks = want.tangent && want.curvature ? 2 : 1;
   const int64_t next_left = chunks == 2 ? zeta_[l] - left : 0;
   const int64_t next_right = chunks == 2 ? (l == 1 ? x : hidden_[l - 1]) - right : 0;
@@ -95,7 +96,7 @@ void Tile<T>::weight_gradient(int l) {
   }
   for (int q = 0; q < panel_count(l - 1); ++q) {
     for (int p = 0; p < panel_count(l); ++p) {
-      T* const c = sum + (static_cast<int64_t>(q) * columns(l) + p * kPanel<T>) * kPanel<T>;
+      T* const c = sum + (static_cast<int64_t>(q) * columns(l) + p * kPanel<T>)*kPanel<T>;
       product<T, 1, kPanel<T>>(kPanel<T>, {left + p * panel_size(), 1, kPanel<T>, next_left},
                                {right + q * panel_size(), next_right}, chunks, rows_, {c, kPanel<T>}, c);
     }

@@ -1,7 +1,7 @@
 // How a batch is cut into tiles, tiles into groups that share one set of sums, and how threads take them.
 //
-// The cut depends on the batch alone. A group is done by one thread, tile after tile, and the groups' sums are added in
-// their order: the results do not depend on the number of threads, nor on which thread did what.
+// The cut depends on the batch alone. A group is done by one thread, tile after tile, and the groups' sums
+// are added in their order: the results do not depend on the number of threads, nor on which thread did what.
 #pragma once
 
 #include "cpu/rows.h"
@@ -10,7 +10,8 @@ namespace ade {
 namespace ADE_ISA {
 namespace mlp {
 
-constexpr int kTileRows = 56;  // a tile's panels, the packed weights and their sums share the second-level cache
+// Few enough for a tile's panels, the packed weights and their sums to share the second-level cache.
+constexpr int kTileRows = 56;
 constexpr int kFewestRows = 12;
 
 struct Tiles {

@@ -1,6 +1,7 @@
-// A tile: the samples that one thread takes through the network together, with all that the sweeps of potentials/mlp.h
-// leave for each other. Everything is panels [width, rows] (product.h) in one arena, few enough rows for the second-level
-// cache. The sweeps themselves are in gradient.h (first order) and second_order.h.
+// A tile: the samples that one thread takes through the network together, with all that the sweeps of
+// potentials/mlp.h leave for each other. Everything is panels [width, rows] (product.h) in one arena, few
+// enough rows for the second-level cache. The sweeps themselves are in gradient.h (first order) and
+// second_order.h.
 #pragma once
 
 #include "cpu/mlp/network.h"
@@ -88,15 +89,17 @@ class Tile {
 
   // sums [kPanel] += total
   static void add_to(T* sums, const V (&total)[kRegisters]) {
-    for (int j = 0; j < kRegisters; ++j) simd::store<T>(sums + j * kLanes, simd::load(sums + j * kLanes) + total[j]);
+    for (int j = 0; j < kRegisters; ++j) {
+      simd::store<T>(sums + j * kLanes, simd::load(sums + j * kLanes) + total[j]);
+    }
   }
 
   const Network<T>& network_;
   const MlpShape shape_;
   T parameter_;
   int rows_;
-  T* zeros_;   // [kPanel]
-  T* panel_;   // [rows, kPanel], the product at hand
+  T* zeros_;                          // [kPanel]
+  T* panel_;                          // [rows, kPanel], the product at hand
   T* hidden_[kMaxHiddenLayers + 1];   // h_l
   T* slope_[kMaxHiddenLayers + 1];    // φ'_l, of a smooth φ
   T* delta_[kMaxHiddenLayers + 1];    // δ_l
@@ -130,7 +133,8 @@ Tile<T>::Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena
   own_bits_ = linear() ? arena.take<uint8_t>(capacity * bit_stride_) : nullptr;
   for (int l = 1; l <= layers; ++l) {
     const int64_t size = static_cast<int64_t>(capacity) * columns(l);
-    // Without a use for h or φ' later, δ_l takes their place: h_l is read by layer l + 1 before δ_l is written.
+    // Without a use for h or φ' later, δ_l takes their place: h_l is read by layer l + 1 before δ_l is
+    // written.
     hidden_[l] = arena.take<T>(size);
     slope_[l] = smooth ? arena.take<T>(size) : nullptr;
     delta_[l] = curvature || use.dgradient ? arena.take<T>(size) : (smooth ? slope_[l] : hidden_[l]);
@@ -153,8 +157,8 @@ void Tile<T>::multiply(const T* activations, int l, const T* packed, const T* st
   if (l == 0) {
     product<T, 0, 1>(rows_, {activations, shape_.dim, 1, 0}, {packed, 0}, 1, shape_.dim, {start, 0}, panel_);
   } else {
-    product<T, kPanel<T>, 1>(rows_, {activations, kPanel<T>, 1, panel_size()}, {packed, kPanel<T> * kPanel<T>},
-                             panel_count(l), kPanel<T>, {start, 0}, panel_);
+    product<T, kPanel<T>, 1>(rows_, {activations, kPanel<T>, 1, panel_size()},
+                             {packed, kPanel<T> * kPanel<T>}, panel_count(l), kPanel<T>, {start, 0}, panel_);
   }
 }
 
@@ -201,8 +205,8 @@ void Tile<T>::project(const T* a, T* out) {
   }
 }
 
-// R rows of out against the D columns of W_1, as dot products along the units: a padded panel would waste most of its
-// columns.
+// R rows of out against the D columns of W_1, as dot products along the units: a padded panel would waste
+// most of its columns.
 template <class T>
 template <int D, int R>
 void Tile<T>::project_narrow(const T* a, T* out, int row) {

@@ -1,8 +1,9 @@
-// The whole backward pass of the unroll: each tile goes back from t = T to 0. At every stored x_t the network's
-// second-order products turn the kick's cotangent of F(x_t) into cotangents of x_t and of the weights.
+// The whole backward pass of the unroll: each tile goes back from t = T to 0. At every stored x_t the
+// network's second-order products turn the kick's cotangent of F(x_t) into cotangents of x_t and of the
+// weights.
 //
-// A piecewise-linear potential has no Hessian: x_t's cotangent passes kicks unchanged, and with φ' kept as bits not even
-// the forward sweep is repeated.
+// A piecewise-linear potential has no Hessian: x_t's cotangent passes kicks unchanged, and with φ' kept as
+// bits not even the forward sweep is repeated.
 #pragma once
 
 #include <cstring>
@@ -29,6 +30,7 @@ struct UnrollBackward {
       steps.drift = arena.take<T>(drifts);
       steps.decay = arena.take<T>(kicks);
       steps.stretch = arena.take<T>(drifts);
+      steps.scratch = arena.take<T>(2 * args.shape.dim);
     }
   };
   struct Worker {
@@ -117,7 +119,9 @@ struct UnrollBackward {
     for (int64_t t = args.dynamics.steps; t >= 0; --t) {
       if (t < args.dynamics.steps) dynamics.drift_vjp(t, rows, x + t * all, v + t * all, dx, dv, steps);
       // The tile only reads the bits that are given.
-      tile.begin(rows, args.bits ? const_cast<uint8_t*>(args.bits) + (t * args.dynamics.rows + first) * bit_stride : nullptr);
+      tile.begin(rows, args.bits
+                           ? const_cast<uint8_t*>(args.bits) + (t * args.dynamics.rows + first) * bit_stride
+                           : nullptr);
       memcpy(tile.x, x + t * all, bytes);
       first_order(tile, tile.want);
       const T* const v_before = t == 0 ? v0 : v + (t - 1) * all;

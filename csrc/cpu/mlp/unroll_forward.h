@@ -1,5 +1,5 @@
-// The whole forward unroll: each tile of samples goes through all T + 1 kicks and T drifts while its activations and the
-// weights stay in cache.
+// The whole forward unroll: each tile of samples goes through all T + 1 kicks and T drifts while its
+// activations and the weights stay in cache.
 #pragma once
 
 #include <cstring>
@@ -57,13 +57,16 @@ struct UnrollForward {
       Arena arena(static_cast<char*>(args.workspace) + layout.shared_bytes + index * layout.worker_bytes);
       Worker worker(args, layout.network, arena);
       for (int64_t tile; (tile = queue.next()) >= 0;) {
-        unroll(args, layout.dynamics, worker, cut.begin(tile), static_cast<int>(cut.begin(tile + 1) - cut.begin(tile)));
+        unroll(args, layout.dynamics, worker, cut.begin(tile),
+               static_cast<int>(cut.begin(tile + 1) - cut.begin(tile)));
       }
     });
   }
 
-  static void unroll(const MlpUnroll& args, const Dynamics<T>& dynamics, Worker& worker, int64_t first, int rows) {
-    const int64_t dim = args.shape.dim, at = first * dim, all = args.dynamics.rows * dim, bytes = rows * dim * sizeof(T);
+  static void unroll(const MlpUnroll& args, const Dynamics<T>& dynamics, Worker& worker, int64_t first,
+                     int rows) {
+    const int64_t dim = args.shape.dim, at = first * dim, all = args.dynamics.rows * dim,
+                  bytes = rows * dim * sizeof(T);
     const int64_t bit_stride = unit_count(args.shape) / 8;
     Tile<T>& tile = worker.tile;
     tile.want = Wanted{};

@@ -1,8 +1,10 @@
-// exp, expm1 and log(1 + y) of vectors, without tables or branches, for the activations (potentials/mlp_activations.h).
+// exp, expm1 and log(1 + y) of vectors, without tables or branches, for the activations
+// (potentials/mlp_activations.h).
 //
-// e^z = 2^n e^r with n = round(z / ln 2) and |r| <= ln 2 / 2; e^r - 1 = r + r² q(r) with Taylor's q, so that expm1 keeps
-// its relative accuracy near 0. Arguments are clamped to where 2^n is a normal number. NaN gives NaN.
-// log(1 + y) = 2 atanh(s) + (0 or ln 2) with s = f / (2 + f) and FDLIBM's coefficients, f = y or (y - 1) / 2.
+// e^z = 2^n e^r with n = round(z / ln 2) and |r| <= ln 2 / 2; e^r - 1 = r + r² q(r) with Taylor's q, so that
+// expm1 keeps its relative accuracy near 0. Arguments are clamped to where 2^n is a normal number. NaN gives
+// NaN. log(1 + y) = 2 atanh(s) + (0 or ln 2) with s = f / (2 + f) and FDLIBM's coefficients, f = y or (y - 1)
+// / 2.
 #pragma once
 
 #include "cpu/mlp/vectors.h"
@@ -35,14 +37,13 @@ struct MathConstants<double> {
   static constexpr double kLowest = -708.0, kHighest = 709.0;
   static constexpr int kMantissa = 52, kBias = 1023;
   static constexpr int kTerms = 12;
-  static constexpr double kExp[kTerms] = {1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0,
-                                          1.0 / 362880.0,     1.0 / 40320.0,     1.0 / 5040.0,     1.0 / 720.0,
-                                          1.0 / 120.0,        1.0 / 24.0,        1.0 / 6.0,        0.5};
+  static constexpr double kExp[kTerms] = {
+      1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0, 1.0 / 40320.0,
+      1.0 / 5040.0,       1.0 / 720.0,       1.0 / 120.0,      1.0 / 24.0,      1.0 / 6.0,      0.5};
   static constexpr int kLogTerms = 7;
-  static constexpr double kLog[kLogTerms] = {1.479819860511658591e-01, 1.531383769920937332e-01,
-                                             1.818357216161805012e-01, 2.222219843214978396e-01,
-                                             2.857142874366239149e-01, 3.999999999940941908e-01,
-                                             6.666666666666735130e-01};
+  static constexpr double kLog[kLogTerms] = {
+      1.479819860511658591e-01, 1.531383769920937332e-01, 1.818357216161805012e-01, 2.222219843214978396e-01,
+      2.857142874366239149e-01, 3.999999999940941908e-01, 6.666666666666735130e-01};
 };
 
 template <class T>

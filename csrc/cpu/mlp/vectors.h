@@ -1,5 +1,5 @@
-// Vectors of one hardware register through GCC's vector extensions: the same source is AVX-512, AVX2, SSE2 or NEON.
-// Masks are integer vectors of all-zero or all-one lanes, as comparisons return them.
+// Vectors of one hardware register through GCC's vector extensions: the same source is AVX-512, AVX2, SSE2 or
+// NEON. Masks are integer vectors of all-zero or all-one lanes, as comparisons return them.
 #pragma once
 
 #include "common/macros.h"

@@ -1,0 +1,191 @@
+"""Fake kernels and derivatives of the MLP operators, ``torch.ops.ade_fast.mlp_*`` (schemas: ``csrc/bind/mlp.cpp``).
+
+They follow the conventions of `_ops`, but take the network's weights as lists. ``mlp_unroll`` is a whole unroll, and
+``mlp_unroll_backward`` its whole vector-Jacobian product; ``mlp_field`` is the potential's value and gradient. Each is
+differentiable once: the derivative of a ``*_backward`` would need third derivatives of the potential, and raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ._ops import _Function, _library, below_autograd, ops
+
+Tensors = list[Tensor]
+
+_UNROLL_TENSORS = 6  # x0, v0, kick, drift, log_decay, log_stretch; the weights and the biases follow
+
+
+def _register_fakes() -> None:
+    @torch.library.register_fake("ade_fast::mlp_unroll")
+    def mlp_unroll(x0, v0, kick, drift, log_decay, log_stretch, weights, biases, activation, *numbers):
+        keep_states, keep_bits = numbers[-2:]
+        steps, rows, dim = drift.shape[0], *x0.shape
+        states = (steps + 1, rows, dim), (steps, rows, dim)
+        x, v = (x0.new_empty(shape if keep_states else (0,)) for shape in states)
+        units = sum(w.shape[0] for w in weights[:-1])
+        bits = (steps + 1, rows, units // 8) if keep_bits and activation in (0, 1) else (0,)
+        return (
+            x0.new_empty(x0.shape), v0.new_empty(v0.shape), x, v, x0.new_empty(bits, dtype=torch.uint8),
+        )  # fmt: skip
+
+    @torch.library.register_fake("ade_fast::mlp_unroll_backward")
+    def mlp_unroll_backward(
+        dx_end, dv_end, v0, kick, drift, log_decay, log_stretch, weights, biases, x, v, bits, *numbers
+    ):
+        like = [_empty_like(t, dx_end) for t in (dx_end, dv_end, kick, drift, log_decay, log_stretch)]
+        return (*like, *_gradients_like(weights, biases, wanted=numbers[-1]))
+
+    @torch.library.register_fake("ade_fast::mlp_field")
+    def mlp_field(x, weights, biases, activation, parameter, want_value, want_grad):
+        return x.new_empty(x.shape[:1] if want_value else (0,)), x.new_empty(x.shape if want_grad else (0,))
+
+    @torch.library.register_fake("ade_fast::mlp_field_backward")
+    def mlp_field_backward(dvalue, dgrad, x, weights, biases, activation, parameter, want_weights):
+        return (x.new_empty(x.shape), *_gradients_like(weights, biases, wanted=want_weights))
+
+
+def _empty_like(tensor: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty((0,)) if tensor is None else tensor.new_empty(tensor.shape)
+
+
+def _gradients_like(weights: Tensors, biases: Tensors, wanted: bool) -> tuple[Tensors, Tensors]:
+    def fresh(tensors: Tensors) -> Tensors:
+        return [t.new_empty(t.shape) for t in tensors] if wanted else []
+
+    return fresh(weights), fresh(biases)
+
+
+class _Unroll(_Function):
+    """Inputs: the numbers of the schema, x0, v0, kick, drift, log_decay, log_stretch, weights, biases."""
+
+    @staticmethod
+    def forward(ctx, numbers: Sequence[float], *tensors: Tensor | None):
+        inputs, weights, biases = _split(tensors, _UNROLL_TENSORS)
+        *rest, keep_states, keep_bits = numbers
+        with below_autograd():
+            x_end, v_end, x, v, bits = ops.mlp_unroll(*inputs, weights, biases, *rest, True, keep_bits)
+        ctx.numbers = rest
+        ctx.save_for_backward(*tensors[1:], x, v, bits)
+        ctx.set_materialize_grads(False)
+        if not keep_states:
+            x, v = x.new_empty(0), v.new_empty(0)
+        ctx.mark_non_differentiable(x, v, bits)
+        return x_end, v_end, x, v, bits
+
+    @staticmethod
+    def backward(ctx, dx_end: Tensor | None, dv_end: Tensor | None, *_):
+        *saved, x, v, bits = ctx.saved_tensors
+        (v0, *steps), weights, biases = _split(saved, _UNROLL_TENSORS - 1)
+        dx_end = torch.zeros_like(v0) if dx_end is None else dx_end
+        dv_end = torch.zeros_like(v0) if dv_end is None else dv_end
+        wanted = ctx.needs_input_grad[1:]
+        *rest, stopped = ctx.numbers
+        want_weights = not stopped and any(wanted[_UNROLL_TENSORS:])
+        *dinputs, dweights, dbiases = ops.mlp_unroll_backward(
+            dx_end, dv_end, v0, *steps, weights, biases, x, v, bits, *rest, stopped, want_weights
+        )
+        return None, *_where(wanted, [*dinputs, *dweights, *dbiases])
+
+
+class _Field(_Function):
+    """Inputs: the numbers of the schema, x, weights, biases."""
+
+    @staticmethod
+    def forward(ctx, numbers: Sequence[float], *tensors: Tensor):
+        (x,), weights, biases = _split(tensors, 1)
+        with below_autograd():
+            outputs = ops.mlp_field(x, weights, biases, *numbers)
+        ctx.numbers = numbers
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(out for out, want in zip(outputs, numbers[-2:], strict=True) if not want))
+        return outputs
+
+    @staticmethod
+    def backward(ctx, dvalue: Tensor | None, dgrad: Tensor | None):
+        (x,), weights, biases = _split(ctx.saved_tensors, 1)
+        activation, parameter, want_value, want_grad = ctx.numbers
+        wanted = ctx.needs_input_grad[1:]
+        dx, dweights, dbiases = ops.mlp_field_backward(
+            dvalue if want_value else None, dgrad if want_grad else None,
+            x, weights, biases, activation, parameter, any(wanted[1:]),
+        )  # fmt: skip
+        return None, *_where(wanted, [dx, *dweights, *dbiases])
+
+
+def _split(tensors: Sequence[Tensor | None], first: int) -> tuple[tuple[Tensor | None, ...], Tensors, Tensors]:
+    """(the first tensors, weights, biases)."""
+    layers = (len(tensors) - first) // 2
+    return tuple(tensors[:first]), list(tensors[first : first + layers]), list(tensors[first + layers :])
+
+
+def _where(wanted: Sequence[bool], derivatives: Sequence[Tensor]) -> list[Tensor | None]:
+    """The derivatives that are wanted; those of the weights are missing at the end where none is."""
+    derivatives = [*derivatives, *[None] * (len(wanted) - len(derivatives))]
+    return [d if want else None for d, want in zip(derivatives, wanted, strict=True)]
+
+
+def _wants_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _register_derivatives() -> None:
+    def unroll(x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *numbers):
+        inputs = (x0, v0, kick, drift, log_decay, log_stretch)
+        if _wants_grad(*inputs, *weights, *biases):
+            return _Unroll.apply(numbers, *inputs, *weights, *biases)
+        with below_autograd():
+            return ops.mlp_unroll(*inputs, weights, biases, *numbers)
+
+    def field(x, weights, biases, *numbers):
+        if _wants_grad(x, *weights, *biases):
+            return _Field.apply(numbers, x, *weights, *biases)
+        with below_autograd():
+            return ops.mlp_field(x, weights, biases, *numbers)
+
+    _library.impl("mlp_unroll", unroll, "Autograd")
+    _library.impl("mlp_field", field, "Autograd")
+    for name in ("mlp_unroll_backward", "mlp_field_backward"):
+        _library.impl(name, _refusing(getattr(ops, name), name), "Autograd")
+
+
+def _refusing(op: Callable, name: str) -> Callable:
+    """An Autograd kernel for an op whose outputs are known to depend on its inputs, but have no derivative."""
+
+    class Refusal(_Function):
+        @staticmethod
+        def forward(ctx, values: tuple, *_tensors: Tensor):
+            with below_autograd():
+                *singles, dweights, dbiases = op(*values)
+            return (*singles, *dweights, *dbiases)
+
+        @staticmethod
+        def backward(ctx, *grads):
+            raise RuntimeError(
+                f"ade_fast::{name} is differentiable only once: its derivative would need third derivatives of the "
+                "potential. ade_fast.reference has the same equations in eager code, which can be differentiated again."
+            )
+
+    def call(*values):
+        tensors = [
+            t for value in values for t in (value if isinstance(value, list) else [value]) if isinstance(t, Tensor)
+        ]
+        if not _wants_grad(*tensors):
+            with below_autograd():
+                return op(*values)
+        outputs = Refusal.apply(values, *tensors)
+        layers = sum(len(value) for value in values if isinstance(value, list)) // 2
+        if not values[-1]:  # no gradients of the weights
+            return (*outputs, [], [])
+        singles = len(outputs) - 2 * layers
+        return (*outputs[:singles], list(outputs[singles : singles + layers]), list(outputs[singles + layers :]))
+
+    return call
+
+
+_register_fakes()
+_register_derivatives()

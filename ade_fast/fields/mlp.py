@@ -1,0 +1,248 @@
+"""MLP potentials by fused kernels: the whole unroll as one operator, and the field's own value, gradient and vjp.
+
+`MLPField.match` recognises the potentials that the kernels know. The unroll goes through all T + 1 kicks and T drifts
+without leaving the kernel, and its backward pass is one operator too: exact, by the second-order products of
+``csrc/potentials/mlp.h``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from .. import _mlp_ops  # noqa: F401  (registers the operators' derivatives)
+from .._ops import ops
+from ..potentials.mlp import MLPPotential
+
+MAX_DIM = 128
+MAX_LAYERS = 4
+MAX_WIDTH = 256
+WIDTH_STEP = 32
+
+# The operators' codes (csrc/common/mlp_shape.h).
+_CODES = {"relu": 0, "leaky_relu": 1, "softplus": 2, "silu": 3, "tanh": 4, "elu": 5}
+_NO_CLIP = (0, 0.0)
+_NO_RANGE = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class MLPSpec:
+    """What the kernels know of an MLP apart from its weights.
+
+    dim: length of one x. hidden: widths of the hidden layers. activation: a key of `ade.MLPPotential`'s. parameter:
+    leaky ReLU's slope, ELU's alpha, else 0.
+    """
+
+    dim: int
+    hidden: tuple[int, ...]
+    activation: str
+    parameter: float
+
+    @property
+    def piecewise_linear(self) -> bool:
+        return self.activation in ("relu", "leaky_relu")
+
+    @property
+    def _numbers(self) -> tuple[int, float]:
+        return _CODES[self.activation], self.parameter
+
+
+class UnrollEnd(NamedTuple):
+    """x: x^T rows, [B, D]. v: v^T rows, [B, D]. log_det: [B]."""
+
+    x: Tensor
+    v: Tensor
+    log_det: Tensor
+
+
+class MLPField:
+    """A potential that the MLP kernels know: its spec, and its weights as they are when a method is called.
+
+    Methods take rows [B, D], float32 or float64, on the CPU. They are differentiable once, with respect to their
+    tensors and the weights; a parametrised weight (spectral norm) is read once per call, and autograd carries its
+    gradient on.
+    """
+
+    def __init__(self, spec: MLPSpec, linears: Sequence[nn.Linear]) -> None:
+        self.spec = spec
+        self._linears = tuple(linears)
+
+    @staticmethod
+    def match(potential: Callable) -> MLPField | str:
+        """The field of a potential that the kernels know, or the reason why they do not know it.
+
+        Known are `ade.MLPPotential` and a plain ``nn.Sequential`` of linear layers with the same activation after each
+        but the last, of output width 1.
+        """
+        if type(potential) is MLPPotential:
+            layers = potential.layers
+        elif type(potential) is nn.Sequential:
+            layers = potential
+        else:
+            return f"a {type(potential).__name__} is no MLPPotential and no nn.Sequential"
+        modules = [potential, layers, *layers]
+        if any(_is_tampered_with(module) for module in modules):
+            return "a module of it has hooks or a forward of its own"
+        linears, activations = list(layers)[0::2], list(layers)[1::2]
+        if not activations or len(linears) != len(activations) + 1 or not all(map(_is_linear, linears)):
+            return "its layers are not linear layers with an activation between each pair"
+        kinds = {_activation_of(module) for module in activations}
+        if len(kinds) > 1 or None in kinds:
+            names = ", ".join(sorted({type(module).__name__ for module in activations}))
+            return f"its activations ({names}) are not one of {', '.join(_CODES)} with torch's defaults throughout"
+        (activation, parameter) = next(iter(kinds))
+        spec = MLPSpec(
+            linears[0].in_features, tuple(linear.out_features for linear in linears[:-1]), activation, parameter
+        )
+        return _outside_the_family(spec, linears) or MLPField(spec, linears)
+
+    def refuses(self, x: Tensor) -> str | None:
+        """The reason why the kernels cannot take these states, or None."""
+        weight = self._linears[0].weight if not is_parametrized(self._linears[0]) else self._linears[0].bias
+        if x.device.type != "cpu":
+            return f"the states are on {x.device}: there are CPU kernels alone"
+        if x.dtype not in (torch.float32, torch.float64):
+            return f"the states are {x.dtype}, not float32 or float64"
+        if weight.dtype != x.dtype or weight.device != x.device:
+            return f"the weights are {weight.dtype} on {weight.device}, the states {x.dtype} on {x.device}"
+        if torch.is_autocast_enabled("cpu"):
+            return "autocast is on, and the kernels run in the states' dtype"
+        return None
+
+    def weights(self) -> tuple[list[Tensor], list[Tensor]]:
+        """(weights, biases) of the layers, first to last; each read once."""
+        return [linear.weight for linear in self._linears], [linear.bias for linear in self._linears]
+
+    def value(self, x: Tensor) -> Tensor:
+        """f(x), [B]."""
+        return ops.mlp_field(x, *self.weights(), *self.spec._numbers, True, False)[0]
+
+    def grad(self, x: Tensor) -> Tensor:
+        """∇f(x), [B, D]."""
+        return ops.mlp_field(x, *self.weights(), *self.spec._numbers, False, True)[1]
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(f(x), ∇f(x)) from one evaluation."""
+        return tuple(ops.mlp_field(x, *self.weights(), *self.spec._numbers, True, True))
+
+    def vjp(self, x: Tensor, u: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """(H u, ∂⟨∇f(x), u⟩ by the weights, and by the biases), H the Hessian of f at each row of x."""
+        return tuple(ops.mlp_field_backward(None, u, x, *self.weights(), *self.spec._numbers, True))
+
+    def unroll(self, x0: Tensor, v0: Tensor, kick: Tensor, drift: Tensor, **options) -> UnrollEnd:
+        """`mlp_unroll` with this potential's weights."""
+        return mlp_unroll(self.spec, *self.weights(), x0, v0, kick, drift, **options)
+
+
+def mlp_unroll(
+    spec: MLPSpec,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    x0: Tensor,
+    v0: Tensor,
+    kick: Tensor,
+    drift: Tensor,
+    *,
+    damping: float = 1.0,
+    log_decay: Tensor | None = None,
+    log_stretch: Tensor | None = None,
+    grad_clip: tuple[int, float] = _NO_CLIP,
+    momentum_clip: tuple[int, float] = _NO_CLIP,
+    bounds: tuple[float, float] = _NO_RANGE,
+    gradient: str = "full",
+    keep_bits: bool = True,
+) -> UnrollEnd:
+    """T + 1 merged kicks and T drifts of leapfrog, damped or generalized leapfrog with constant scales: one operator.
+
+    v_t = v_{t-1} · decay_t + kick_t · clip(∇f(x_t)),  x_{t+1} = clamp(x_t · stretch_t + drift_t · clip(v_t), *bounds),
+    with decay = exp(log_decay) or `damping`, and stretch = exp(log_stretch) or 1.
+
+    Source: eqs. (10), (11), (13) with g the identity. Reference: ``reference.leapfrog``, ``damped_leapfrog``,
+    ``generalized_leapfrog``.
+
+    Shapes: weights[l] [n_l, n_{l-1}], biases[l] [n_l]; x0, v0 [B, D]; kick, log_decay [T+1, D]; drift, log_stretch
+    [T, D]; one dtype, float32 or float64.
+    Returns: x^T, v^T, and log_det [B] = Σ log decay + Σ log stretch, the same for every sample.
+    Gradients: of every tensor; once differentiable. gradient "truncated" gives none to the weights, "stopped" takes
+    ∇f(x_t) for constants.
+    Memory: x_t, v_t, and with `keep_bits` one bit per hidden unit of a piecewise-linear potential (its backward pass is
+    a quarter faster with them). The results do not depend on the number of threads.
+    """
+    if gradient not in ("full", "truncated", "stopped"):
+        raise ValueError(f"mlp_unroll: gradient must be 'full', 'truncated' or 'stopped', got {gradient!r}")
+    weights, biases = list(weights), list(biases)
+    if gradient != "full":
+        weights, biases = [w.detach() for w in weights], [b.detach() for b in biases]
+    x, v, *_ = ops.mlp_unroll(
+        x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *spec._numbers, damping, *grad_clip,
+        *momentum_clip, *bounds, gradient == "stopped", False, keep_bits,
+    )  # fmt: skip
+    log_det = x0.new_zeros(())
+    if log_decay is not None:
+        log_det = log_det + log_decay.sum()
+    elif damping != 1.0:
+        log_det = log_det + kick.numel() * math.log(damping)
+    if log_stretch is not None:
+        log_det = log_det + log_stretch.sum()
+    return UnrollEnd(x, v, log_det.expand(len(x0)))
+
+
+def generalized_kicks(half: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """(kick, log_decay), both [T+1, D], of the merged kicks of eq. (13).
+
+    v ← (v e^S + a F) e^S + b F with a the half step η/2 of the step that ends and b that of the step that begins; the
+    first kick has only b, the last only a. half [T, D] holds η/2; scale is a constant S_v, [1, D] or [D], or None.
+    """
+    if scale is None:
+        return torch.cat([half[:1], half[:-1] + half[1:], half[-1:]]), None
+    scale = scale.reshape(1, -1)
+    kick = torch.cat([half[:1], half[:-1] * scale.exp() + half[1:], half[-1:]])
+    return kick, torch.cat([scale, (2 * scale).expand(len(half) - 1, -1), scale])
+
+
+def _is_tampered_with(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in module.__dict__
+
+
+def _is_linear(module: nn.Module) -> bool:
+    kind = type(module)
+    if is_parametrized(module):  # torch derives a class from the module's own
+        kind = kind.__mro__[1]
+    return kind is nn.Linear and module.bias is not None
+
+
+def _activation_of(module: nn.Module) -> tuple[str, float] | None:
+    """(name, parameter), or None for a module that the kernels do not know."""
+    if type(module) is nn.ReLU:
+        return "relu", 0.0
+    if type(module) is nn.LeakyReLU and module.negative_slope >= 0:
+        return "leaky_relu", float(module.negative_slope)
+    if type(module) is nn.Softplus and (module.beta, module.threshold) == (1, 20):
+        return "softplus", 0.0
+    if type(module) is nn.SiLU:
+        return "silu", 0.0
+    if type(module) is nn.Tanh:
+        return "tanh", 0.0
+    if type(module) is nn.ELU:
+        return "elu", float(module.alpha)
+    return None
+
+
+def _outside_the_family(spec: MLPSpec, linears: Sequence[nn.Linear]) -> str | None:
+    sizes = [spec.dim, *spec.hidden]
+    if [linear.in_features for linear in linears] != sizes or linears[-1].out_features != 1:
+        return f"its linear layers do not lead from {spec.dim} numbers to one"
+    if spec.dim > MAX_DIM:
+        return f"x has {spec.dim} dimensions, more than {MAX_DIM}"
+    if len(spec.hidden) > MAX_LAYERS:
+        return f"it has {len(spec.hidden)} hidden layers, more than {MAX_LAYERS}"
+    if any(width % WIDTH_STEP or width > MAX_WIDTH for width in spec.hidden):
+        return f"its hidden widths {spec.hidden} are not multiples of {WIDTH_STEP} up to {MAX_WIDTH}"
+    return None
