@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ._ops import _Function, _library, below_autograd, ops
+from ._ops import _Function, _library, _skipping_autograd, below_autograd, ops
 
 Tensors = list[Tensor]
 
@@ -59,6 +59,10 @@ def _gradients_like(weights: Tensors, biases: Tensors, wanted: bool) -> tuple[Te
     return fresh(weights), fresh(biases)
 
 
+_unroll_backward = _skipping_autograd(ops.mlp_unroll_backward.default)
+_field_backward = _skipping_autograd(ops.mlp_field_backward.default)
+
+
 class _Unroll(_Function):
     """Inputs: the numbers of the schema, x0, v0, kick, drift, log_decay, log_stretch, weights, biases."""
 
@@ -85,7 +89,7 @@ class _Unroll(_Function):
         wanted = ctx.needs_input_grad[1:]
         *rest, stopped = ctx.numbers
         want_weights = not stopped and any(wanted[_UNROLL_TENSORS:])
-        *dinputs, dweights, dbiases = ops.mlp_unroll_backward(
+        *dinputs, dweights, dbiases = _unroll_backward(
             dx_end, dv_end, v0, *steps, weights, biases, x, v, bits, *rest, stopped, want_weights
         )
         return None, *_where(wanted, [*dinputs, *dweights, *dbiases])
@@ -110,7 +114,7 @@ class _Field(_Function):
         (x,), weights, biases = _split(ctx.saved_tensors, 1)
         activation, parameter, want_value, want_grad = ctx.numbers
         wanted = ctx.needs_input_grad[1:]
-        dx, dweights, dbiases = ops.mlp_field_backward(
+        dx, dweights, dbiases = _field_backward(
             dvalue if want_value else None, dgrad if want_grad else None,
             x, weights, biases, activation, parameter, any(wanted[1:]),
         )  # fmt: skip

@@ -13,7 +13,7 @@ from ade_fast.cli import main
 from ade_fast.training import plots
 
 SETTINGS = {
-    "hidden": "16,16",
+    "hidden": "32,32",
     "flow-layers": 2,
     "n-steps": 2,
     "batch-size": 32,
@@ -94,7 +94,7 @@ def test_train_leaves_its_files_and_prints_the_result(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "held-out test: MMD^2" in text and "permutation p =" in text and str(out / "figure.png") in text
     settings = json.loads((out / "config.json").read_text())
-    assert settings["data"] == "line" and settings["hidden"] == [16, 16] and settings["updates"] == 4
+    assert settings["data"] == "line" and settings["hidden"] == [32, 32] and settings["updates"] == 4
     summary = json.loads((out / "summary.json").read_text())
     assert 0 < summary["p_value"] <= 1 and summary["chosen_update"] in (0, 2, 4)
     assert {p.name for p in out.iterdir()} >= {

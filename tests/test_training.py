@@ -32,7 +32,7 @@ from ade_fast.training import (
 )
 
 TINY = Config(
-    hidden=(16, 16),
+    hidden=(32, 32),
     flow_layers=2,
     n_steps=2,
     batch_size=32,
@@ -670,7 +670,7 @@ def rows_of(path) -> list[dict[str, str]]:
 
 def test_a_run_killed_again_and_again_ends_as_the_uninterrupted_one(tmp_path, no_pictures):
     """SIGKILL, at whatever it was doing: start, update, validation, or half-way through writing a checkpoint."""
-    out, settings = tmp_path / "killed", dataclasses.replace(TINY, updates=60, checkpoint_every=1)
+    out, settings = tmp_path / "killed", dataclasses.replace(TINY, updates=60, checkpoint_every=4)
     whole = ade.training.train(settings, tmp_path / "whole", progress=False)
     (tmp_path / "settings.json").write_text(json.dumps(settings.to_dict()))
     code = "import sys; from ade_fast.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -73,9 +73,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(
-            f"checkpoint: {path} does not exist; train first, or check the directory's name"
-        )
+        raise CheckpointError(f"checkpoint: {path} does not exist; train first, or check the directory's name")
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -83,9 +81,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         _check_sums(raw)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about pickle protocols; the error below says all there is to say
+            warnings.simplefilter("ignore")  # about pickle protocols; the error below says all there is to say
             content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make torch.load raise nearly anything
         raise CheckpointError(
@@ -93,9 +89,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             "train again with --overwrite"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or "state" not in content:
-        raise CheckpointError(
-            f"checkpoint: {path} was not written by ade_fast; give the directory of an ade_fast run"
-        )
+        raise CheckpointError(f"checkpoint: {path} was not written by ade_fast; give the directory of an ade_fast run")
     if content.get("version") != VERSION:
         raise CheckpointError(
             f"checkpoint: {path} has version {content.get('version')}, this ade_fast reads {VERSION}; use "

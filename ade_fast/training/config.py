@@ -61,7 +61,7 @@ class Config:
         "leapfrog", "sampler", "how samples move on f", choices=("leapfrog", "generalized", "damped")
     )
     n_steps: int = _setting(5, "sampler", "steps T of the dynamics", low=1)
-    step_size: float = _setting(0.1, "sampler", "step size at the start", above=0)
+    step_size: float = _setting(0.2, "sampler", "step size at the start", above=0)
     step_size_per: str = _setting(
         "dimension",
         "sampler",
@@ -70,17 +70,12 @@ class Config:
     )
     learn_step_size: bool = _setting(True, "sampler", "learn the step sizes")
     damping: float = _setting(0.5, "sampler", "momentum factor per kick (damped dynamics)", above=0, high=1)
-    network_hidden: int = _setting(
-        32, "sampler", "width of S_v, S_x and g_v's networks (generalized dynamics)", low=1
-    )
-    clip: str = _setting(
-        "norm", "sampler", "clip whole vectors by norm, or each element", choices=("norm", "value")
-    )
-    grad_clip: float | None = _setting(1.0, "sampler", "limit of f's gradient in the kick, or none", above=0)
-    momentum_clip: float | None = _setting(
-        1.0, "sampler", "limit of the momentum in the drift, or none", above=0
-    )
-    clip_samples: bool = _setting(True, "sampler", "keep samples inside the data's range while they move")
+    network_hidden: int = _setting(32, "sampler", "width of S_v, S_x and g_v's networks (generalized dynamics)", low=1)
+    clip: str = _setting("norm", "sampler", "clip whole vectors by norm, or each element", choices=("norm", "value"))
+    grad_clip: float | None = _setting(10.0, "sampler", "limit of f's gradient in the kick, or none", above=0)
+    momentum_clip: float | None = _setting(10.0, "sampler", "limit of the momentum in the drift, or none", above=0)
+    # Off: samples that rest on the boundary get no gradient, and a run that gathers them there does not recover.
+    clip_samples: bool = _setting(False, "sampler", "keep samples inside the data's range while they move")
     gradient: str = _setting(
         "full",
         "sampler",
@@ -91,35 +86,31 @@ class Config:
         "auto", "sampler", "how the backward pass gets its states", choices=("auto", "graph", "states")
     )
 
-    momentum_weight: float = _setting(1.0, "objective", "lambda, weight of the kinetic energy", low=0)
+    # Below 1 on purpose. Leapfrog conserves f - |v|^2 / 2 and volume, so at lambda = 1 it leaves the objective as it
+    # is, to leading order in the step size: step sizes get no signal but noise, and shrink to nothing.
+    momentum_weight: float = _setting(0.5, "objective", "lambda, weight of the kinetic energy", low=0)
     entropy_weight: float = _setting(1.0, "objective", "weight of the sampler's entropy", low=0)
-    gradient_penalty: float = _setting(0.0, "objective", "weight of E|grad f|^2, which keeps f smooth", low=0)
-    value_penalty: float = _setting(0.05, "objective", "weight of E f^2, which keeps f small", low=0)
+    gradient_penalty: float = _setting(0.005, "objective", "weight of E|grad f|^2, which keeps f smooth", low=0)
+    value_penalty: float = _setting(0.0, "objective", "weight of E f^2, which keeps f small", low=0)
 
     updates: int = _setting(1500, "optimisation", "updates of f", low=1)
     sampler_steps: int = _setting(5, "optimisation", "updates of the sampler per update of f", low=1)
-    potential_lr: float = _setting(2e-4, "optimisation", "learning rate of f (Adam)", above=0)
-    sampler_lr: float = _setting(1e-3, "optimisation", "learning rate of the sampler (Adam)", above=0)
+    potential_lr: float = _setting(5e-4, "optimisation", "learning rate of f (Adam)", above=0)
+    sampler_lr: float = _setting(3e-3, "optimisation", "learning rate of the sampler (Adam)", above=0)
     beta1: float = _setting(0.5, "optimisation", "Adam's beta1, of both players", low=0, high=1 - 1e-9)
     beta2: float = _setting(0.999, "optimisation", "Adam's beta2, of both players", low=0, high=1 - 1e-9)
     grad_norm_clip: float | None = _setting(
         1.0, "optimisation", "limit of each player's gradient norm, or none", above=0
     )
-    lr_decay_from: float = _setting(
-        0.3, "optimisation", "fraction of the run after which rates decay", low=0, high=1
-    )
-    lr_decay_to: float = _setting(
-        0.1, "optimisation", "factor on both learning rates at the end", low=0, high=1
-    )
+    lr_decay_from: float = _setting(0.3, "optimisation", "fraction of the run after which rates decay", low=0, high=1)
+    lr_decay_to: float = _setting(0.1, "optimisation", "factor on both learning rates at the end", low=0, high=1)
     ema_decay: float = _setting(
         0.999, "optimisation", "decay per update of the running average of both players", low=0, high=1 - 1e-9
     )
 
     validate_every: int = _setting(100, "evaluation", "updates between validations", low=1)
     validation_samples: int = _setting(2000, "evaluation", "points of the validation draw", low=2)
-    test_samples: int = _setting(
-        1000, "evaluation", "points of the held-out draw that the result is scored on", low=2
-    )
+    test_samples: int = _setting(1000, "evaluation", "points of the held-out draw that the result is scored on", low=2)
     test_permutations: int = _setting(1000, "evaluation", "permutations of the MMD test", low=1)
     checkpoint_every: int = _setting(100, "evaluation", "updates between checkpoints", low=1)
     log_every: int = _setting(10, "evaluation", "updates between rows of metrics.csv", low=1)
@@ -174,9 +165,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         text = f"{field.metadata['help']} (default: {'none' if shown is None else shown})"
         if hint is bool:
-            group.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
-            )
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
             continue
         choices = field.metadata["choices"]
         metavar = "{" + ",".join(choices) + "}" if choices else field.name.rsplit("_", 1)[-1].upper()
@@ -249,6 +238,4 @@ def _check_limits(field: dataclasses.Field, value: Any) -> None:
             and (limits["high"] is None or item <= limits["high"])
         )
         if not within:
-            raise ConfigError(
-                f"configuration: {field.name} must be {' and '.join(['finite', *wanted])}, got {item!r}"
-            )
+            raise ConfigError(f"configuration: {field.name} must be {' and '.join(['finite', *wanted])}, got {item!r}")

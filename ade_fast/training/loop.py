@@ -48,7 +48,7 @@ _STEP_METRICS = (
     "potential_grad_norm",
     "sampler_grad_norm",
 )
-_COLUMNS = ("update", "seconds", *_STEP_METRICS, "step_size_mean", "validation_mmd2")
+_COLUMNS = ("update", "seconds", *_STEP_METRICS, "step_size", "validation_mmd2")
 _SNAPSHOT_POINTS = 1000
 # Where in the run the pictures of Figure 2 are taken, as fractions of all updates.
 _SNAPSHOT_FRACTIONS = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -89,8 +89,7 @@ class Summary:
         return [
             f"data {self.data}, seed {self.seed}: {self.updates} updates in {self.seconds:.0f} s "
             f"({self.milliseconds_per_update:.1f} ms per update)",
-            f"chosen on a validation draw: update {self.chosen_update}, "
-            f"MMD^2 {self.validation_mmd2 * 1e3:.2f}e-3",
+            f"chosen on a validation draw: update {self.chosen_update}, MMD^2 {self.validation_mmd2 * 1e3:.2f}e-3",
             f"held-out test: MMD^2 {self.mmd2 * 1e3:.2f}e-3, permutation p = {self.p_value:.3f} ({verdict})",
             f"pictures: {directory / FIGURE}, {directory / CONVERGENCE}",
             f"checkpoint: {directory / CHECKPOINT}",
@@ -114,9 +113,7 @@ class Trainer:
         self.potential_average = EMA(self.potential, config.ema_decay)
         self.sampler_average = EMA(self.sampler, config.ema_decay)
         self.device = torch.device(config.device)
-        seeds = torch.randint(
-            2**62, (len(_STREAMS),), generator=torch.Generator().manual_seed(config.seed)
-        ).tolist()
+        seeds = torch.randint(2**62, (len(_STREAMS),), generator=torch.Generator().manual_seed(config.seed)).tolist()
         self._seeds = dict(zip(_STREAMS, seeds, strict=True))
         # CPU generators on every device: the random numbers do not depend on where the run is.
         self._generators = {name: self._generator(name) for name in ("data", "samples")}
@@ -178,9 +175,7 @@ class Trainer:
         n = self.config.test_samples
         data = self._draw_data(n, self._generator("test_data"))
         samples = self._draw_samples(potential, sampler, n, "test_samples")
-        result = mmd_test(
-            samples, data, self.config.test_permutations, generator=self._generator("permutations")
-        )
+        result = mmd_test(samples, data, self.config.test_permutations, generator=self._generator("permutations"))
         return result.mmd2, result.p, data, samples
 
     def state_dict(self) -> dict[str, Any]:
@@ -237,9 +232,7 @@ class Trainer:
             factor = 1.0
         else:
             phase = (progress - config.lr_decay_from) / (1 - config.lr_decay_from)
-            factor = config.lr_decay_to + (1 - config.lr_decay_to) * 0.5 * (
-                1 + math.cos(math.pi * min(phase, 1.0))
-            )
+            factor = config.lr_decay_to + (1 - config.lr_decay_to) * 0.5 * (1 + math.cos(math.pi * min(phase, 1.0)))
         for optimizer, rate in (
             (self.ade.potential_optimizer, config.potential_lr),
             (self.ade.sampler_optimizer, config.sampler_lr),
@@ -327,9 +320,7 @@ def _check_same_run(config: Config, saved: Config, checkpoint: Path) -> None:
     ignored = ("threads", "test_permutations")
     differing = [k for k, v in saved.to_dict().items() if config.to_dict()[k] != v and k not in ignored]
     if differing:
-        raise ConfigError(
-            f"train: {checkpoint} belongs to a run with other settings: {', '.join(differing)} differ"
-        )
+        raise ConfigError(f"train: {checkpoint} belongs to a run with other settings: {', '.join(differing)} differ")
 
 
 def _run(trainer: Trainer, directory: Path, progress: bool) -> None:
@@ -398,11 +389,12 @@ def _finish(trainer: Trainer, directory: Path) -> Summary:
 
 
 def _row(trainer: Trainer, metrics: dict[str, Any]) -> dict[str, Any]:
-    step_size = trainer.sampler.dynamics.step_size.detach().mean().item()
+    # Its sign is of no account: backwards in time with the momentum reversed is forwards.
+    step_size = trainer.sampler.dynamics.step_size.detach().abs().mean().item()
     row = {
         "update": trainer.update,
         "seconds": f"{trainer.seconds:.2f}",
-        "step_size_mean": step_size,
+        "step_size": step_size,
         **metrics,
     }
     return {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
@@ -431,9 +423,7 @@ def _start_metrics(path: Path, update: int) -> None:
 def _is_row_until(row: dict[str, str | None], update: int) -> bool:
     """Whether a row is whole (a killed run may have left half of one) and not past ``update``."""
     return (
-        all(row.get(key) is not None for key in _COLUMNS)
-        and row["update"].isdigit()
-        and int(row["update"]) <= update
+        all(row.get(key) is not None for key in _COLUMNS) and row["update"].isdigit() and int(row["update"]) <= update
     )
 
 

@@ -92,9 +92,7 @@ class ADE(nn.Module):
     ):
         super().__init__()
         if not callable(potential):
-            raise TypeError(
-                f"ADE: potential must be callable, [B, *event] -> [B], got {type(potential).__name__}"
-            )
+            raise TypeError(f"ADE: potential must be callable, [B, *event] -> [B], got {type(potential).__name__}")
         if not isinstance(sampler, DualSampler):
             raise TypeError(f"ADE: sampler must be an ade.DualSampler, got {type(sampler).__name__}")
         if isinstance(sampler_steps, bool) or not isinstance(sampler_steps, int) or sampler_steps < 1:
@@ -119,9 +117,7 @@ class ADE(nn.Module):
         self.check_finite = check_finite
         shared = {id(p) for p in self.potential_parameters()} & {id(p) for p in self.sampler_parameters()}
         if shared:
-            raise ValueError(
-                f"ADE: potential and sampler share {len(shared)} parameter(s): they cannot serve both"
-            )
+            raise ValueError(f"ADE: potential and sampler share {len(shared)} parameter(s): they cannot serve both")
         self.potential_optimizer = _optimizer(
             "potential_optimizer", potential_optimizer, self.potential_parameters(), maximize=True
         )
@@ -229,8 +225,7 @@ class ADE(nn.Module):
             sample = self.sampler.sample(self.potential, n, generator, context)
             if sample.x.shape != data.shape:
                 raise ValueError(
-                    f"ADE: data must have the sampler's shape {tuple(sample.x.shape)}, "
-                    f"got {tuple(data.shape)}"
+                    f"ADE: data must have the sampler's shape {tuple(sample.x.shape)}, got {tuple(data.shape)}"
                 )
             model, f_samples, kinetic, entropy = self._model_terms(sample)
             f_data, penalty = self._data_terms(data, sample.x.detach())
@@ -295,9 +290,7 @@ class ADE(nn.Module):
         if not bool(torch.isfinite(data).all()):
             return NonFiniteError(f"ADE: data holds {int((~torch.isfinite(data)).sum())} non-finite value(s)")
         bad = (
-            [name for name, t in zip(terms._fields, terms, strict=True) if not math.isfinite(t.item())]
-            if terms
-            else []
+            [name for name, t in zip(terms._fields, terms, strict=True) if not math.isfinite(t.item())] if terms else []
         )
         where = f" (non-finite: {', '.join(bad)})" if bad else ""
         return NonFiniteError(f"ADE: {what} is not finite{where}; {ADVICE}")
@@ -306,9 +299,7 @@ class ADE(nn.Module):
 def _momentum_weight(weight: float | Tensor | None) -> Tensor:
     tensor = torch.as_tensor(1.0 if weight is None else weight, dtype=torch.float64).detach().clone()
     if tensor.dim() > 1:
-        raise ValueError(
-            f"ADE: momentum_weight must be a number or have shape (T,), got {tuple(tensor.shape)}"
-        )
+        raise ValueError(f"ADE: momentum_weight must be a number or have shape (T,), got {tuple(tensor.shape)}")
     if not bool((torch.isfinite(tensor) & (tensor >= 0)).all()):
         raise ValueError(f"ADE: momentum_weight must be finite and >= 0, got {weight!r}")
     return tensor
@@ -322,9 +313,7 @@ def _optimizer(
         parameters = [p for p in parameters if p.requires_grad]
         if not parameters:
             return None
-        given = (
-            torch.optim.Adam(parameters, lr=1e-3, maximize=maximize) if given is None else given(parameters)
-        )
+        given = torch.optim.Adam(parameters, lr=1e-3, maximize=maximize) if given is None else given(parameters)
         if not isinstance(given, Optimizer):
             raise TypeError(f"ADE: {name} must be an optimizer or return one, got {type(given).__name__}")
     if any(bool(group.get("maximize", False)) is not maximize for group in given.param_groups):

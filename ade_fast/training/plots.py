@@ -117,9 +117,7 @@ def stages(
     with torch.no_grad():
         shape = dynamics.momentum_shape(tuple(sampler.initial.event))
         x, v, _ = sampler.initial.sample(n, momentum_shape=shape, generator=generator)
-        return [x] + [
-            _first_steps(dynamics, t, x.dim())(potential, x, v).x for t in range(1, dynamics.n_steps + 1)
-        ]
+        return [x] + [_first_steps(dynamics, t, x.dim())(potential, x, v).x for t in range(1, dynamics.n_steps + 1)]
 
 
 def best_scale(grid_values: Tensor, data_values: Tensor) -> float:
@@ -145,9 +143,7 @@ def _square_around(points: Tensor) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _on_grid(
-    potential: nn.Module, limits: tuple[float, float], device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _on_grid(potential: nn.Module, limits: tuple[float, float], device: torch.device) -> tuple[Tensor, Tensor]:
     """f on a square grid, [_GRID * _GRID] float64, first coordinate slowest; and the grid's axis."""
     axis = torch.linspace(*limits, _GRID)
     points = torch.cartesian_prod(axis, axis).to(device)
@@ -162,9 +158,7 @@ def _spread(n: int, limit: int) -> list[int]:
     return [round(i * (n - 1) / (limit - 1)) for i in range(limit)]
 
 
-def _scatter(
-    axes: Axes, points: Tensor, limits: tuple[float, float], title: str, colour: str, size: float = 3
-) -> None:
+def _scatter(axes: Axes, points: Tensor, limits: tuple[float, float], title: str, colour: str, size: float = 3) -> None:
     axes.scatter(*points.detach().cpu().T.numpy(), s=size, c=colour, linewidths=0)
     _frame(axes, limits, title)
 

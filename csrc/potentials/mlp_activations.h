@@ -1,7 +1,7 @@
 // The activations φ with their first and second derivatives: what a potential's value, gradient and
 // second-order products need of them. Written once for scalars and vectors: M supplies the number type V,
-// exp, expm1, abs, and of_one_plus(e), which is 1 / (1 + e) and log(1 + e). Comparisons of V give what
-// M::select takes; NaN passes through every formula.
+// exp, expm1, abs, positive_part, and of_one_plus(e), which is 1 / (1 + e) and log(1 + e). Comparisons of V
+// give what M::select takes; NaN passes through every formula.
 #pragma once
 
 #include "common/macros.h"
@@ -32,7 +32,7 @@ struct Softplus {
     const auto [reciprocal, log] = M::of_one_plus(e);
     const V curvature = e * reciprocal * reciprocal;
     const auto linear = z > M::constant(20);
-    return {M::select(linear, z, M::select(z > zero, z, zero) + log),
+    return {M::select(linear, z, M::positive_part(z) + log),
             M::select(linear, one, M::select(z > zero, reciprocal, e * reciprocal)),
             M::select(linear, zero, curvature)};
   }

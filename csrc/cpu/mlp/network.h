@@ -55,10 +55,10 @@ struct Network {
   // w [out, in], row-major. Panel p of Wᵀ holds rows p * kPanel ... of W.
   static void pack_forward(const T* w, int in, int out, T* packed) {
     for (int p = 0; p < out / kPanel<T>; ++p) {
-      for (int c = 0; c < kPanel<T>; ++c) {
-        const T* const row = w + static_cast<int64_t>(p * kPanel<T> + c) * in;
-        T* const column = packed + static_cast<int64_t>(p) * in * kPanel<T> + c;
-        for (int k = 0; k < in; ++k) column[k * kPanel<T>] = row[k];
+      const T* const rows = w + static_cast<int64_t>(p) * kPanel<T> * in;
+      T* const panel = packed + static_cast<int64_t>(p) * kPanel<T> * in;
+      for (int k = 0; k < in; ++k) {
+        for (int c = 0; c < kPanel<T>; ++c) panel[k * kPanel<T> + c] = rows[c * in + k];
       }
     }
   }

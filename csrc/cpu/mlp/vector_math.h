@@ -20,9 +20,10 @@ struct MathConstants<float> {
   static constexpr float kLog2e = 0x1.715476p+0f;
   static constexpr float kLn2High = 0x1.62e4p-1f;  // 14 bits: n * kLn2High is exact
   static constexpr float kLn2Low = 0x1.7f7d1cp-20f;
-  static constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer, left in the low bits
+  static constexpr float kRound =
+      0x1.8p23f + 127;  // adding it rounds to an integer, and adds the exponent's bias
   static constexpr float kLowest = -87.0f, kHighest = 88.0f;
-  static constexpr int kMantissa = 23, kBias = 127;
+  static constexpr int kMantissa = 23;
   static constexpr int kTerms = 6;
   static constexpr float kExp[kTerms] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f};
   static constexpr int kLogTerms = 4;
@@ -33,9 +34,9 @@ struct MathConstants<double> {
   static constexpr double kLog2e = 0x1.71547652b82fep+0;
   static constexpr double kLn2High = 0x1.62e42feep-1;  // 32 bits: n * kLn2High is exact
   static constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
-  static constexpr double kRound = 0x1.8p52;
+  static constexpr double kRound = 0x1.8p52 + 1023;
   static constexpr double kLowest = -708.0, kHighest = 709.0;
-  static constexpr int kMantissa = 52, kBias = 1023;
+  static constexpr int kMantissa = 52;
   static constexpr int kTerms = 12;
   static constexpr double kExp[kTerms] = {
       1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0, 1.0 / 40320.0,
@@ -53,15 +54,14 @@ struct Math {
 
   ADE_INLINE V constant(double c) { return broadcast<T>(static_cast<T>(c)); }
   ADE_INLINE V select(Mask<T> m, V yes, V no) { return m ? yes : no; }
-  ADE_INLINE V abs(V z) { return z < V{} ? -z : z; }
+  ADE_INLINE V abs(V z) { return (V)((Mask<T>)z & ~(Mask<T>)constant(-0.0)); }
+  ADE_INLINE V positive_part(V z) { return maximum(V{}, z); }
 
   struct Parts {
     V power, rest;  // e^z = power (1 + rest)
   };
   ADE_INLINE Parts exp_parts(V z) {
-    const V lowest = constant(C::kLowest), highest = constant(C::kHighest);
-    z = z > highest ? highest : z;
-    z = z < lowest ? lowest : z;
+    z = maximum(constant(C::kLowest), minimum(constant(C::kHighest), z));
     const V round = constant(C::kRound);
     const V shifted = z * C::kLog2e + round;
     const V n = shifted - round;
@@ -69,8 +69,7 @@ struct Math {
     V q = constant(C::kExp[0]);
 #pragma GCC unroll 16
     for (int i = 1; i < C::kTerms; ++i) q = q * r + C::kExp[i];
-    const Mask<T> exponent = (Mask<T>)shifted - (Mask<T>)round + C::kBias;
-    return {(V)(exponent << C::kMantissa), r + r * r * q};
+    return {(V)((Mask<T>)shifted << C::kMantissa), r + r * r * q};
   }
   ADE_INLINE V exp(V z) {
     const Parts p = exp_parts(z);
