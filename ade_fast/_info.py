@@ -43,9 +43,7 @@ def driver_version(file: Path = _DRIVER_FILE) -> str | None:
 def cuda_state(build: dict[str, str | bool], driver: str | None) -> str:
     """Whether the CUDA kernels can run here, and if not, what stands in the way."""
     if not build["cuda"]:
-        return (
-            "off: this build has no CUDA kernels (build where nvcc is on the PATH, or with ADE_FAST_CUDA=1)"
-        )
+        return "off: this build has no CUDA kernels (build where nvcc is on the PATH, or with ADE_FAST_CUDA=1)"
     if torch.version.cuda is None:
         return "off: this torch has no CUDA support; install a CUDA build of torch"
     if driver is None:

@@ -48,12 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    demo = commands.add_parser(
-        "demo", help="train on two moons on the CPU and show the result (a few minutes)"
-    )
-    demo.add_argument(
-        "--out", type=Path, default=Path(DEMO_DIRECTORY), help="directory to write (default: demo)"
-    )
+    demo = commands.add_parser("demo", help="train on two moons on the CPU and show the result (a few minutes)")
+    demo.add_argument("--out", type=Path, default=Path(DEMO_DIRECTORY), help="directory to write (default: demo)")
     _add_run_arguments(demo)
     demo.set_defaults(run=_train)
 

@@ -72,9 +72,7 @@ def test_info_says_why_cuda_is_off(tmp_path, monkeypatch):
     assert "install a CUDA build of torch" in _info.cuda_state(built, "580.65")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert _info.cuda_state(built, None) == "off: no NVIDIA driver"
-    assert (
-        _info.cuda_state(built, "550.54.14") == "off: CUDA 13.0 needs driver 580 or newer, this is 550.54.14"
-    )
+    assert _info.cuda_state(built, "550.54.14") == "off: CUDA 13.0 needs driver 580 or newer, this is 550.54.14"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "is_available() is False" in _info.cuda_state(built, "580.65.06")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -82,9 +80,7 @@ def test_info_says_why_cuda_is_off(tmp_path, monkeypatch):
 
     file = tmp_path / "version"
     assert _info.driver_version(file) is None
-    file.write_text(
-        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 07:11:47 UTC 2025\n"
-    )
+    file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 07:11:47 UTC 2025\n")
     assert _info.driver_version(file) == "580.65.06"
 
 

@@ -214,9 +214,7 @@ def test_spiral() -> None:
     assert_mean(x.square().sum(dim=1), (1.5 * math.pi) ** 2 / 3 + 2 * (0.25 / 3 + 0.1 / 2 + 0.01))
     # The third arm starts at 4π/3: the three arms turned by 2π/3 are the same set.
     angle = 2 * math.pi / 3
-    turn = torch.tensor(
-        ((math.cos(angle), -math.sin(angle)), (math.sin(angle), math.cos(angle))), dtype=x.dtype
-    )
+    turn = torch.tensor(((math.cos(angle), -math.sin(angle)), (math.sin(angle), math.cos(angle))), dtype=x.dtype)
     assert_mean(x[:, 0], 0.0)
     assert_mean(x[:, 1], 0.0)
     cubes, turned_cubes = x[:, 0] ** 3, (x @ turn.T)[:, 0] ** 3
@@ -293,10 +291,7 @@ def numpy_points(name: str, rng: np.random.Generator, n: int) -> np.ndarray:
         return 2 * rotate(features, arm + 0.25 * np.exp(features[:, 0]))
     if name == "Spiral":
         a, start = rng.random(n), np.repeat(np.array((0, 2 / 3, 4 / 3)) * np.pi, n // 3)
-        mean = (
-            np.stack((np.cos(np.pi * a + start), np.sin(np.pi * a + start)), axis=1)
-            * (1.5 * np.pi * a)[:, None]
-        )
+        mean = np.stack((np.cos(np.pi * a + start), np.sin(np.pi * a + start)), axis=1) * (1.5 * np.pi * a)[:, None]
         return mean + rng.normal(size=(n, 2)) * (a * 0.5 + 0.1)[:, None]
     if name == "8gaussians":
         axes, diagonals = [(1, 0), (-1, 0), (0, 1), (0, -1)], [(1, 1), (1, -1), (-1, 1), (-1, -1)]
@@ -395,9 +390,7 @@ def test_mnist(tmp_path, mnist_arrays, folder: str, zipped: bool, train: bool) -
     part, other = ("train", "t10k") if train else ("t10k", "train")
     for name, array in (("images-idx3-ubyte", pixels), ("labels-idx1-ubyte", labels)):
         content = idx(array)
-        (where / f"{part}-{name}{'.gz' if zipped else ''}").write_bytes(
-            gzip.compress(content) if zipped else content
-        )
+        (where / f"{part}-{name}{'.gz' if zipped else ''}").write_bytes(gzip.compress(content) if zipped else content)
         (where / f"{other}-{name}").write_bytes(idx(array[:2]))
     read = data.mnist(tmp_path, train=train)
     assert read.images.dtype == torch.float32 and read.labels.dtype == torch.int64
@@ -420,9 +413,7 @@ def test_mnist_errors(tmp_path, mnist_arrays) -> None:
     with pytest.raises(ValueError, match=r"must hold 3920 bytes of data, got 3919"):
         data.mnist(tmp_path)
     images_file.write_bytes(idx(labels))
-    with pytest.raises(
-        ValueError, match=r"must be an idx file of 3-dimensional unsigned bytes, got .*00000801"
-    ):
+    with pytest.raises(ValueError, match=r"must be an idx file of 3-dimensional unsigned bytes, got .*00000801"):
         data.mnist(tmp_path)
     images_file.unlink()
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"no gzip")
@@ -513,9 +504,7 @@ def test_cifar10_errors(tmp_path) -> None:
     (tmp_path / "test_batch.bin").write_bytes(bytes(3072))
     with pytest.raises(ValueError, match=r"must be records of 3073 bytes, got 3072 bytes"):
         data.cifar10(tmp_path, train=False)
-    (tmp_path / "test_batch").write_bytes(
-        pickle.dumps({b"data": np.zeros((1, 5)), b"labels": [0]}, protocol=2)
-    )
+    (tmp_path / "test_batch").write_bytes(pickle.dumps({b"data": np.zeros((1, 5)), b"labels": [0]}, protocol=2))
     with pytest.raises(ValueError, match=r"must hold uint8 data \(N, 3072\).*got float64 \(1, 5\)"):
         data.cifar10(tmp_path, train=False)
     (tmp_path / "test_batch").write_bytes(b"damaged")

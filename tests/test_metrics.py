@@ -82,9 +82,7 @@ def test_mmd2_coincident_points() -> None:
     # 7 points, of which 6 coincide: 15 of 21 pairs have distance 0.
     with pytest.raises(ValueError, match=r"mmd2: the median distance is 0 .* give bandwidth a number"):
         metrics.mmd2(x, x[:3])
-    assert metrics.mmd2(x, x[:3], bandwidth=1.0).item() == pytest.approx(
-        brute_force_mmd2(x, x[:3], 1.0), abs=1e-12
-    )
+    assert metrics.mmd2(x, x[:3], bandwidth=1.0).item() == pytest.approx(brute_force_mmd2(x, x[:3], 1.0), abs=1e-12)
 
 
 def test_mmd_test_statistic_is_mmd2() -> None:
@@ -103,8 +101,7 @@ def test_mmd_test_p_value_against_all_splits() -> None:
     z[:3] += 1
     observed = brute_force_mmd2(z[:3], z[3:], 1.0)
     splits = [
-        brute_force_mmd2(z[list(c)], z[[i for i in range(8) if i not in c]], 1.0)
-        for c in combinations(range(8), 3)
+        brute_force_mmd2(z[list(c)], z[[i for i in range(8) if i not in c]], 1.0) for c in combinations(range(8), 3)
     ]
     exact = sum(s >= observed - 1e-12 for s in splits) / len(splits)
     generator = torch.Generator().manual_seed(0)
@@ -224,9 +221,7 @@ def test_inception_score_closed_forms() -> None:
     # Half of the images certain of class 0, half undecided between the two: by hand.
     logits = torch.tensor([[200.0, 0.0], [0.0, 0.0]]).repeat(6, 1)
     kl = 0.5 * math.log(1 / 0.75) + 0.5 * (0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25))
-    assert metrics.inception_score(logits, lambda x: x, splits=3).mean == pytest.approx(
-        math.exp(kl), abs=1e-9
-    )
+    assert metrics.inception_score(logits, lambda x: x, splits=3).mean == pytest.approx(math.exp(kl), abs=1e-9)
 
 
 def test_inception_score_splits_and_batches() -> None:

@@ -64,8 +64,7 @@ def _read_idx(path: Path, n_dims: int) -> np.ndarray:
     shape = struct.unpack(f">{n_dims}I", content[4:header])
     if len(content) - header != math.prod(shape):
         raise ValueError(
-            f"data.mnist: {path} must hold {math.prod(shape)} bytes of data, "
-            f"got {len(content) - header}: cut short?"
+            f"data.mnist: {path} must hold {math.prod(shape)} bytes of data, got {len(content) - header}: cut short?"
         )
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
@@ -150,8 +149,7 @@ def _read_cifar_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
     content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     if content.size == 0 or content.size % (1 + _CIFAR_PIXELS):
         raise ValueError(
-            f"data.cifar10: {path} must be records of {1 + _CIFAR_PIXELS} bytes, "
-            f"got {content.size} bytes: cut short?"
+            f"data.cifar10: {path} must be records of {1 + _CIFAR_PIXELS} bytes, got {content.size} bytes: cut short?"
         )
     records = content.reshape(-1, 1 + _CIFAR_PIXELS)
     return records[:, 1:], records[:, 0]

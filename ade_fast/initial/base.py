@@ -79,8 +79,7 @@ class InitialDistribution(nn.Module, ABC):
         self.event = as_shape(type(self).__name__, "event", event)
         if momentum is not None and not isinstance(momentum, InitialDistribution):
             raise TypeError(
-                f"{type(self).__name__}: momentum must be an InitialDistribution or None, "
-                f"got {type(momentum).__name__}"
+                f"{type(self).__name__}: momentum must be an InitialDistribution or None, got {type(momentum).__name__}"
             )
         self.momentum = momentum
         # Follows .to(): the dtype and the device to draw in, whatever parameters the subclass has.
@@ -115,8 +114,7 @@ class InitialDistribution(nn.Module, ABC):
             momentum_shape = as_shape(layer, "momentum_shape", momentum_shape)
             if self.momentum is not None and self.momentum.event != momentum_shape:
                 raise ValueError(
-                    f"{layer}: momentum must have the event {momentum_shape} asked for, "
-                    f"got {self.momentum.event}"
+                    f"{layer}: momentum must have the event {momentum_shape} asked for, got {self.momentum.event}"
                 )
         with torch.autocast(self._anchor.device.type, enabled=False):
             x, log_q = self.sample_x(n, generator)
@@ -137,9 +135,7 @@ class InitialDistribution(nn.Module, ABC):
     def _normal(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         """Standard normal draws in the module's dtype, on its device."""
         device = self._anchor.device if generator is None else generator.device
-        return torch.randn(shape, generator=generator, dtype=self._anchor.dtype, device=device).to(
-            self._anchor.device
-        )
+        return torch.randn(shape, generator=generator, dtype=self._anchor.dtype, device=device).to(self._anchor.device)
 
     def extra_repr(self) -> str:
         return f"event={self.event}"

@@ -45,18 +45,14 @@ class Empirical(InitialDistribution):
         if not data.is_floating_point():
             raise TypeError(f"Empirical: data must be floating point, got {data.dtype}")
         if data.ndim < 1 or len(data) < 1:
-            raise ValueError(
-                f"Empirical: data must be (N, *event) with N at least 1, got {tuple(data.shape)}"
-            )
+            raise ValueError(f"Empirical: data must be (N, *event) with N at least 1, got {tuple(data.shape)}")
         if isinstance(reinit, bool) or not isinstance(reinit, (int, float)):
             raise TypeError(f"Empirical: reinit must be a number, got {type(reinit).__name__}")
         if not 0 <= reinit <= 1:
             raise ValueError(f"Empirical: reinit must be a probability in [0, 1], got {reinit}")
         super().__init__(tuple(data.shape[1:]), momentum=momentum)
         self.reinit = float(reinit)
-        self.buffer_size = (
-            None if buffer_size is None else as_count("Empirical", "buffer_size", buffer_size, least=1)
-        )
+        self.buffer_size = None if buffer_size is None else as_count("Empirical", "buffer_size", buffer_size, least=1)
         data = data.detach()
         self._anchor = data.new_empty(0)
         self.register_buffer("data", data, persistent=False)
@@ -91,18 +87,13 @@ class Empirical(InitialDistribution):
         if not isinstance(x, Tensor):
             raise TypeError(f"Empirical.update: x must be a tensor, got {type(x).__name__}")
         if x.dtype != self.buffer.dtype:
-            raise TypeError(
-                f"Empirical.update: x must have the buffer's dtype {self.buffer.dtype}, got {x.dtype}"
-            )
+            raise TypeError(f"Empirical.update: x must have the buffer's dtype {self.buffer.dtype}, got {x.dtype}")
         if x.ndim < 1 or tuple(x.shape[1:]) != self.event:
             raise ValueError(
-                f"Empirical.update: x must have the shape (k, {', '.join(map(str, self.event))}), "
-                f"got {tuple(x.shape)}"
+                f"Empirical.update: x must have the shape (k, {', '.join(map(str, self.event))}), got {tuple(x.shape)}"
             )
         if x.device != self.buffer.device:
-            raise ValueError(
-                f"Empirical.update: x must be on the buffer's device {self.buffer.device}, got {x.device}"
-            )
+            raise ValueError(f"Empirical.update: x must be on the buffer's device {self.buffer.device}, got {x.device}")
         x = x[-self.buffer_size :]
         slots = (self.position + torch.arange(len(x), device=x.device)) % self.buffer_size
         self.buffer[slots] = x

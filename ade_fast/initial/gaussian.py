@@ -67,6 +67,4 @@ def _broadcast(argument: str, value: float | Tensor, event: tuple[int, ...], lik
     try:
         return value.broadcast_to(event).clone()
     except RuntimeError as error:
-        raise ValueError(
-            f"Gaussian: {argument} must broadcast to {event}, got {tuple(value.shape)}"
-        ) from error
+        raise ValueError(f"Gaussian: {argument} must broadcast to {event}, got {tuple(value.shape)}") from error

@@ -72,9 +72,7 @@ class MLPGaussian(InitialDistribution):
     def transform(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The map itself: ``ε`` ``(n, dim)`` to ``x`` ``(n, dim)`` and ``log|det ∂x/∂ε|`` ``(n,)``."""
         if noise.ndim != 2 or noise.shape[1] != self.dim:
-            raise ValueError(
-                f"MLPGaussian: noise must have the shape (n, {self.dim}), got {tuple(noise.shape)}"
-            )
+            raise ValueError(f"MLPGaussian: noise must have the shape (n, {self.dim}), got {tuple(noise.shape)}")
         mean, log_std = self.layers(noise).chunk(2, dim=1)
         return torch.addcmul(mean, log_std.exp(), noise), log_std.sum(dim=1)
 

@@ -48,8 +48,7 @@ def inception_score(
             raise ValueError(f"inception_score: {name} must be at least 1, got {count}")
     if images.ndim < 1 or len(images) < splits:
         raise ValueError(
-            f"inception_score: images must hold at least {splits} images, one per split, "
-            f"got {tuple(images.shape)}"
+            f"inception_score: images must hold at least {splits} images, one per split, got {tuple(images.shape)}"
         )
     with torch.no_grad(), _evaluating(classifier):
         log_p = torch.cat([_log_probabilities(classifier, batch) for batch in images.split(batch_size)])

@@ -119,9 +119,7 @@ def _check_samples(name: str, x: Tensor, y: Tensor) -> None:
         if len(value) < 2:
             raise ValueError(f"{name}: {argument} must have at least 2 points, got {len(value)}")
     if x.shape[1:] != y.shape[1:]:
-        raise ValueError(
-            f"{name}: y must have x's event shape {tuple(x.shape[1:])}, got {tuple(y.shape[1:])}"
-        )
+        raise ValueError(f"{name}: y must have x's event shape {tuple(x.shape[1:])}, got {tuple(y.shape[1:])}")
     if x.device != y.device:
         raise ValueError(f"{name}: y must be on x's device {x.device}, got {y.device}")
     for argument, value in (("x", x), ("y", y)):

@@ -46,9 +46,7 @@ class ConvPotential(nn.Module):
         self.channels = positive_int("ConvPotential", "channels", channels)
         sizes = (image_size, image_size) if isinstance(image_size, int) else image_size
         if isinstance(sizes, str) or not isinstance(sizes, Sequence) or len(sizes) != 2:
-            raise ValueError(
-                f"ConvPotential: image_size must be an int or (height, width), got {image_size!r}"
-            )
+            raise ValueError(f"ConvPotential: image_size must be an int or (height, width), got {image_size!r}")
         for size in sizes:
             positive_int("ConvPotential", "image_size", size)
             if size // 4 // 7 != 1:

@@ -57,9 +57,7 @@ class MLPPotential(nn.Module):
             raise TypeError(f"MLPPotential: hidden must be a tuple of widths, got {hidden!r}")
         self.hidden = tuple(positive_int("MLPPotential", "hidden", width) for width in hidden)
         if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"MLPPotential: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
-            )
+            raise ValueError(f"MLPPotential: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         self.activation = activation
         self.spectral_norm = bool(spectral_norm)
         self.negative_slope = float(negative_slope)

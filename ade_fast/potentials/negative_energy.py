@@ -22,9 +22,7 @@ class NegativeEnergy(nn.Module):
     def __init__(self, module: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         if not callable(module):
-            raise TypeError(
-                f"NegativeEnergy: module must be a module or a callable, got {type(module).__name__}"
-            )
+            raise TypeError(f"NegativeEnergy: module must be a module or a callable, got {type(module).__name__}")
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
