@@ -23,7 +23,7 @@ struct Field {
   static int64_t workspace_bytes(const MlpField& args) {
     Arena measure(nullptr);
     const Network<T> network(args.shape, measure);
-    return measure.used() + args.workers * tile_bytes(args, network);
+    return measure.used() + min_of(args.workers, tiles(args).count) * tile_bytes(args, network);
   }
 
   static void launch(const MlpField& args, cpu::Parallel parallel) {
@@ -77,7 +77,7 @@ struct FieldBackward {
   static int64_t workspace_bytes(MlpFieldBackward args) {
     args.workspace = nullptr;
     const Layout layout(args);
-    return layout.tiles_at + args.workers * layout.tile_bytes;
+    return layout.tiles_at + min_of(args.workers, Groups(Tiles(args.rows).count).count) * layout.tile_bytes;
   }
 
   static void launch(const MlpFieldBackward& args, cpu::Parallel parallel) {

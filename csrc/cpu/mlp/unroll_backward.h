@@ -67,7 +67,7 @@ struct UnrollBackward {
   static int64_t workspace_bytes(MlpUnrollBackward args) {
     args.workspace = nullptr;
     const Layout layout(args);
-    return layout.workers_at + args.workers * layout.worker_bytes;
+    return layout.workers_at + min_of(args.workers, groups(args).count) * layout.worker_bytes;
   }
 
   static void launch(const MlpUnrollBackward& args, cpu::Parallel parallel) {

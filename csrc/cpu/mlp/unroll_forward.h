@@ -43,7 +43,7 @@ struct UnrollForward {
   static int64_t workspace_bytes(MlpUnroll args) {
     args.workspace = nullptr;
     const Layout layout(args);
-    return layout.shared_bytes + args.workers * layout.worker_bytes;
+    return layout.shared_bytes + min_of(args.workers, tiles(args).count) * layout.worker_bytes;
   }
 
   static void launch(const MlpUnroll& args, cpu::Parallel parallel) {
