@@ -888,3 +888,8 @@ def test_the_scale_of_the_potential_is_found():
     for factor in (0.5, 1.0, 4.0):  # f = factor * log N(0, I), so c = 1 / factor
         c = plots.best_scale(-0.5 * factor * grid.square().sum(1), -0.5 * factor * data.square().sum(1))
         assert c == pytest.approx(1 / factor, rel=0.08)
+
+
+def test_clipped_samples_are_warned_about_where_the_entropy_is_used() -> None:
+    with pytest.warns(UserWarning, match="DualSampler: dynamics clips samples to sample_range"):
+        ade.DualSampler(ade.initial.Gaussian((2,)), ade.Leapfrog(2, sample_range=(-1.0, 1.0)))

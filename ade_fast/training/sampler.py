@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -52,6 +53,13 @@ class DualSampler(nn.Module):
             )
         self.initial = initial
         self.dynamics = dynamics
+        if getattr(getattr(dynamics, "options", None), "sample_range", None) is not None:
+            warnings.warn(
+                "DualSampler: dynamics clips samples to sample_range, which log_q ignores: q^T has atoms on the "
+                "boundary, and the entropy is that of the samples before clipping",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def sample(
         self,
