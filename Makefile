@@ -16,7 +16,7 @@ demo: $(BUILD)
 test: lint compile-check unit
 
 unit: $(BUILD)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # C++ tests, and (with nvcc) every CUDA kernel compiled alone against its budget of registers, spills and stack.
 compile-check: $(BUILD)
@@ -38,6 +38,7 @@ format: $(ENV)
 bench: $(BUILD)
 	$(BIN)/pip install -q "jax>=0.4.30"
 	$(BIN)/python bench/dynamics.py
+	$(BIN)/python bench/report.py
 
 $(ENV): requirements-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
