@@ -116,7 +116,8 @@ class Config:
     log_every: int = _setting(10, "evaluation", "updates between rows of metrics.csv", low=1)
 
     device: str = _setting("cpu", "machine", "torch device: cpu, cuda, cuda:1, ...")
-    threads: int = _setting(0, "machine", "CPU threads of torch; 0 leaves torch's choice", low=0)
+    # One: a second thread gains little at these sizes, and on a busy machine the two wait for each other.
+    threads: int = _setting(1, "machine", "CPU threads of torch; 0 leaves torch's choice", low=0)
 
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))
