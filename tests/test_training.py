@@ -779,7 +779,7 @@ def test_a_short_training_brings_the_samples_closer():
         hidden=(32, 32),
         flow_layers=6,
         batch_size=128,
-        updates=120,
+        updates=400,
         validation_samples=500,
     )
     trainer = Trainer(settings)
