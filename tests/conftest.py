@@ -1,9 +1,13 @@
 """What the whole suite shares: seeding, devices, potentials."""
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 from cases import POTENTIALS, make_potential
 from torch import nn
+
+from ade_fast import _ops
 
 CUDA = pytest.param(
     "cuda",
@@ -35,3 +39,19 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def any_potential(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[int, ...]]:
     """Each potential of `cases.POTENTIALS` in turn, float64, with its event shape."""
     return make_potential(request.param), POTENTIALS[request.param].event
+
+
+@pytest.fixture
+def isa() -> Iterator[Callable[[str], bool]]:
+    """Selects an instruction set of the CPU kernels for one test; False if the processor lacks it."""
+    before = _ops.build_info()["isa"]
+
+    def select(name: str) -> bool:
+        try:
+            _ops.select_isa(name)
+        except ValueError:
+            return False
+        return True
+
+    yield select
+    _ops.select_isa(before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import ade_fast as ade
-from ade_fast import _ops, reference
+from ade_fast import reference
 from ade_fast.dynamics.base import Clip, clip_code, merged_kicks
 from ade_fast.fields import pinned
 from ade_fast.fields.mlp import MLPField, generalized_kicks, mlp_unroll
@@ -438,21 +438,6 @@ def test_a_sample_does_not_depend_on_its_batch(activation: str, dtype: torch.dty
     whole, alone = outputs_and_gradients(case, options), outputs_and_gradients(part, options)
     for i in (0, 1, 3, 4):  # x, v, dx0, dv0
         assert torch.equal(whole[i][31:40], alone[i]), i
-
-
-@pytest.fixture
-def isa() -> Iterator[Callable[[str], bool]]:
-    before = _ops.build_info()["isa"]
-
-    def select(name: str) -> bool:
-        try:
-            _ops.select_isa(name)
-        except ValueError:
-            return False
-        return True
-
-    yield select
-    _ops.select_isa(before)
 
 
 @pytest.mark.parametrize("instructions", ["base", "avx2", "avx512"])

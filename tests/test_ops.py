@@ -382,21 +382,6 @@ def test_repeated_calls_agree_bit_for_bit(name: str, device: torch.device) -> No
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.fixture
-def isa() -> Iterator[Callable[[str], bool]]:
-    before = _ops.build_info()["isa"]
-
-    def select(name: str) -> bool:
-        try:
-            _ops.select_isa(name)
-        except ValueError:
-            return False
-        return True
-
-    yield select
-    _ops.select_isa(before)
-
-
 @pytest.mark.parametrize("instructions", ["base", "avx2", "avx512"])
 @every_op
 def test_every_instruction_set(name: str, instructions: str, isa) -> None:

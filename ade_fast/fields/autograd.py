@@ -161,11 +161,13 @@ class AutogradField:
         try:
             y = self.potential(x)
         except RuntimeError as error:
-            raise self._explained(error, x) from error
+            if (explained := self._explained(error, x)) is None:
+                raise
+            raise explained from error
         return check_value(self.layer, y, x)
 
-    def _explained(self, error: RuntimeError, x: Tensor) -> Exception:
-        """What PyTorch says deep inside a layer when dtypes differ, said of the arguments."""
+    def _explained(self, error: RuntimeError, x: Tensor) -> TypeError | None:
+        """What PyTorch says deep inside a layer when dtypes differ, said of the arguments; None for other errors."""
         for module in modules_of(self.potential):
             for parameter in module.parameters(recurse=False):
                 if parameter.dtype != x.dtype and "dtype" in str(error):
@@ -173,7 +175,7 @@ class AutogradField:
                         f"{self.layer}: potential's parameters are {parameter.dtype}, x0 is {x.dtype}: convert one of "
                         f"them with .to(...) ({error})"
                     )
-        return error
+        return None
 
 
 @dataclass

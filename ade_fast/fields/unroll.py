@@ -155,7 +155,7 @@ class GradientSide:
         self._total = Sum(len(self.inputs))
         self._cotangents: list[tuple[int, Tensor, Tensor]] = []
         self._retain = True
-        self._current: tuple[int, Evaluation] | None = None
+        self._current: Evaluation | None = None
 
     @contextlib.contextmanager
     def backward_context(self, grads: Sequence[Tensor]) -> Iterator[None]:
@@ -185,9 +185,8 @@ class GradientSide:
             return self._grads[t]
         if self._tapes[t] is not None:
             return self._tapes[t].grad
-        evaluation = self._field.evaluate(x, keep_graph=True)
-        self._current = (t, evaluation)
-        return evaluation.grad
+        self._current = self._field.evaluate(x, keep_graph=True)
+        return self._current.grad
 
     def pull(self, t: int, x: Tensor, u: Tensor, want_x: bool) -> Tensor | None:
         """Takes u, the cotangent of ∇f(x_t), rows [B, D]; returns H u or None."""
@@ -200,7 +199,7 @@ class GradientSide:
         if not want_x and not self.inputs:
             return None
         tape = self._tapes[t]
-        evaluation = tape or self._current[1]
+        evaluation = tape or self._current
         retain = tape is not None and self._retain
         hessian_u, derivatives = self._field.vjp(evaluation, u, self.inputs, want_x, retain)
         self._current = None
