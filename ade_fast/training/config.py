@@ -93,26 +93,33 @@ class Config:
     gradient_penalty: float = _setting(0.005, "objective", "weight of E|grad f|^2, which keeps f smooth", low=0)
     value_penalty: float = _setting(0.0, "objective", "weight of E f^2, which keeps f small", low=0)
 
-    updates: int = _setting(1500, "optimisation", "updates of f", low=1)
-    sampler_steps: int = _setting(5, "optimisation", "updates of the sampler per update of f", low=1)
-    potential_lr: float = _setting(5e-4, "optimisation", "learning rate of f (Adam)", above=0)
+    updates: int = _setting(4000, "optimisation", "updates of f", low=1)
+    sampler_steps: int = _setting(1, "optimisation", "updates of the sampler per update of f", low=1)
+    potential_lr: float = _setting(2e-4, "optimisation", "learning rate of f (Adam)", above=0)
     sampler_lr: float = _setting(3e-3, "optimisation", "learning rate of the sampler (Adam)", above=0)
     beta1: float = _setting(0.5, "optimisation", "Adam's beta1, of both players", low=0, high=1 - 1e-9)
     beta2: float = _setting(0.999, "optimisation", "Adam's beta2, of both players", low=0, high=1 - 1e-9)
     grad_norm_clip: float | None = _setting(
         1.0, "optimisation", "limit of each player's gradient norm, or none", above=0
     )
-    lr_decay_from: float = _setting(0.3, "optimisation", "fraction of the run after which rates decay", low=0, high=1)
+    lr_decay_from: float = _setting(
+        0.3, "optimisation", "fraction of the run after which rates and penalties decay", low=0, high=1
+    )
     lr_decay_to: float = _setting(0.1, "optimisation", "factor on both learning rates at the end", low=0, high=1)
+    # A gradient penalty of weight c makes the samples the data blurred by a Gaussian of variance 4 c: it is needed while
+    # the players move fast, and nearly gone at the end.
+    penalty_decay_to: float = _setting(
+        0.1, "optimisation", "factor on both penalties at the end, on the schedule of the rates", low=0, high=1
+    )
     ema_decay: float = _setting(
         0.999, "optimisation", "decay per update of the running average of both players", low=0, high=1 - 1e-9
     )
 
-    validate_every: int = _setting(100, "evaluation", "updates between validations", low=1)
+    validate_every: int = _setting(200, "evaluation", "updates between validations", low=1)
     validation_samples: int = _setting(2000, "evaluation", "points of the validation draw", low=2)
     test_samples: int = _setting(1000, "evaluation", "points of the held-out draw that the result is scored on", low=2)
     test_permutations: int = _setting(1000, "evaluation", "permutations of the MMD test", low=1)
-    checkpoint_every: int = _setting(100, "evaluation", "updates between checkpoints", low=1)
+    checkpoint_every: int = _setting(200, "evaluation", "updates between checkpoints", low=1)
     log_every: int = _setting(10, "evaluation", "updates between rows of metrics.csv", low=1)
 
     device: str = _setting("cpu", "machine", "torch device: cpu, cuda, cuda:1, ...")

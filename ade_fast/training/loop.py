@@ -128,7 +128,7 @@ class Trainer:
 
     def step(self) -> dict[str, float]:
         """One update of f and ``sampler_steps`` of the sampler, and of the averages; returns the metrics."""
-        self._set_learning_rates()
+        self._set_schedule()
         data = self._draw_data(self.config.batch_size, self._generators["data"])
         metrics = self.ade.step(data, generator=self._generators["samples"])
         self.potential_average.update(self.potential)
@@ -228,21 +228,29 @@ class Trainer:
         with torch.no_grad():
             return sampler.sample(potential, n, self._generator(stream)).x
 
-    def _set_learning_rates(self) -> None:
-        """Constant at first, then a half cosine down to ``lr_decay_to``: a function of the update alone."""
+    def _set_schedule(self) -> None:
+        """Rates and penalties: constant at first, then a half cosine down; functions of the update alone."""
         config = self.config
-        progress = self.update / config.updates
-        if progress <= config.lr_decay_from:
-            factor = 1.0
-        else:
-            phase = (progress - config.lr_decay_from) / (1 - config.lr_decay_from)
-            factor = config.lr_decay_to + (1 - config.lr_decay_to) * 0.5 * (1 + math.cos(math.pi * min(phase, 1.0)))
+        decayed = self._decayed_fraction()
+
+        def scheduled(value: float, decay_to: float) -> float:
+            return value * (1 - (1 - decay_to) * decayed)
+
         for optimizer, rate in (
             (self.ade.potential_optimizer, config.potential_lr),
             (self.ade.sampler_optimizer, config.sampler_lr),
         ):
             for group in optimizer.param_groups if optimizer is not None else ():
-                group["lr"] = rate * factor
+                group["lr"] = scheduled(rate, config.lr_decay_to)
+        self.ade.gradient_penalty = scheduled(config.gradient_penalty, config.penalty_decay_to)
+        self.ade.value_penalty = scheduled(config.value_penalty, config.penalty_decay_to)
+
+    def _decayed_fraction(self) -> float:
+        """0 until ``lr_decay_from``, then half a cosine up to 1 at the end of the run."""
+        start, progress = self.config.lr_decay_from, self.update / self.config.updates
+        if progress <= start:
+            return 0.0
+        return 0.5 * (1 - math.cos(math.pi * min((progress - start) / (1 - start), 1.0)))
 
 
 def train(
