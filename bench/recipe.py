@@ -181,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for finished in concurrent.futures.as_completed([pool.submit(run, *job) for job in todo]):
             row = _finite(finished.result())
             results["runs"].append(row)
+            results["runs"].sort(key=lambda r: jobs.index((r["variant"], r["settings"])))
             records.write_results(results, path)
             shown = row.get("diverged") or f"MMD^2 {1e3 * row['mmd2']:.2f}e-3, p = {row['p_value']:.3f}"
             print(f"{row['variant']}, {row['settings']}: {shown}, {row['seconds']} s", flush=True)

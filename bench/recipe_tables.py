@@ -69,7 +69,6 @@ def variants(runs: Sequence[Run]) -> Rows:
         f"rejected, of {n_seeds} seeds each",
     ]
     rows = []
-    # In the order of the first run of each: that of the table in bench/recipe.py, as far as jobs end in order.
     for variant in _unique(r["variant"] for r in runs):
         cells, rejected = [], []
         for name in names:

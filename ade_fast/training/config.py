@@ -106,8 +106,8 @@ class Config:
         0.3, "optimisation", "fraction of the run after which rates and penalties decay", low=0, high=1
     )
     lr_decay_to: float = _setting(0.1, "optimisation", "factor on both learning rates at the end", low=0, high=1)
-    # A gradient penalty of weight c makes the samples the data blurred by a Gaussian of variance 4 c: it is needed while
-    # the players move fast, and nearly gone at the end.
+    # A gradient penalty of weight c makes the samples the data blurred by a Gaussian of variance 4 c: needed while the
+    # players move fast, and nearly gone at the end.
     penalty_decay_to: float = _setting(
         0.1, "optimisation", "factor on both penalties at the end, on the schedule of the rates", low=0, high=1
     )
