@@ -27,7 +27,7 @@ def _in_order(runs: Sequence[Run]) -> list[Run]:
 
 def sets(runs: Sequence[Run]) -> Rows:
     """One row per set: the run's own test on 1000 points, and the two scores on many more."""
-    head = ["set", "MMD², held-out", "p", "MMD², 4000 points", "fine MMD²", "update", "seconds"]
+    head = ["set", "MMD², held-out", "p", "MMD², 4 × 3000 points", "fine MMD²", "update", "seconds"]
     rows = [
         [r["settings"]["data"], "diverged", *["-"] * 4, f"{r['seconds']:.0f}"]
         if "diverged" in r
