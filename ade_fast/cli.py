@@ -16,13 +16,24 @@ import numpy as np
 
 from . import _info
 from .dynamics import NonFiniteError
-from .training import checkpoint, config, loop, trained
+from .training import checkpoint, config, divergence, loop, trained
 
 DEMO_DIRECTORY = "demo"
 
 
 class UserError(Exception):
     """A mistake in how a command was used."""
+
+
+# What ends in one line. Anything else is a bug of ours and shows its traceback.
+_MISTAKES = (
+    UserError,
+    ValueError,
+    checkpoint.CheckpointError,
+    divergence.DivergenceError,
+    NonFiniteError,
+    OSError,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,10 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ade-fast: interrupted; the last checkpoint is kept, --resume goes on from it", file=sys.stderr)
         return 130
-    except (UserError, ValueError, checkpoint.CheckpointError, NonFiniteError, OSError) as error:
+    except _MISTAKES as error:
         if arguments.debug:
             raise
-        print(f"ade-fast {arguments.command}: {_one_line(error)}", file=sys.stderr)
+        hint = ""
+        if (
+            isinstance(error, OSError)
+            and getattr(arguments, "out", None)
+            and (arguments.out / loop.CHECKPOINT).exists()
+        ):
+            hint = "; the last checkpoint is whole, --resume goes on from it once this is mended"
+        print(f"ade-fast {arguments.command}: {_one_line(error)}{hint}", file=sys.stderr)
         return 1
     return 0
 
@@ -99,7 +117,7 @@ def _train(arguments: argparse.Namespace) -> None:
         overwrite=overwrite,
         progress=not arguments.no_progress,
     )
-    print("\n".join(summary.lines(arguments.out)))
+    print("\n".join(summary.lines(arguments.out, settings)))
 
 
 def _sample(arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from cases import POTENTIALS, make_potential
 from torch import nn
 
 from ade_fast import _ops
+from ade_fast.training import plots
 
 CUDA = pytest.param(
     "cuda",
@@ -39,6 +40,13 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def any_potential(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[int, ...]]:
     """Each potential of `cases.POTENTIALS` in turn, float64, with its event shape."""
     return make_potential(request.param), POTENTIALS[request.param].event
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of a tiny run's time."""
+    monkeypatch.setattr(plots, "save_learned", lambda *a, **k: None)
+    monkeypatch.setattr(plots, "save_convergence", lambda *a, **k: None)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The commands, run through ``main``: what they leave, what they print, and one line for every mistake."""
 
+import errno
+import importlib.util
 import json
 import os
 
@@ -10,7 +12,7 @@ import torch
 import ade_fast as ade
 from ade_fast import _info
 from ade_fast.cli import main
-from ade_fast.training import plots
+from ade_fast.training import checkpoint, metrics_log, plots
 
 SETTINGS = {
     "hidden": "32,32",
@@ -24,15 +26,9 @@ SETTINGS = {
     "test-samples": 64,
     "test-permutations": 50,
     "checkpoint-every": 2,
+    "tensorboard": "off",
 }
 TINY = [*(f"--{name}={value}" for name, value in SETTINGS.items()), "--no-progress"]
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Drawing takes most of a tiny run's time."""
-    monkeypatch.setattr(plots, "save_learned", lambda *a, **k: None)
-    monkeypatch.setattr(plots, "save_convergence", lambda *a, **k: None)
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +84,18 @@ def test_train_leaves_its_files_and_prints_the_result(tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["train", "--data", "line", "--out", str(out), *TINY]) == 0
     text = capsys.readouterr().out
-    assert "held-out test: MMD^2" in text and "permutation p =" in text and str(out / "figure.png") in text
+    lines = [line.replace(str(out), "out") for line in text.splitlines()]
+    assert len(lines) <= 24 and max(len(line) for line in lines if "settings" not in line) <= 100
+    for word in ("line, seed 0, 4 updates", "held-out test", "50 permutations: 50 %", "joint updates", "field mlp"):
+        assert word in text
+    assert str(out / "figure.png") in text and f"ade-fast sample {out}" in text
+    assert "hidden=[32, 32]" in text and "seed=" not in text  # what differs from the defaults, and nothing else
     settings = json.loads((out / "config.json").read_text())
     assert settings["data"] == "line" and settings["hidden"] == [32, 32] and settings["updates"] == 4
     summary = json.loads((out / "summary.json").read_text())
+    null = summary["null_mmd2"]
+    assert null["50"] <= null["95"] <= null["99"] and summary["permutations"] == 50
+    assert 0 < sum(summary["time"].values()) <= 1.01 * summary["seconds"] and summary["time"]["joint updates"] > 0
     assert 0 < summary["p_value"] <= 1 and summary["chosen_update"] in (0, 2, 4)
     assert {p.name for p in out.iterdir()} >= {
         "checkpoint.pt",
@@ -173,6 +177,14 @@ MISTAKES = {
     "existing run": (train("--out", "{run}"), "go on with --resume, replace it with --overwrite"),
     "resume and overwrite": (train("--out", "{run}", "--resume", "--overwrite"), "exclude each other"),
     "resume with another seed": (train("--out", "{run}", "--resume", "--seed", "4"), "has seed 3, got 4"),
+    "configuration is a directory": (
+        train("--out", "new", "--config", "damaged"),
+        "cannot read damaged: Is a directory",
+    ),
+    "wrong type": (train("--out", "new", "--config", "typed.json"), "seed must be an integer, got '5'"),
+    "sample newer": (["sample", "newer", "--out", "s.npy"], "has version 99, this ade_fast reads"),
+    "resume damaged": (train("--out", "damaged", "--resume"), "restore a copy, or train again with --overwrite"),
+    "no tensorboard": (train("--out", "new", "--tensorboard", "on"), "pip install 'ade_fast[tensorboard]'"),
     "no configuration file": (train("--out", "new", "--config", "none.json"), "cannot read none.json"),
     "broken configuration": (
         train("--out", "new", "--config", "broken.json"),
@@ -206,6 +218,10 @@ def test_a_mistake_is_one_line_and_loses_nothing(mistake, run, tmp_path, monkeyp
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "unknown.json").write_text('{"step": 1}')
+    (tmp_path / "typed.json").write_text('{"seed": "5"}')
+    (tmp_path / "newer").mkdir()
+    torch.save({"format": checkpoint.FORMAT, "version": 99, "state": {}}, tmp_path / "newer" / "checkpoint.pt")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:1000])
     before = {p.name: p.read_bytes() for p in run.iterdir()}
@@ -226,6 +242,42 @@ def test_a_directory_without_permission_is_named(tmp_path, capsys):
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(ade.training.CheckpointError):
         main(["sample", str(tmp_path), "--out", "s.npy", "--debug"])
+
+
+@pytest.mark.parametrize("full", ["checkpoint.pt", "metrics.csv", "figure-0000004.png"])
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(full, tmp_path, monkeypatch, capsys):
+    """The device fills up in the middle of a run, at each kind of file; afterwards --resume ends as if it had not."""
+    out, flags = tmp_path / "out", train("--updates", "8", "--pictures-every", "4", "--log-every", "1")
+    assert main([*flags, "--out", str(tmp_path / "whole")]) == 0
+    write, log = checkpoint.write_atomically, metrics_log.MetricsLog.write
+    writes = []
+
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write_until_full(path, content):
+        writes.append(path.name)
+        room = 2 if full == "checkpoint.pt" else 0
+        return no_space() if path.name == full and writes.count(full) > room else write(path, content)
+
+    def log_until_full(self, row):
+        return no_space() if row["update"] > 4 else log(self, row)
+
+    with monkeypatch.context() as patch:
+        if full == "metrics.csv":
+            patch.setattr(metrics_log.MetricsLog, "write", log_until_full)
+        else:
+            patch.setattr(checkpoint, "write_atomically", write_until_full)
+            patch.setattr(plots, "write_atomically", write_until_full)
+        capsys.readouterr()
+        assert main([*flags, "--out", str(out)]) == 1
+        line = error_of(capsys)
+        assert "No space left on device" in line and "--resume goes on" in line
+    assert 0 < ade.training.checkpoint.load_checkpoint(out / "checkpoint.pt")["update"] < 8
+    assert main(["train", "--out", str(out), "--resume", "--no-progress"]) == 0
+    scores = [json.loads((d / "summary.json").read_text())["mmd2"] for d in (out, tmp_path / "whole")]
+    assert scores[0] == scores[1]
+    assert {p.name for p in out.iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
 
 
 def test_divergence_is_one_line_with_advice(tmp_path, capsys, monkeypatch):

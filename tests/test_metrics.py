@@ -148,6 +148,14 @@ def test_mmd_test_is_reproducible_and_chunks_do_not_matter(monkeypatch) -> None:
     assert p == results[0].p
 
 
+def test_mmd_test_keeps_the_null_distribution() -> None:
+    x, y = torch.randn(40, 2), torch.randn(30, 2)
+    found = metrics.mmd_test(x, y, 99, torch.Generator().manual_seed(1))
+    assert found.null.shape == (99,) and found.null.dtype == torch.float64
+    assert found.p == (1 + int((found.null >= found.mmd2).sum())) / 100
+    assert abs(float(found.null.mean())) < 3 * float(found.null.std()) / 99**0.5  # unbiased: its mean is 0
+
+
 def test_mmd_test_needs_no_gradient() -> None:
     x = torch.randn(10, 2, requires_grad=True)
     assert metrics.mmd_test(x, torch.randn(10, 2), 10).p > 0

@@ -14,11 +14,19 @@ from torch import Tensor
 _PERMUTATION_CHUNK_ELEMENTS = 1 << 20  # 8 MiB of float64 weights at a time
 
 
-class MMDTest(NamedTuple):
-    """The unbiased MMD² and the permutation test's p-value, both Python floats."""
-
+class _Found(NamedTuple):
     mmd2: float
     p: float
+
+
+class MMDTest(_Found):
+    """``(mmd2, p)``, the unbiased MMD² and the permutation test's p-value, both Python floats.
+
+    Attributes:
+        null: ``(n_permutations,)`` float64, MMD² of every random split: what it is when the samples do not differ.
+    """
+
+    null: Tensor
 
 
 def mmd2(x: Tensor, y: Tensor, bandwidth: float | Literal["median"] = "median") -> Tensor:
@@ -72,7 +80,7 @@ def mmd_test(
         bandwidth: as in :func:`mmd2`.
 
     Returns:
-        ``(mmd2, p)``, Python floats. A small p says the samples differ.
+        ``(mmd2, p)``, Python floats, with the permuted values as ``.null``. A small p says the samples differ.
 
     Raises:
         TypeError, ValueError: as :func:`mmd2`; also for a wrong ``n_permutations``.
@@ -100,12 +108,15 @@ def mmd_test(
         # Splits that differ by a swap of equal points tie exactly but for rounding; a tie counts against
         # rejection.
         threshold = observed - 1e-12
-        exceeding = torch.zeros((), dtype=torch.int64, device=kernel.device)
+        null = []
         chunk = max(1, _PERMUTATION_CHUNK_ELEMENTS // (n + m))
         for start in range(0, n_permutations, chunk):
             splits = _random_splits(min(chunk, n_permutations - start), n, n + m, generator, kernel)
-            exceeding += (statistic(splits) >= threshold).sum()
-    return MMDTest(observed.item(), (1 + exceeding.item()) / (1 + n_permutations))
+            null.append(statistic(splits))
+    permuted = torch.cat(null)
+    found = MMDTest(observed.item(), (1 + int((permuted >= threshold).sum())) / (1 + n_permutations))
+    found.null = permuted
+    return found
 
 
 def _check_samples(name: str, x: Tensor, y: Tensor) -> None:

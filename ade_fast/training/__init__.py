@@ -2,11 +2,14 @@
 
 from .checkpoint import CheckpointError
 from .config import Config, ConfigError
+from .divergence import DivergenceError
 from .ema import EMA
-from .loop import Summary, Trainer, train
+from .loop import train
 from .objective import ADE
 from .sampler import DualSample, DualSampler
+from .summary import Summary
 from .trained import TrainedModel, load
+from .trainer import Trainer
 
 __all__ = [
     "ADE",
@@ -14,6 +17,7 @@ __all__ = [
     "CheckpointError",
     "Config",
     "ConfigError",
+    "DivergenceError",
     "DualSample",
     "DualSampler",
     "Summary",

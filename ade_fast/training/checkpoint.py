@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 FORMAT = "ade_fast.checkpoint"
-VERSION = 1
+VERSION = 2
 _TEMPORARY = ".ade_fast.tmp"
 
 

@@ -121,6 +121,13 @@ class Config:
     test_permutations: int = _setting(1000, "evaluation", "permutations of the MMD test", low=1)
     checkpoint_every: int = _setting(200, "evaluation", "updates between checkpoints", low=1)
     log_every: int = _setting(10, "evaluation", "updates between rows of metrics.csv", low=1)
+    tensorboard: str = _setting(
+        "auto", "evaluation", "event files for TensorBoard; auto: if it is installed", choices=("auto", "on", "off")
+    )
+    pictures_every: int = _setting(0, "evaluation", "updates between pictures; 0: only at the end", low=0)
+    max_gap: float = _setting(
+        100.0, "evaluation", "stop as diverged when f tells data from samples by more than this on average", above=0
+    )
 
     device: str = _setting("cpu", "machine", "torch device: cpu, cuda, cuda:1, ...")
     # One: a second thread gains little at these sizes, and on a busy machine the two wait for each other.

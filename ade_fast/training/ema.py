@@ -34,5 +34,6 @@ class EMA(AveragedModel):
         self.module.eval()  # never trained: spectral norm runs no power iteration of its own in it
 
     def update(self, module: nn.Module) -> None:
-        """Takes one step towards ``module``'s parameters."""
-        self.update_parameters(module)
+        """Takes one step towards ``module``'s parameters, if it has any."""
+        if any(True for _ in module.parameters()):
+            self.update_parameters(module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -158,8 +158,13 @@ class ADE(nn.Module):
         *,
         generator: torch.Generator | None = None,
         context: tuple[Tensor, ...] | None = None,
+        phase: Callable[[str], AbstractContextManager[None]] = nullcontext,
     ) -> dict[str, float]:
         """One update of the potential and ``sampler_steps`` of the sampler.
+
+        Args:
+            data, generator, context: as for ``loss``.
+            phase: entered around each part with its name, "sampler updates" or "joint updates", to time them.
 
         Returns:
             The metrics of the shared unroll: loss, f_data, f_samples, kinetic, entropy (-E log q^T), penalty,
@@ -171,7 +176,13 @@ class ADE(nn.Module):
             )
         if self.sampler_optimizer is not None:
             for _ in range(self.sampler_steps - 1):
-                self._sampler_update(data, generator, context)
+                with phase("sampler updates"):
+                    self._sampler_update(data, generator, context)
+        with phase("joint updates"):
+            return self._joint_update(data, generator, context)
+
+    def _joint_update(self, data: Tensor, generator, context) -> dict[str, float]:
+        """One unroll, one backward pass, one update of each player."""
         terms, sample = self._objective(data, generator, context)
         for optimizer in self._optimizers():
             optimizer.zero_grad(set_to_none=True)

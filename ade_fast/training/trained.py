@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from .build import build_players
 from .checkpoint import CheckpointError, load_checkpoint
 from .config import Config
-from .loop import CHECKPOINT
 from .sampler import DualSampler
+from .summary import CHECKPOINT
 
 _CHUNK = 10_000
 

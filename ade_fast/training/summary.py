@@ -1,0 +1,84 @@
+"""What a finished run found, as numbers and as one screen of text."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import Config
+
+CHECKPOINT, SUMMARY, FIGURE, CONVERGENCE = "checkpoint.pt", "summary.json", "figure.png", "convergence.png"
+
+# The test's kernel is as wide as the data and does not see blur; a second score has one this much narrower.
+FINE = 0.2
+
+
+@dataclass(frozen=True)
+class Summary:
+    """MMD² and p are of the chosen players, on held-out data that neither training nor the choice has seen.
+
+    mmd2, p_value: of ``test_samples`` samples against as many held-out points, and its permutation test.
+    null_mmd2: quantiles of MMD² under the permutations, that is if both were from one distribution; "50", "95", "99".
+    mmd2_fine: MMD² of the same points under a kernel of a fifth of the median distance, which sees blur; no test.
+    chosen_update: the update whose averaged players did best on the validation draw, at validation_mmd2.
+    field, plan: how ∇f was computed ("mlp": fused kernels, "autograd") and what the backward pass got to see.
+    seconds: of training, everything included; milliseconds_per_update is their mean, time its parts in seconds.
+    """
+
+    data: str
+    seed: int
+    updates: int
+    chosen_update: int
+    validation_mmd2: float
+    mmd2: float
+    p_value: float
+    null_mmd2: Mapping[str, float]
+    permutations: int
+    mmd2_fine: float
+    field: str
+    plan: str
+    seconds: float
+    milliseconds_per_update: float
+    time: Mapping[str, float]
+
+    def lines(self, directory: Path, config: Config) -> list[str]:
+        """The summary as text: at most 24 lines of 100 columns, unless paths or settings are longer."""
+        verdict = "not rejected at 5 %" if self.p_value >= 0.05 else "rejected at 5 %"
+        null = ", ".join(f"{q} %: {1e3 * value:+.2f}" for q, value in self.null_mmd2.items())
+        total = sum(self.time.values()) or 1.0
+        split = ", ".join(f"{name} {100 * part / total:.0f} %" for name, part in self.time.items() if part > 0)
+        sample = shlex.join(["ade-fast", "sample", str(directory), "--n", "1000", "--out", "samples.npy"])
+        return [
+            f"data            {self.data}, seed {self.seed}, {self.updates} updates",
+            f"settings        {_changed(config)}",
+            f"chosen          update {self.chosen_update}, by MMD² {1e3 * self.validation_mmd2:+.2f}e-3 on a "
+            "validation draw",
+            f"held-out test   MMD² {1e3 * self.mmd2:+.2f}e-3, p = {self.p_value:.3f}: {verdict}",
+            f"  if equal      MMD² in 1e-3 over {self.permutations} permutations: {null}",
+            f"  fine scale    MMD² {1e3 * self.mmd2_fine:+.2f}e-3 with a kernel of {FINE:g} of the width (sees blur)",
+            f"time            {self.seconds:.0f} s, {self.milliseconds_per_update:.1f} ms per update",
+            f"  of which      {split}",
+            f"kernels         field {self.field}, memory plan {self.plan}",
+            f"pictures        {directory / FIGURE}",
+            f"                {directory / CONVERGENCE}",
+            f"checkpoint      {directory / CHECKPOINT}",
+            f"next            {sample}",
+        ]
+
+
+def _changed(config: Config) -> str:
+    """The settings that are not the defaults, beside data and seed, which stand elsewhere."""
+    default = Config().to_dict()
+    changed: dict[str, Any] = {
+        key: value for key, value in config.to_dict().items() if value != default[key] and key not in ("data", "seed")
+    }
+    return ", ".join(f"{key}={value}" for key, value in changed.items()) or "all at their defaults"
+
+
+def to_dict(summary: Summary) -> dict[str, Any]:
+    """Plain values, ready for JSON."""
+    return dataclasses.asdict(summary)

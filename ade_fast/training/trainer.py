@@ -1,0 +1,231 @@
+"""A run in memory: both players, their optimizers, averages and random states, and how well they do."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..metrics import MMDTest, mmd2, mmd_test
+from .build import build_data, build_objective, build_players
+from .config import Config
+from .divergence import Watch
+from .ema import EMA
+from .stopwatch import Stopwatch
+
+# One stream of random numbers for each purpose: how often one is used never shifts another.
+_STREAMS = (
+    "data",
+    "samples",
+    "validation_data",
+    "validation_samples",
+    "test_data",
+    "test_samples",
+    "permutations",
+)
+
+SNAPSHOT_POINTS = 1000
+
+
+@dataclass
+class Best:
+    """The averaged players that did best on the validation draw."""
+
+    update: int
+    mmd2: float
+    potential: dict[str, Tensor]
+    sampler: dict[str, Tensor]
+
+
+class Trainer:
+    """A run in memory: both players, their optimizers and averages, random states, the best players so far.
+
+    ``state_dict`` holds all of it; a trainer that loads it continues bit for bit (on the CPU).
+
+    Args:
+        config: the settings.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.data = build_data(config)
+        self.potential, self.sampler = build_players(config)
+        self.ade = build_objective(config, self.potential, self.sampler)
+        self.potential_average = EMA(self.potential, config.ema_decay)
+        self.sampler_average = EMA(self.sampler, config.ema_decay)
+        self.device = torch.device(config.device)
+        seeds = torch.randint(2**62, (len(_STREAMS),), generator=torch.Generator().manual_seed(config.seed)).tolist()
+        self._seeds = dict(zip(_STREAMS, seeds, strict=True))
+        # CPU generators on every device: the random numbers do not depend on where the run is.
+        self._generators = {name: self._generator(name) for name in ("data", "samples")}
+        self._validation_data = self._draw_data(config.validation_samples, self._generator("validation_data"))
+        # The median heuristic on the data alone: one kernel for all validations, and no sorting in each.
+        self._bandwidth = torch.pdist(self._validation_data.flatten(1)).median().item()
+        self._watch = Watch(self._validation_data, config.max_gap)
+        self.update = 0
+        self.stopwatch = Stopwatch()
+        self.seconds = 0.0  # of the whole run up to the latest update, and by phase
+        self.phases = dict(self.stopwatch.seconds)
+        self.kernels: dict[str, str] = {}  # how the latest unroll ran: its plan's field and memory
+        self.best: Best | None = None
+        self.history: list[tuple[int, float]] = []  # (update, validation MMD^2) of the averaged players
+        self.snapshots: list[tuple[int, Tensor]] = []
+
+    def step(self) -> dict[str, float]:
+        """One update of f and ``sampler_steps`` of the sampler, and of the averages; returns the metrics.
+
+        Raises:
+            NonFiniteError, DivergenceError: it has gone wrong.
+        """
+        self._set_schedule()
+        phase = self.stopwatch.phase
+        with phase("data"):
+            data = self._draw_data(self.config.batch_size, self._generators["data"])
+        metrics = self.ade.step(data, generator=self._generators["samples"], phase=phase)
+        with phase("joint updates"):
+            self.potential_average.update(self.potential)
+            self.sampler_average.update(self.sampler)
+        plan = self.sampler.dynamics.last_plan
+        self.kernels = {"field": plan.field, "memory": plan.memory}
+        self.update += 1
+        self._watch.metrics(self.update, metrics)
+        return metrics
+
+    def validate(self) -> float:
+        """MMD^2 of the averaged players to the validation draw; keeps them when none before did better.
+
+        MMD^2 between two draws of n points from one distribution scatters by about 1/n: scores that differ by less than
+        half of that are ties, and the later players win them (they have seen more data, and are visibly sharper).
+
+        Raises:
+            DivergenceError: the samples are not finite, have collapsed, or fly apart.
+        """
+        with self.stopwatch.phase("validation"):
+            return self._validate()
+
+    def _validate(self) -> float:
+        potential, sampler = self.potential_average.module, self.sampler_average.module
+        samples = self._draw_samples(potential, sampler, self.config.validation_samples, "validation_samples")
+        self._watch.samples(self.update, samples)
+        score = float(mmd2(samples, self._validation_data, bandwidth=self._bandwidth))
+        self.history.append((self.update, score))
+        if score <= min(s for _, s in self.history) + 0.5 / self.config.validation_samples:
+            self.best = Best(
+                self.update,
+                score,
+                copy.deepcopy(potential.state_dict()),
+                copy.deepcopy(sampler.state_dict()),
+            )
+        return score
+
+    def snapshot(self) -> None:
+        """Keeps samples of the averaged players as they are now, for the convergence picture."""
+        with self.stopwatch.phase("pictures"):
+            _, samples = self.preview()
+        self.snapshots.append((self.update, samples.cpu()))
+
+    def preview(self) -> tuple[Tensor, Tensor]:
+        """Data of the validation draw, and samples of the averaged players as they are now; each [n, *event]."""
+        potential, sampler = self.potential_average.module, self.sampler_average.module
+        samples = self._draw_samples(potential, sampler, SNAPSHOT_POINTS, "validation_samples")
+        return self._validation_data[:SNAPSHOT_POINTS], samples
+
+    def chosen_players(self) -> tuple[torch.nn.Module, torch.nn.Module]:
+        """Potential and sampler chosen on the validation draw, as new modules in evaluation mode."""
+        if self.best is None:
+            raise RuntimeError("Trainer: no players chosen yet; call validate() first")
+        potential, sampler = build_players(self.config)
+        potential.load_state_dict(self.best.potential)
+        sampler.load_state_dict(self.best.sampler)
+        return potential.eval().requires_grad_(False), sampler.eval().requires_grad_(False)
+
+    def test(self) -> tuple[MMDTest, Tensor, Tensor]:
+        """The permutation test of the chosen players on held-out data; also the data and the samples used."""
+        potential, sampler = self.chosen_players()
+        n = self.config.test_samples
+        data = self._draw_data(n, self._generator("test_data"))
+        samples = self._draw_samples(potential, sampler, n, "test_samples")
+        result = mmd_test(samples, data, self.config.test_permutations, generator=self._generator("permutations"))
+        return result, data, samples
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, as tensors and plain values."""
+        return {
+            "config": self.config.to_dict(),
+            "update": self.update,
+            "seconds": {"total": self.seconds, "phases": self.phases},
+            "potential": self.potential.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "potential_optimizer": _optimizer_state(self.ade.potential_optimizer),
+            "sampler_optimizer": _optimizer_state(self.ade.sampler_optimizer),
+            "potential_average": self.potential_average.state_dict(),
+            "sampler_average": self.sampler_average.state_dict(),
+            "kernels": self.kernels,
+            "generators": {name: generator.get_state() for name, generator in self._generators.items()},
+            "best": None if self.best is None else asdict(self.best),
+            "history": self.history,
+            "snapshots": self.snapshots,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up the state of another trainer with the same configuration."""
+        self.potential.load_state_dict(state["potential"])
+        self.sampler.load_state_dict(state["sampler"])
+        for name in ("potential_optimizer", "sampler_optimizer"):
+            optimizer = getattr(self.ade, name)
+            if optimizer is not None:
+                optimizer.load_state_dict(state[name])
+        self.potential_average.load_state_dict(state["potential_average"])
+        self.sampler_average.load_state_dict(state["sampler_average"])
+        for name, generator in self._generators.items():
+            generator.set_state(state["generators"][name])
+        self.kernels = state["kernels"]
+        self.update = state["update"]
+        self.seconds = state["seconds"]["total"]
+        self.phases = state["seconds"]["phases"]
+        self.stopwatch = Stopwatch(self.phases)
+        self.best = None if state["best"] is None else Best(**state["best"])
+        self.history = [tuple(entry) for entry in state["history"]]
+        self.snapshots = [tuple(entry) for entry in state["snapshots"]]
+
+    def _generator(self, stream: str) -> torch.Generator:
+        return torch.Generator().manual_seed(self._seeds[stream])
+
+    def _draw_data(self, n: int, generator: torch.Generator) -> Tensor:
+        return self.data.sample(n, generator).to(self.device)
+
+    def _draw_samples(self, potential, sampler, n: int, stream: str) -> Tensor:
+        with torch.no_grad():
+            return sampler.sample(potential, n, self._generator(stream)).x
+
+    def _set_schedule(self) -> None:
+        """Rates and penalties: constant at first, then a half cosine down; functions of the update alone."""
+        config = self.config
+        decayed = self._decayed_fraction()
+
+        def scheduled(value: float, decay_to: float) -> float:
+            return value * (1 - (1 - decay_to) * decayed)
+
+        for optimizer, rate in (
+            (self.ade.potential_optimizer, config.potential_lr),
+            (self.ade.sampler_optimizer, config.sampler_lr),
+        ):
+            for group in optimizer.param_groups if optimizer is not None else ():
+                group["lr"] = scheduled(rate, config.lr_decay_to)
+        self.ade.gradient_penalty = scheduled(config.gradient_penalty, config.penalty_decay_to)
+        self.ade.value_penalty = scheduled(config.value_penalty, config.penalty_decay_to)
+
+    def _decayed_fraction(self) -> float:
+        """0 until ``lr_decay_from``, then half a cosine up to 1 at the end of the run."""
+        start, progress = self.config.lr_decay_from, self.update / self.config.updates
+        if progress <= start:
+            return 0.0
+        return 0.5 * (1 - math.cos(math.pi * min((progress - start) / (1 - start), 1.0)))
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer | None) -> dict[str, Any] | None:
+    return None if optimizer is None else optimizer.state_dict()
