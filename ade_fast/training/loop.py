@@ -135,6 +135,7 @@ def _check_same_run(config: Config, saved: Config, checkpoint: Path) -> None:
 
 def _run(trainer: Trainer, directory: Path, log: MetricsLog, progress: bool) -> None:
     config, phase = trainer.config, trainer.stopwatch.phase
+    started = time.perf_counter() - trainer.seconds
     snapshot_at = {round(fraction * config.updates) for fraction in _SNAPSHOT_FRACTIONS}
     if trainer.update == 0 and not trainer.snapshots:
         trainer.snapshot()
@@ -148,7 +149,6 @@ def _run(trainer: Trainer, directory: Path, log: MetricsLog, progress: bool) -> 
         mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file wants few lines
     )
     with bar:
-        started = time.perf_counter() - trainer.seconds
         while trainer.update < config.updates:
             row: dict[str, Any] = trainer.step()
             update, last = trainer.update, trainer.update == config.updates
