@@ -153,6 +153,11 @@ def differentiate(
     Everything that receives a gradient is an input of one autograd function: x⁰, v⁰, step sizes, the potential's
     effective weights, the leaves that its graph leads to, and the networks' parameters.
     """
+    _refuse_transforms(layer)
+    args = tuple(t.clone() if t is not None and t.is_inference() else t for t in args)  # autograd may not save those
+    if torch.is_inference_mode_enabled():  # where ∇f could not be computed either
+        with torch.inference_mode(False), torch.no_grad():
+            return differentiate(layer, potential, program, args, layout, options, context)
     x0 = args[0]
     if (fused := _fused(layer, potential, program, args, options)) is not None:
         return fused
@@ -183,10 +188,9 @@ def differentiate(
         captured = first_value.facts.captured if mode == "full" else None
         network_inputs, captured_there = program.prepare(known, args, first.grad, plan.memory == "graph")
         captured = captured or captured_there
-        if captured is not None:
-            return _under_autograd(layer, field, program, args, layout, mode, captured), Plan(
-                "graph", captured=captured
-            )
+        if captured is not None or any(t._backward_hooks for t in (*inputs, *network_inputs)):
+            outputs = _under_autograd(layer, field, program, args, layout, mode, captured)
+            return outputs, Plan("graph", captured=captured)
         side = GradientSide(field, first, inputs, n_certain, plan, mode, program.n_kicks, modules, weights, x0.device)
         side.guarded = () if inputs else tuple(reached)
         differentiable = any(t is not None and t.requires_grad for t in (*args, *network_inputs, *inputs))
@@ -194,6 +198,15 @@ def differentiate(
             with torch.no_grad():
                 return program.forward(side.grad, args, None), plan
         return _Unroll.apply(program, side, len(args), *args, *network_inputs, *inputs), plan
+
+
+def _refuse_transforms(layer: str) -> None:
+    """torch.func cannot see through a hand-written adjoint, and fails deep inside with words about itself."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            f"{layer}: torch.func transforms (grad, jacrev, vmap, ...) do not go through the dynamics: use "
+            f"torch.autograd.grad, or the functions of ade_fast.reference"
+        )
 
 
 def _fused(
@@ -227,14 +240,19 @@ class _TruncatedGradient(torch.autograd.Function):
 
 
 def _under_autograd(
-    layer: str, field: AutogradField, program: Program, args: tuple, layout: Layout, mode: str, captured: str
+    layer: str, field: AutogradField, program: Program, args: tuple, layout: Layout, mode: str, captured: str | None
 ) -> tuple[Tensor, ...]:
-    """The same steps on autograd's own graph: reaches non-leaf tensors that the potential captured."""
-    note_slow_path(
-        f"captured {layer}",
-        f"{layer}: potential captured a non-leaf tensor that requires grad ({captured}): the unroll runs on "
-        f"autograd's own graph (memory='graph', slower). Pass such tensors as context=",
-    )
+    """The same steps on autograd's own graph: reaches non-leaf tensors that the potential captured, and runs hooks on
+    parameters once, where the adjoint's own evaluations would run them too."""
+    slower = "the unroll runs on autograd's own graph (memory='graph', slower)"
+    if captured is None:
+        note_slow_path(f"hooks {layer}", f"{layer}: a parameter has gradient hooks (Tensor.register_hook): {slower}")
+    else:
+        note_slow_path(
+            f"captured {layer}",
+            f"{layer}: potential captured a non-leaf tensor that requires grad ({captured}): {slower}. Pass such "
+            f"tensors as context=",
+        )
 
     def grad(t: int, rows: Tensor) -> Tensor:
         if mode == "truncated":
