@@ -1,6 +1,6 @@
 """Results files to markdown, and into the documents that quote them.
 
-    python bench/report.py            rewrites the marked blocks of README.md and bench/README.md
+    python bench/report.py            rewrites the marked blocks of the documents
     python bench/report.py --check    fails, naming them, if a block is not what bench/results/ says
 
 A block stands between ``<!-- bench:NAME -->`` and ``<!-- /bench -->``; NAME is a key of `BLOCKS`.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import recipe_tables
 import records
 
 Results = Mapping[str, Any]
@@ -29,6 +30,7 @@ LABELS = {
     "ade-graph": "ade_fast `graph`",
     "ade-states": "ade_fast `states`",
 }
+DOCUMENTS = ("README.md", "bench/README.md", "docs/recipe.md")
 _MARK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
@@ -147,10 +149,19 @@ def full(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def _recipe(name: str) -> Callable[[Results], str]:
+    def show(results: Results) -> str:
+        commits = ", ".join(sorted({run["commit"] for run in results["runs"]}))
+        return f"{_table(*recipe_tables.TABLES[name](results['runs']))}\n\n{origin(results)} Runs made at {commits}."
+
+    return show
+
+
 # Block name -> (benchmark whose results it shows, how one results file is shown).
 BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "dynamics": ("dynamics", summary),
     "dynamics-full": ("dynamics", full),
+    **{name: (name, _recipe(name)) for name in recipe_tables.TABLES},
 }
 
 
@@ -175,12 +186,12 @@ def rewritten(document: Path, folder: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("documents", nargs="*", type=Path, help="default: README.md, bench/README.md")
+    parser.add_argument("documents", nargs="*", type=Path, help=f"default: {', '.join(DOCUMENTS)}")
     parser.add_argument("--results", type=Path, default=records.RESULTS, help="folder (default bench/results)")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if out of date")
     args = parser.parse_args(argv)
     stale = False
-    for document in args.documents or [records.ROOT / "README.md", records.ROOT / "bench" / "README.md"]:
+    for document in args.documents or [records.ROOT / name for name in DOCUMENTS]:
         new = rewritten(document, args.results)
         if new == document.read_text():
             continue
