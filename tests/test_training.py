@@ -74,12 +74,17 @@ from ade_fast.training import Config, Trainer
 torch.set_num_threads(1)
 Trainer(Config())  # imports what torch imports late
 rng = random.Random(int(sys.argv[1]))
-longest = float(sys.argv[2])
+longest, metrics, updates = float(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+def rows():
+    return open(metrics, "rb").read().count(10) if os.path.exists(metrics) else 0
 for kill in range(20):
     child = os.fork()  # of a process that has imported everything: seconds saved each time
     if child == 0:
-        os._exit(main(sys.argv[3:]))
-    time.sleep(rng.uniform(0, longest))
+        os._exit(main(sys.argv[5:]))
+    # At a random moment, but on a fast machine before the run can end.
+    end, furthest = time.monotonic() + rng.uniform(0, longest), updates * (kill + 1) // 25
+    while time.monotonic() < end and rows() < furthest:
+        time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (kill, status)
@@ -94,7 +99,7 @@ def test_a_run_killed_at_20_random_moments_ends_as_the_uninterrupted_one(tmp_pat
     longest = (time.perf_counter() - started) / 12  # 20 lives of half of that on average: most of the run, not all
     (tmp_path / "settings.json").write_text(json.dumps(settings.to_dict()))
     flags = ["train", "--config", str(tmp_path / "settings.json"), "--out", str(out), "--resume", "--no-progress"]
-    command = [sys.executable, "-c", KILLER, "1", str(longest), *flags]
+    command = [sys.executable, "-c", KILLER, "1", str(longest), str(out / loop.METRICS), "400", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     reached = checkpoint.load_checkpoint(out / loop.CHECKPOINT)["update"]
