@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ._once import refuse_derivative
 from ._ops import _Function, _library, _skipping_autograd, below_autograd, ops
 
 Tensors = list[Tensor]
@@ -73,7 +74,7 @@ class _Unroll(_Function):
         with below_autograd():
             x_end, v_end, x, v, bits = ops.mlp_unroll(*inputs, weights, biases, *rest, True, keep_bits)
         ctx.numbers = rest
-        ctx.save_for_backward(*tensors[1:], x, v, bits)
+        ctx.save_for_backward(*tensors, x, v, bits)
         ctx.set_materialize_grads(False)
         if not keep_states:
             x, v = x.new_empty(0), v.new_empty(0)
@@ -83,7 +84,7 @@ class _Unroll(_Function):
     @staticmethod
     def backward(ctx, dx_end: Tensor | None, dv_end: Tensor | None, *_):
         *saved, x, v, bits = ctx.saved_tensors
-        (v0, *steps), weights, biases = _split(saved, _UNROLL_TENSORS - 1)
+        (x0, v0, *steps), weights, biases = _split(saved, _UNROLL_TENSORS)
         dx_end = torch.zeros_like(v0) if dx_end is None else dx_end
         dv_end = torch.zeros_like(v0) if dv_end is None else dv_end
         wanted = ctx.needs_input_grad[1:]
@@ -92,6 +93,8 @@ class _Unroll(_Function):
         *dinputs, dweights, dbiases = _unroll_backward(
             dx_end, dv_end, v0, *steps, weights, biases, x, v, bits, *rest, stopped, want_weights
         )
+        if torch.is_grad_enabled():  # create_graph=True: x0 is not among the operator's inputs, but they depend on it
+            dinputs = refuse_derivative(dinputs, [x0])
         return None, *_where(wanted, [*dinputs, *dweights, *dbiases])
 
 

@@ -113,8 +113,7 @@ class GeneralizedLeapfrogProgram:
                 scale_x, u = const_x if scale_x is None else scale_x, v if u is None else u
                 x, gain_x = run.generalized_leapfrog_drift(x, u, scale_x, drifts[t], *self._drift)
                 log_det = log_det + gain + gain_x
-            if t < self.n_steps:
-                base.check_finite(self._check_finite, self._layer, t, self.n_steps, x, v)
+            base.check_finite(self._check_finite, self._layer, min(t, self.n_steps - 1), self.n_steps, x, v)
         return x, v, log_det
 
     def backward(

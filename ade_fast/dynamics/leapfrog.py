@@ -57,7 +57,9 @@ class LeapfrogProgram:
                 saved += [x_before, v]
         if saved is not None:
             saved.append(x)
-        return x, run.leapfrog_kick(v, grad(self.n_steps, x), kicks[-1], *self._kick)
+        v = run.leapfrog_kick(v, grad(self.n_steps, x), kicks[-1], *self._kick)
+        base.check_finite(self._check_finite, self._layer, self.n_steps - 1, self.n_steps, x, v)
+        return x, v
 
     def backward(
         self,

@@ -7,8 +7,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
+from .._once import refuse_derivative
 from .._slow_paths import note_slow_path
 from ..fields import (
     AutogradField,
@@ -99,29 +101,6 @@ class _Unroll(torch.autograd.Function):
         return None, None, None, *derivatives
 
 
-class _Refusal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, n: int, *tensors: Tensor):
-        return tuple(t.view_as(t) for t in tensors[:n])
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor):
-        raise RuntimeError(
-            "the dynamics are differentiable only once: there is no derivative of these gradients. "
-            "ade_fast.reference has the same equations in eager code, which can be differentiated again"
-        )
-
-
-def refuse_derivative(derivatives: Sequence[Tensor | None], inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The same tensors, as functions of `inputs` whose derivative raises.
-
-    A constant would do where nobody asks, but its missing derivative would pass for a zero where somebody does.
-    """
-    given = [d for d in derivatives if d is not None]
-    refusing = iter(_Refusal.apply(len(given), *given, *(t for t in inputs if t is not None)))
-    return [None if d is None else next(refusing) for d in derivatives]
-
-
 def _adjoint(
     program: Program,
     side: GradientSide,
@@ -153,13 +132,13 @@ def differentiate(
     Everything that receives a gradient is an input of one autograd function: x⁰, v⁰, step sizes, the potential's
     effective weights, the leaves that its graph leads to, and the networks' parameters.
     """
-    _refuse_transforms(layer)
+    _refuse_transforms(layer, args)
     args = tuple(t.clone() if t is not None and t.is_inference() else t for t in args)  # autograd may not save those
     if torch.is_inference_mode_enabled():  # where ∇f could not be computed either
         with torch.inference_mode(False), torch.no_grad():
             return differentiate(layer, potential, program, args, layout, options, context)
     x0 = args[0]
-    if (fused := _fused(layer, potential, program, args, options)) is not None:
+    if (fused := _fused(layer, potential, program, args, layout, options)) is not None:
         return fused
     modules = modules_of(potential, *(f for network in program.networks() for f in network.functions))
     if options.gradient == "none" or not torch.is_grad_enabled():
@@ -191,7 +170,10 @@ def differentiate(
         if captured is not None or any(t._backward_hooks for t in (*inputs, *network_inputs)):
             outputs = _under_autograd(layer, field, program, args, layout, mode, captured)
             return outputs, Plan("graph", captured=captured)
-        side = GradientSide(field, first, inputs, n_certain, plan, mode, program.n_kicks, modules, weights, x0.device)
+        side = GradientSide(
+            field, first, inputs, n_certain, plan, mode, program.n_kicks, modules, weights, x0.device,
+            first_value.constants,
+        )  # fmt: skip
         side.guarded = () if inputs else tuple(reached)
         differentiable = any(t is not None and t.requires_grad for t in (*args, *network_inputs, *inputs))
         if not differentiable:
@@ -200,8 +182,16 @@ def differentiate(
         return _Unroll.apply(program, side, len(args), *args, *network_inputs, *inputs), plan
 
 
-def _refuse_transforms(layer: str) -> None:
-    """torch.func cannot see through a hand-written adjoint, and fails deep inside with words about itself."""
+def _refuse_transforms(layer: str, args: Sequence[Tensor | None]) -> None:
+    """torch.func cannot see through a hand-written adjoint, and fails deep inside with words about itself; forward-mode
+    tangents would be lost."""
+    if forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in args
+    ):
+        raise RuntimeError(
+            f"{layer}: forward-mode derivatives do not go through the dynamics: use reverse mode "
+            f"(torch.autograd.grad), or the functions of ade_fast.reference"
+        )
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise RuntimeError(
             f"{layer}: torch.func transforms (grad, jacrev, vmap, ...) do not go through the dynamics: use "
@@ -210,10 +200,17 @@ def _refuse_transforms(layer: str) -> None:
 
 
 def _fused(
-    layer: str, potential: Callable, program: Program, args: tuple, options: Options
+    layer: str, potential: Callable, program: Program, args: tuple, layout: Layout, options: Options
 ) -> tuple[tuple[Tensor, ...], Plan] | None:
     """The whole unroll in one operator where the potential is an MLP that the kernels know, else None."""
     field = MLPField.match(potential)
+    if isinstance(field, MLPField) and layout.event != (field.spec.dim,):
+        if type(potential) is MLPPotential:
+            raise ValueError(
+                f"{layer}: x0 must have shape (B, {field.spec.dim}) for this potential, got (B, "
+                f"{', '.join(map(str, layout.event))})"
+            )
+        return None  # whatever the module makes of such events
     why = field if isinstance(field, str) else field.refuses(args[0])
     if why is not None or options.check_finite:  # the operator does not look at its states one by one
         if why is not None and type(potential) is MLPPotential:

@@ -14,7 +14,7 @@ from .._slow_paths import note_slow_path
 from .engine import derivatives
 from .graph import GraphFacts, inspect_graph, sequence_number
 from .layout import Layout
-from .memory import SavedBytes
+from .memory import SavedBytes, WeakVersions
 from .modules import modules_of
 from .tangent import tangent
 
@@ -65,7 +65,7 @@ class AutogradField:
         facts = inspect_graph(y, x, self.known, born_after)
         if not facts.reaches_x:
             raise self._independent_of_x()
-        return FirstValue(self, x, y, facts, saved.total)
+        return FirstValue(self, x, y, facts, saved.total, saved.constants)
 
     def gradient(self, rows: Tensor) -> Tensor:
         """∇f at rows [B, D], and nothing kept."""
@@ -80,13 +80,16 @@ class AutogradField:
             f"(is it detached, or computed under no_grad?)"
         )
 
-    def evaluate(self, rows: Tensor, *, keep_graph: bool = False, keep_kinks: bool = False) -> Evaluation:
+    def evaluate(
+        self, rows: Tensor, *, keep_graph: bool = False, keep_kinks: bool = False, check_linear: bool = False
+    ) -> Evaluation:
         """∇f at rows [B, D], keeping what `vjp` needs or what `mixed` needs.
 
-        Raises: NotPiecewiseLinear if kinks are to be kept and f is not piecewise linear there.
+        Raises: NotPiecewiseLinear if kinks are to be kept, or it is to be checked, and f is not piecewise linear there.
         """
         x, y = self._evaluate(rows)
-        return self._gradient(x, y, keep_graph, self._kinks(x, y) if keep_kinks else None)
+        kinks = self._kinks(x, y) if keep_kinks or check_linear else None
+        return self._gradient(x, y, keep_graph, kinks if keep_kinks else None)
 
     def vjp(
         self,
@@ -182,7 +185,8 @@ class AutogradField:
 class FirstValue:
     """f at x⁰, before its gradient is taken: the point where an unroll decides how to go on.
 
-    facts: what the evaluation's graph says. graph_bytes: what autograd saved for y.
+    facts: what the evaluation's graph says. graph_bytes: what autograd saved for y. constants: tensors without
+    gradients that it saved and that outlive the evaluation (captured ones, frozen weights), with their versions.
     """
 
     field: AutogradField
@@ -190,6 +194,7 @@ class FirstValue:
     y: Tensor
     facts: GraphFacts
     graph_bytes: int
+    constants: WeakVersions
 
     def gradient(self, *, keep_graph: bool, keep_kinks: bool) -> Evaluation:
         return self.field._gradient(self.x, self.y, keep_graph, self.facts.kinks if keep_kinks else None)

@@ -77,8 +77,9 @@ class GraphFacts:
 
 
 def _kind(node_name: str) -> str:
-    """``"AddmmBackward0"`` -> ``"Addmm"``."""
-    return node_name.partition("Backward")[0]
+    """``"AddmmBackward0"`` -> ``"Addmm"``; ``""`` for a custom function, which may be called anything."""
+    kind, _, number = node_name.partition("Backward")
+    return kind if number.isdigit() else ""
 
 
 def _is_smooth(node, kind: str, depends: Sequence[bool]) -> bool:
@@ -89,7 +90,7 @@ def _is_smooth(node, kind: str, depends: Sequence[bool]) -> bool:
         first, second = _PRODUCTS[kind]
         return depends[first] and depends[second]
     if kind == "Div":
-        return len(depends) > 1 and depends[1]
+        return (len(depends) > 1 and depends[1]) or getattr(node, "_saved_rounding_mode", None) is not None
     if kind in ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"):  # affine in evaluation mode
         return bool(getattr(node, "_saved_training", True)) or any(depends[1:])
     return True

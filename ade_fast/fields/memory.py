@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -32,16 +33,23 @@ def memory_budget(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
+WeakVersions = list[tuple["weakref.ref[Tensor]", int]]
+
+
 class SavedBytes:
     """Counts the bytes that autograd saves, storages once each, those of `exempt` tensors (weights, x) not at all."""
 
     def __init__(self, exempt: Sequence[Tensor] = ()) -> None:
         self.total = 0
+        # Tensors that nobody watches: autograd saves them, but no gradient goes to them. Weakly: most are temporary.
+        self.constants: WeakVersions = []
         self._seen = {t.untyped_storage().data_ptr() for t in exempt}
 
     def _pack(self, tensor: Tensor) -> Tensor:
         if tensor.is_leaf and tensor.requires_grad:  # a parameter: there anyway
             return tensor
+        if not tensor.requires_grad:
+            self.constants.append((weakref.ref(tensor), tensor._version))
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -17,32 +17,49 @@ _RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 def modules_of(*functions: Callable | None) -> list[nn.Module]:
     """Every module that can be seen from the functions, once each: a module's own, a bound method's owner, a closure's
-    cells, the arguments of a ``functools.partial``."""
-    found = {id(m): m for f in functions for root in _roots(f, depth=3) for m in root.modules()}
+    cells, the arguments of a ``functools.partial``, an object's attributes, the members of lists and dictionaries."""
+    seen: set[int] = set()
+    found = {id(m): m for f in functions for root in _roots(f, _DEPTH, seen) for m in root.modules()}
     return list(found.values())
 
 
-def _roots(thing: object, depth: int) -> Iterator[nn.Module]:
+# How far modules are looked for behind objects, and in how large containers: a potential is not a data base.
+_DEPTH, _LARGEST = 8, 100
+
+
+def _roots(thing: object, depth: int, seen: set[int]) -> Iterator[nn.Module]:
     if isinstance(thing, nn.Module):
         yield thing
-    elif depth == 0:
-        return
-    elif isinstance(thing, types.MethodType):
-        yield from _roots(thing.__self__, depth - 1)
-    elif isinstance(thing, functools.partial):
-        for part in (thing.func, *thing.args, *thing.keywords.values()):
-            yield from _roots(part, depth - 1)
-    elif isinstance(thing, types.FunctionType):
-        for cell in thing.__closure__ or ():
-            try:
-                yield from _roots(cell.cell_contents, depth - 1)
-            except ValueError:  # a cell that is not filled yet
-                continue
-        names = thing.__code__.co_names
-        for name in names:
-            value = thing.__globals__.get(name)
-            if isinstance(value, nn.Module):
-                yield value
+    elif depth > 0 and thing is not None and id(thing) not in seen:
+        seen.add(id(thing))
+        for part in _parts(thing):
+            yield from _roots(part, depth - 1, seen)
+
+
+def _parts(thing: object) -> Iterable[object]:
+    """What a callable or a container may have modules in."""
+    if isinstance(thing, types.MethodType):
+        return [thing.__self__]
+    if isinstance(thing, functools.partial):
+        return [thing.func, *thing.args, *thing.keywords.values()]
+    if isinstance(thing, (list, tuple, set, frozenset)):
+        return thing if len(thing) <= _LARGEST else ()
+    if isinstance(thing, dict):
+        return list(thing.values()) if len(thing) <= _LARGEST else ()
+    if isinstance(thing, types.FunctionType):
+        cells = [_content(cell) for cell in thing.__closure__ or ()]
+        named = [thing.__globals__.get(name) for name in thing.__code__.co_names]
+        return cells + [value for value in named if isinstance(value, nn.Module)]
+    if isinstance(thing, (type, types.ModuleType, Tensor)):
+        return ()
+    return [getattr(thing, "__dict__", None)]
+
+
+def _content(cell: types.CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
 
 
 def refuse_unfit_modules(layer: str, modules: Sequence[nn.Module], name: str = "potential") -> None:
@@ -65,13 +82,39 @@ def refuse_unfit_modules(layer: str, modules: Sequence[nn.Module], name: str = "
             )
 
 
-def buffer_versions(modules: Sequence[nn.Module]) -> list[tuple[Tensor, int]]:
-    """(buffer, version counter) of every buffer: changes between two evaluations make gradients wrong."""
-    return [(b, b._version) for m in modules for b in m._buffers.values() if b is not None]
+Versions = list[tuple[Tensor, int]]
 
 
-def changed_buffer(versions: list[tuple[Tensor, int]]) -> bool:
-    return any(b._version != version for b, version in versions)
+def buffer_versions(modules: Sequence[nn.Module]) -> Versions:
+    """(buffer, version counter) of every buffer: changes between two evaluations make gradients wrong.
+
+    Not those behind a parametrisation (spectral norm's vectors): its weight is computed once and pinned.
+    """
+    behind = {id(m) for owner in modules if is_parametrized(owner) for m in owner.parametrizations.modules()}
+    return [(b, b._version) for m in modules if id(m) not in behind for b in m._buffers.values() if b is not None]
+
+
+def frozen_versions(modules: Sequence[nn.Module]) -> Versions:
+    """The same of every parameter that does not require grad: autograd does not watch those."""
+    return [(p, p._version) for m in modules for p in m._parameters.values() if p is not None and not p.requires_grad]
+
+
+def changed(versions: Versions) -> bool:
+    """Whether one of the tensors was written to since."""
+    return any(tensor._version != version for tensor, version in versions)
+
+
+@contextmanager
+def in_modes(modes: Sequence[tuple[nn.Module, bool]]) -> Iterator[None]:
+    """Within this block, the modules are in these modes (``training``), each by itself."""
+    other = [(module, module.training) for module, training in modes if module.training is not training]
+    for module, training in other:
+        module.training = not training
+    try:
+        yield
+    finally:
+        for module, training in other:
+            module.training = training
 
 
 @contextmanager
@@ -118,7 +161,17 @@ def own_parameters(modules: Sequence[nn.Module]) -> list[Tensor]:
 @contextmanager
 def _fixed(parametrization: nn.Module, weight: Tensor) -> Iterator[None]:
     before = parametrization.__dict__.get("forward")
-    parametrization.__dict__["forward"] = lambda: weight
+    originals = [id(p) for p in parametrization._parameters.values()]
+
+    def pinned_weight() -> Tensor:
+        if [id(p) for p in parametrization._parameters.values()] != originals:  # the pinned weight is not theirs
+            raise RuntimeError(
+                "the originals of a parametrised weight were swapped inside the potential "
+                "(torch.func.functional_call): remove the parametrisation, or swap the effective weights"
+            )
+        return weight
+
+    parametrization.__dict__["forward"] = pinned_weight
     try:
         yield
     finally:

@@ -72,12 +72,16 @@ class _Tangent(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if any(any(map(self._depends, v)) for v in kwargs.values() if isinstance(v, (list, tuple))):
+            raise _Unsupported("a list by keyword")
         if any(map(self._depends, args)) or any(map(self._depends, kwargs.values())):
             if func in _QUERIES or getattr(func, "__name__", "") == "__get__":
                 result = func(*args, **kwargs)
                 if isinstance(result, Tensor):
                     raise _Unsupported("an attribute that is a tensor")
                 return result
+            if not torch.is_grad_enabled():
+                raise _Unsupported("no_grad: a part of f that autograd takes for a constant")
             result = self._call(func, args, kwargs)
         elif any(any(map(self._depends, a)) for a in args if isinstance(a, (list, tuple))):
             result = self._concatenate(func, args, kwargs)
@@ -89,6 +93,11 @@ class _Tangent(TorchFunctionMode):
         return result
 
     def _call(self, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+        # A tensor by keyword may be another term or factor; numbers (dim=, alpha=, negative_slope=) are not.
+        known = ("weight", "bias") if func in _AFFINE else ()
+        odd = [key for key, value in kwargs.items() if isinstance(value, Tensor) and key not in known]
+        if odd or (func in _ADDITIVE and kwargs.keys() - {"alpha"}) or (func in _SCALING and kwargs):
+            raise _Unsupported(f"{func.__name__} with {', '.join(kwargs)} by keyword")
         if func in _ADDITIVE:
             return func(*(self._addend(a) for a in args), **kwargs)
         if func in _SCALING:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear, note_no_time_batch
-from .memory import memory_budget
-from .modules import buffer_versions, changed_buffer, pinned_to
+from .memory import WeakVersions, memory_budget
+from .modules import buffer_versions, changed, frozen_versions, in_modes, pinned_to
 
 GradientMode = Literal["full", "truncated", "stopped"]
 
@@ -74,6 +74,7 @@ class GradientSide:
         n_kicks: T + 1.
         modules: those of the potential and of whatever else is evaluated along the unroll.
         weights: effective weights to evaluate them with in the backward pass.
+        constants: tensors without gradients that f depends on, with their versions.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class GradientSide:
         modules: Sequence[nn.Module],
         weights: tuple[Tensor, ...],
         device: torch.device,
+        constants: WeakVersions = (),
     ) -> None:
         self.plan = plan
         self.inputs = list(inputs)
@@ -102,6 +104,10 @@ class GradientSide:
         self._tapes: list[Evaluation | None] = [None] * n_kicks
         self._grads: list[Tensor] = []
         self._buffers = buffer_versions(modules)
+        self._frozen = frozen_versions(modules)
+        self._constants = constants
+        self._modes = [(module, module.training) for module in modules]
+        self._bends = False  # a step was found at which f is not piecewise linear after all
         device = device.type
         self._autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
         self._begin_backward()
@@ -127,7 +133,7 @@ class GradientSide:
             evaluation, self._first = self._first, None
         else:
             evaluation = self._evaluate(x)
-            if changed_buffer(self._buffers):
+            if changed(self._buffers):
                 raise ValueError(
                     f"{self._field.layer}: potential changes its own buffers when it is evaluated, so every step would "
                     f"see another function (legacy torch.nn.utils.spectral_norm? use "
@@ -140,9 +146,14 @@ class GradientSide:
         return evaluation.grad
 
     def _evaluate(self, x: Tensor) -> Evaluation:
+        # Where the backward pass evaluates nothing again, only here can it be seen that f bends at a later step.
+        unseen = self.plan.piecewise_linear and not self.inputs and self._mode != "stopped"
         try:
-            return self._field.evaluate(x, keep_graph=self._keeps_graph, keep_kinks=self._keeps_kinks)
-        except NotPiecewiseLinear:  # the backward pass will find out and go step by step
+            return self._field.evaluate(
+                x, keep_graph=self._keeps_graph, keep_kinks=self._keeps_kinks, check_linear=unseen
+            )
+        except NotPiecewiseLinear:  # the backward pass will go step by step
+            self._bends = True
             return self._field.evaluate(x)
 
     def take_grads(self) -> list[Tensor]:
@@ -159,17 +170,30 @@ class GradientSide:
 
     @contextlib.contextmanager
     def backward_context(self, grads: Sequence[Tensor]) -> Iterator[None]:
-        """The potential as the forward pass saw it: same effective weights, same autocast, unchanged buffers.
+        """The potential as the forward pass saw it: same effective weights, modes and autocast, nothing written to.
 
         grads: what `take_grads` gave.
         """
-        if changed_buffer(self._buffers):
+        captured = [(tensor, version) for ref, version in self._constants if (tensor := ref()) is not None]
+        for versions, what in (
+            (self._buffers, "a buffer"),
+            (self._frozen, "a frozen parameter"),
+            (captured, "a captured tensor"),
+        ):
+            if changed(versions):
+                raise RuntimeError(
+                    f"{self._field.layer}: {what} of the potential was modified between the forward and the "
+                    f"backward pass"
+                )
+        if any(t._backward_hooks for t in self.inputs):
             raise RuntimeError(
-                f"{self._field.layer}: a buffer of the potential was modified between the forward and the backward pass"
+                f"{self._field.layer}: a gradient hook was registered on a parameter of the potential after the "
+                f"forward pass: it would run at every evaluation. Register hooks before the forward pass"
             )
         device, dtype, enabled = self._autocast
         with (
             pinned_to(self._modules, self._weights),
+            in_modes(self._modes),
             torch.autocast(device, dtype=dtype, enabled=enabled),
         ):
             self._begin_backward()
@@ -193,6 +217,8 @@ class GradientSide:
         if self._mode == "stopped":
             return None
         if self.plan.piecewise_linear:
+            if self._bends:
+                raise NotPiecewiseLinear
             if self.inputs:
                 self._cotangents.append((t, x, u))
             return None
