@@ -99,11 +99,16 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     return {"case": case.name, "batch": case.batch, "n_steps": case.n_steps, "peers": row}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common.add_options(parser, NAMES)
     args = parser.parse_args(argv)
     common.check_options(parser, args, [case for case in CASES if case.quick or not args.quick])
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments(argv)
     results = common.run_cases("dynamics", args, NAMES, lambda case: measure(case, args))
     print(report.full(results))
 
