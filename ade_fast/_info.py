@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from . import __version__, _ops
+from .dynamics import base
+from .fields import MLPField, mlp
+from .potentials import MLPPotential
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 # The oldest driver for each major version of the CUDA runtime (NVIDIA's compatibility table).
 _OLDEST_DRIVER = {12: 525, 13: 580}
 
 
+_HOW_TO_SEE = (
+    'what a run took: layer.last_plan after a call (field "mlp": one fused operator, "autograd": step kernels around '
+    'autograd\'s ∇f; memory "graph" or "states"), and ade_fast.slow_paths()'
+)
+
+
 def lines() -> list[str]:
-    """Version, build, devices and driver, and which fast paths are on, a line each."""
+    """Version, build, devices and driver, and which fast paths there are on each device for what, a line each."""
     build = _ops.build_info()
     driver = driver_version()
+    cuda = cuda_state(build, driver)
     return [
         f"ade_fast {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         f"built by: {build['compiler']}; CUDA kernels: {_cuda_build(build)}",
@@ -26,7 +37,10 @@ def lines() -> list[str]:
         *_gpu_lines(),
         f"NVIDIA driver: {driver or 'none'}",
         f"fast path on CPU: on, {build['isa']} kernels",
-        f"fast path on CUDA: {cuda_state(build, driver)}",
+        *_family_lines("cpu", usable=True),
+        f"fast path on CUDA: {cuda}",
+        *_family_lines("cuda", usable=cuda == "on"),
+        _HOW_TO_SEE,
     ]
 
 
@@ -55,6 +69,54 @@ def cuda_state(build: dict[str, str | bool], driver: str | None) -> str:
     if not torch.cuda.is_available():
         return "off: torch.cuda.is_available() is False"
     return "on"
+
+
+def has_kernel(op: str, device: str) -> bool:
+    """Whether this build has an operator's kernel for a device, "cpu" or "cuda"."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"ade_fast::{op}", device.upper())
+
+
+def mlp_dtypes(device: str) -> tuple[list[torch.dtype], str | None]:
+    """The dtypes of states that the MLP kernels take on a device that is there, and why they refuse the last other."""
+    taken, why_not = [], None
+    with torch.random.fork_rng(devices=()):
+        potential = MLPPotential(1, (mlp.WIDTH_STEP,)).to(device)
+    for dtype in base._STATE_DTYPES:
+        refusal = MLPField.match(potential.to(dtype)).refuses(torch.zeros(1, 1, dtype=dtype, device=device))
+        if refusal is None:
+            taken.append(dtype)
+        else:
+            why_not = refusal
+    return taken, why_not
+
+
+def _family_lines(device: str, usable: bool) -> list[str]:
+    """For which dynamics, potentials and dtypes a device has kernels: as the build and the fields say themselves."""
+    return [
+        f"  steps of all dynamics, for any potential: {_step_kernels(device)}",
+        f"  whole unrolls of MLP potentials: {_mlp_kernels(device, usable)}",
+    ]
+
+
+def _names(dtypes: Iterable[torch.dtype]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def _step_kernels(device: str) -> str:
+    return _names(base._STATE_DTYPES) if has_kernel("leapfrog_kick_drift", device) else "not in this build"
+
+
+def _mlp_kernels(device: str, usable: bool) -> str:
+    if not has_kernel("mlp_unroll", device):
+        return "not in this build; step kernels around autograd's ∇f instead"
+    dtypes, why_not = mlp_dtypes(device) if usable else ((), None)
+    if usable and not dtypes:
+        return f"none: {why_not}"
+    return (
+        f"{_names(dtypes) or 'in this build'}; 1 to {mlp.MAX_LAYERS} hidden layers of {mlp.WIDTH_STEP}, "
+        f"{2 * mlp.WIDTH_STEP}, … {mlp.MAX_WIDTH} units, x of 1 to {mlp.MAX_DIM} numbers; {', '.join(mlp._CODES)}; "
+        f"Leapfrog, DampedLeapfrog, GeneralizedLeapfrog with constant scales"
+    )
 
 
 def _cuda_build(build: dict[str, str | bool]) -> str:

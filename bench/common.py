@@ -1,9 +1,12 @@
-"""What the benchmarks share: interleaved medians, memory, the description of a machine."""
+"""What the benchmarks share: options, interleaved medians, memory, the description of a machine."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import ctypes
 import datetime
+import fnmatch
 import gc
 import math
 import os
@@ -13,18 +16,95 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from records import ROOT, SCHEMA
+from records import RESULTS, ROOT, SCHEMA, slug, write_results
 
 # A shorter sample is mostly timer and scheduler noise: short runs are repeated until one is this long.
 _SHORTEST_SAMPLE_S = 0.05
 # A longer call needs no more than one warm-up: what caches and waking threads cost is lost in it.
 _LONG_CALL_S = 2.0
+
+
+# --- Options ------------------------------------------------------------------------------------------------
+
+
+def add_options(parser: argparse.ArgumentParser, peers: Sequence[str]) -> None:
+    """The options of every benchmark that times peers."""
+
+    def peer_names(text: str) -> list[str]:
+        unknown = sorted(set(text.split(",")) - set(peers))
+        if unknown:
+            raise argparse.ArgumentTypeError(f"no peer {unknown[0]!r}: choose from {', '.join(peers)}")
+        return text.split(",")
+
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=cores, help="for every peer (default: all cores)")
+    parser.add_argument("--runs", type=int, default=5, help="interleaved rounds (default 5)")
+    parser.add_argument("--warmups", type=int, default=3, help="untimed calls before them (default 3)")
+    parser.add_argument("--cases", default="*", help="which cases, a shell pattern: 'mlp-relu-*'")
+    parser.add_argument("--peers", type=peer_names, default=list(peers), help=f"of {','.join(peers)}")
+    parser.add_argument("--compile-limit", type=float, default=180.0, help="seconds (default 180)")
+    parser.add_argument("--quick", action="store_true", help="the smallest cases, 2 rounds; a smoke test")
+    parser.add_argument("--out", type=Path, help="results file (default: bench/results/ for a full run)")
+
+
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, candidates: Sequence[Any]) -> None:
+    """Refuses options that make no sense; `args.selected` is what ``--cases`` leaves of `candidates`."""
+    cores = len(os.sched_getaffinity(0))
+    if not 1 <= args.threads <= cores:
+        parser.error(f"--threads must be 1 to {cores} (the CPUs this process may use), got {args.threads}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch.cuda.is_available() is False")
+    args.selected = [case for case in candidates if fnmatch.fnmatch(case.name, args.cases)]
+    if not args.selected:
+        parser.error(f"--cases {args.cases!r} is none of {', '.join(case.name for case in candidates)}")
+    if args.quick:
+        args.runs, args.warmups = 2, 1
+
+
+def run_cases(
+    benchmark: str,
+    args: argparse.Namespace,
+    peers: Sequence[str],
+    measure: Callable[[Any], dict[str, Any]],
+    variant: str = "",
+) -> dict[str, Any]:
+    """Measures the selected cases, and writes the results after each: where ``--out`` says, else in bench/results/
+    when it is a whole run. `variant`: of the benchmark, for the file's name."""
+    limit_threads(args.threads)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the other peers need memory too
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, for everyone
+    results = described_run(benchmark, torch.device(args.device), args.threads)
+    results["settings"] = {"runs": args.runs, "warmups": args.warmups, "dtype": "float32"}
+    results["cases"] = []
+    whole = not args.quick and args.cases == "*" and args.peers == list(peers)
+    out = args.out or (RESULTS / f"{benchmark}{variant}-{slug(results)}.json" if whole else None)
+    with _cold_compiler_cache():
+        for case in args.selected:
+            print(f"{case.name} ...", file=sys.stderr, flush=True)
+            results["cases"].append(measure(case))
+            if sys.modules.get("jax") is not None:
+                results["versions"]["jax"] = sys.modules["jax"].__version__
+            if out is not None:
+                write_results(results, out)
+    if out is not None:
+        print(f"written: {out}; `python bench/report.py` puts it into the documents", file=sys.stderr)
+    return results
+
+
+@contextlib.contextmanager
+def _cold_compiler_cache() -> Iterator[None]:
+    """So that every reported compile time is that of a first compilation."""
+    with tempfile.TemporaryDirectory(prefix="ade_fast_bench_", ignore_cleanup_errors=True) as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        yield
 
 
 # --- Time ---------------------------------------------------------------------------------------------------
@@ -86,6 +166,11 @@ def median_ms(samples: list[float]) -> float:
     return 1e3 * statistics.median(samples)
 
 
+def timed(samples: list[float]) -> dict[str, Any]:
+    """What a results file says of `samples`, in seconds: their median and each of them, in milliseconds."""
+    return {"ms": round(median_ms(samples), 3), "ms_all": [round(1e3 * s, 3) for s in samples]}
+
+
 # --- Memory -------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +229,17 @@ def kept_bytes(forward: Callable[[], object], device: torch.device) -> int:
         kept = sum(event.self_cpu_memory_usage for event in profile.key_averages())
     del result
     return kept
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that this process can still take."""
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    if found is None:
+        raise RuntimeError("/proc/meminfo has no MemAvailable")
+    return 1024 * int(found.group(1))
 
 
 # --- Where and what -----------------------------------------------------------------------------------------

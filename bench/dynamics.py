@@ -10,19 +10,13 @@ What is measured, and how: bench/README.md.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fnmatch
-import os
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import common
+import exact
 import peers
-import records
 import report
 import torch
 from torch import Tensor, nn
@@ -71,7 +65,7 @@ CASES = [
     Case("conv-B8-T10", _table4, (3, 32, 32), 8, 10, kinked=True),
 ]
 
-STEP_SIZE = 0.1
+NAMES = ("eager-2t", "eager-t1", "compile", "jax", "ade-auto", "ade-graph", "ade-states")
 # Relative L2 error against the equations in float64. Kinks: two roundings of one pre-activation near 0 take
 # different slopes, and the samples in question then differ by more than rounding.
 TOLERANCE = {"smooth": 1e-4, "kinked": 2e-3}
@@ -79,69 +73,24 @@ TOLERANCE = {"smooth": 1e-4, "kinked": 2e-3}
 
 def make_problem(case: Case, device: torch.device) -> peers.Problem:
     torch.manual_seed(0)
-    potential = case.potential().to(device)
-    x0, v0, a, b = (torch.randn(case.batch, *case.event).to(device) for _ in range(4))
-    step = torch.tensor(STEP_SIZE, device=device)
-    for leaf in (x0, v0, step):
-        leaf.requires_grad_()
-    return peers.Problem(potential, x0, v0, step, case.n_steps, a, b)
-
-
-def oracle(case: Case, problem: peers.Problem) -> list[Tensor]:
-    """The equations in float64: outputs and derivatives in the order of `Peer.outputs`, on the CPU."""
-    potential = case.potential().double()
-    potential.load_state_dict(problem.potential.state_dict())
-    x0, v0, step = (t.detach().cpu().double().requires_grad_() for t in (problem.x0, problem.v0, problem.step_size))
-    x, v, _ = ade.reference.leapfrog(potential, x0, v0, step, problem.n_steps)
-    inputs = [x0, v0, step, *potential.parameters()]
-    cotangents = (problem.a.cpu().double(), problem.b.cpu().double())
-    derivatives = torch.autograd.grad((x, v), inputs, cotangents, allow_unused=True)
-    return [
-        x.detach(),
-        v.detach(),
-        *(torch.zeros_like(i) if d is None else d for d, i in zip(derivatives, inputs, strict=True)),
-    ]
-
-
-def error(outputs: Sequence[Tensor | None], expected: Sequence[Tensor]) -> float:
-    """Largest relative L2 error among x^T, v^T, dx0, dv0, dstep and all parameters' derivatives together."""
-    got = []
-    for output, wanted in zip(outputs, expected, strict=True):
-        got.append(torch.zeros_like(wanted) if output is None else output.detach().cpu().double())
-        if got[-1].shape != wanted.shape:
-            raise ValueError(f"a peer returned shape {tuple(got[-1].shape)} for {tuple(wanted.shape)}")
-
-    def parts(tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [t.flatten() for t in tensors[:5]] + [torch.cat([t.flatten() for t in tensors[5:]])]
-
-    return max(float((g - e).norm() / e.norm()) for g, e in zip(parts(got), parts(expected), strict=True))
+    return peers.random_problem(case.potential(), case.batch, case.event, case.n_steps, device)
 
 
 def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     """One row: every peer is built and checked first, then all are timed together, then each one's memory."""
     device = torch.device(args.device)
     problem = make_problem(case, device)
-    expected = oracle(case, problem)
+    expected = exact.expected(problem)
     tolerance = TOLERANCE["kinked" if case.kinked else "smooth"]
+
+    def judge(_: str, outputs: Sequence[Tensor | None]) -> tuple[dict[str, Any], str | None]:
+        return peers.judged(max(exact.errors(outputs, expected)), tolerance)
+
     settings = peers.Settings(args.compile_limit)
-    ready: dict[str, peers.Peer] = {}
-    row: dict[str, dict[str, Any]] = {}
-    for name in args.peers:
-        try:
-            peer = peers.PEERS[name](problem, settings)
-        except peers.Skipped as why:
-            row[name] = {"skipped": str(why)}
-            continue
-        off = error(peer.outputs(peer.run()), expected)
-        row[name] = {**peer.notes, "error": float(f"{off:.2g}")}
-        if off <= tolerance:  # also refuses NaN
-            ready[name] = peer
-        else:
-            row[name]["skipped"] = f"wrong: relative error {off:.1e}, allowed {tolerance:.0e}"
+    ready, row = peers.build({n: peers.PEERS[n] for n in args.peers}, problem, settings, judge)
     samples = common.interleaved({n: p.run for n, p in ready.items()}, args.runs, args.warmups, device)
     for name, peer in ready.items():
-        row[name]["ms"] = round(common.median_ms(samples[name]), 3)
-        row[name]["ms_all"] = [round(1e3 * s, 3) for s in samples[name]]
+        row[name] |= common.timed(samples[name])
         # JAX has an allocator of its own on the GPU, which torch's counters do not see.
         if name != "jax" or device.type == "cpu":
             row[name]["peak_bytes"] = common.peak_bytes(peer.run, device)
@@ -150,66 +99,18 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     return {"case": case.name, "batch": case.batch, "n_steps": case.n_steps, "peers": row}
 
 
-@contextlib.contextmanager
-def _cold_compiler_cache() -> Iterator[None]:
-    """So that every reported compile time is that of a first compilation."""
-    with tempfile.TemporaryDirectory(prefix="ade_fast_bench_", ignore_cleanup_errors=True) as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-        yield
-
-
-def _peer_names(text: str) -> list[str]:
-    names = text.split(",")
-    unknown = sorted(set(names) - set(peers.PEERS))
-    if unknown:
-        raise argparse.ArgumentTypeError(f"no peer {unknown[0]!r}: choose from {', '.join(peers.PEERS)}")
-    return names
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=cores, help="for every peer (default: all cores)")
-    parser.add_argument("--runs", type=int, default=5, help="interleaved rounds (default 5)")
-    parser.add_argument("--warmups", type=int, default=3, help="untimed calls before them (default 3)")
-    parser.add_argument("--cases", default="*", help="which cases, a shell pattern: 'mlp-relu-*'")
-    parser.add_argument("--peers", type=_peer_names, default=list(peers.PEERS), help=f"of {','.join(peers.PEERS)}")
-    parser.add_argument("--compile-limit", type=float, default=180.0, help="seconds (default 180)")
-    parser.add_argument("--quick", action="store_true", help="the smallest cases, 2 rounds; a smoke test")
-    parser.add_argument("--out", type=Path, help="results file (default: bench/results/ for a full run)")
+    common.add_options(parser, NAMES)
     args = parser.parse_args(argv)
-    if not 1 <= args.threads <= cores:
-        parser.error(f"--threads must be 1 to {cores} (the CPUs this process may use), got {args.threads}")
-    candidates = [case for case in CASES if case.quick or not args.quick]
-    args.selected = [case for case in candidates if fnmatch.fnmatch(case.name, args.cases)]
-    if not args.selected:
-        parser.error(f"--cases {args.cases!r} is none of {', '.join(case.name for case in candidates)}")
-    if args.quick:
-        args.runs, args.warmups = 2, 1
+    common.check_options(parser, args, [case for case in CASES if case.quick or not args.quick])
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = _arguments(argv)
-    common.limit_threads(args.threads)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the other peers need memory too
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, for everyone
-    results = common.described_run("dynamics", torch.device(args.device), args.threads)
-    results["settings"] = {"runs": args.runs, "warmups": args.warmups, "dtype": "float32"}
-    results["cases"] = []
-    with _cold_compiler_cache():
-        for case in args.selected:
-            print(f"{case.name} ...", file=sys.stderr, flush=True)
-            results["cases"].append(measure(case, args))
-    if "jax" in sys.modules and sys.modules["jax"] is not None:
-        results["versions"]["jax"] = sys.modules["jax"].__version__
+    args = arguments(argv)
+    results = common.run_cases("dynamics", args, NAMES, lambda case: measure(case, args))
     print(report.full(results))
-    full_run = not args.quick and args.cases == "*" and args.peers == list(peers.PEERS)
-    out = args.out or (records.RESULTS / f"dynamics-{records.slug(results)}.json" if full_run else None)
-    if out is not None:
-        records.write_results(results, out)
-        print(f"\nwritten: {out}; `python bench/report.py` puts it into the documents")
 
 
 if __name__ == "__main__":

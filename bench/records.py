@@ -21,8 +21,11 @@ def slug(results: Mapping[str, Any]) -> str:
 
 
 def write_results(results: Mapping[str, Any], path: Path) -> None:
+    """All or nothing: a run that is cut short leaves what it wrote last."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    fresh.replace(path)
 
 
 def read_results(path: Path) -> dict[str, Any]:

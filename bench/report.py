@@ -11,75 +11,29 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+import mlp_tables
 import recipe_tables
 import records
+import tables
+from tables import LABELS, Entry, Results, Row
 
-Results = Mapping[str, Any]
-Entry = Mapping[str, Any]
-
-LABELS = {
-    "eager-2t": "eager, 2T",
-    "eager-t1": "eager, T+1",
-    "compile": "torch.compile",
-    "jax": "JAX jit + scan",
-    "ade-auto": "**ade_fast**",
-    "ade-graph": "ade_fast `graph`",
-    "ade-states": "ade_fast `states`",
-}
 DOCUMENTS = ("README.md", "bench/README.md", "docs/recipe.md")
 _MARK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
-
-
-def _number(value: float) -> str:
-    """Three significant digits, never in powers of ten."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _ms(entry: Entry) -> str:
-    if "ms" in entry:
-        return _number(entry["ms"])
-    return "wrong" if entry["skipped"].startswith("wrong") else "-"
-
-
 def _mb(n_bytes: int | None) -> str:
-    return "-" if n_bytes is None else _number(n_bytes / 1e6)
-
-
-def _ratio(case: Mapping[str, Any], key: str, of: str, by: str) -> float | None:
-    """`key` of peer `of` over that of peer `by`; None where one was not measured."""
-    over, under = (case["peers"].get(name, {}).get(key) for name in (of, by))
-    return None if over is None or under is None else over / under
-
-
-def _times(ratio: float | None, digits: str = ".2f") -> str:
-    return "-" if ratio is None else f"{ratio:{digits}}×"
-
-
-def origin(results: Results) -> str:
-    """One line: machine, versions, commit, command, date."""
-    machine, versions = results["machine"], results["versions"]
-    hardware = f"{machine['cpu']}, {machine['isa']}, {machine['threads']} of {machine['cores']} cores"
-    if "gpu" in machine:
-        hardware = f"{machine['gpu']} ({hardware})"
-    software = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return (
-        f"{hardware}; {software}; commit {results['commit']}; `{results['command']}`, {results['date']}, "
-        f"load {machine['load']} at the start."
-    )
+    return "-" if n_bytes is None else tables.number(n_bytes / 1e6)
 
 
 def _peers(results: Results) -> list[str]:
-    measured = {name for case in results["cases"] for name in case["peers"]}
-    return [name for name in LABELS if name in measured]
+    return tables.measured([case["peers"] for case in results["cases"]])
+
+
+def _against_eager(row: Row, key: str, of: str, by: str, digits: str = ".2f") -> str:
+    return tables.times(tables.ratio(row, key, of, by), digits)
 
 
 def summary(results: Results) -> str:
@@ -88,8 +42,8 @@ def summary(results: Results) -> str:
     rows = []
     for case in results["cases"]:
         found = case["peers"]
-        times = [_ms(found[name]) for name in names]
-        speed = _times(_ratio(case, "ms", "eager-t1", "ade-auto"))
+        times = tables.cells(found, names, tables.ms)
+        speed = _against_eager(found, "ms", "eager-t1", "ade-auto")
         kept = [_mb(found.get(name, {}).get("kept_bytes")) for name in ("eager-t1", "ade-states")]
         rows.append([f"`{case['case']}`", *times, speed, " → ".join(kept)])
     head = [
@@ -98,7 +52,7 @@ def summary(results: Results) -> str:
         "vs eager T+1",
         'MB kept: eager T+1 → `memory="states"`',
     ]
-    return f"{_table(head, rows)}\n\n{origin(results)}"
+    return f"{tables.table(head, rows)}\n\n{tables.origin(results)}"
 
 
 def full(results: Results) -> str:
@@ -106,53 +60,36 @@ def full(results: Results) -> str:
     names = _peers(results)
     runs = results["settings"]["runs"]
 
-    def rows(cell: Callable[[Entry], str], *more: Callable[[Mapping[str, Any]], str]) -> list[list[str]]:
+    def rows(cell: Callable[[Entry], str], *more: Callable[[Row], str]) -> list[list[str]]:
         return [
-            [f"`{c['case']}`", *(cell(c["peers"][n]) for n in names), *(extra(c) for extra in more)]
+            [f"`{c['case']}`", *tables.cells(c["peers"], names, cell), *(extra(c["peers"]) for extra in more)]
             for c in results["cases"]
         ]
 
     labels = [LABELS[name] for name in names]
-    speed = _table(
+    speed = tables.table(
         [f"ms, median of {runs}", *labels, "ade_fast vs eager T+1"],
-        rows(_ms, lambda c: _times(_ratio(c, "ms", "eager-t1", "ade-auto"))),
+        rows(tables.ms, lambda row: _against_eager(row, "ms", "eager-t1", "ade-auto")),
     )
-    peak = _table(["peak MB", *labels], rows(lambda e: _mb(e.get("peak_bytes"))))
-    kept = _table(
+    peak = tables.table(["peak MB", *labels], rows(lambda e: _mb(e.get("peak_bytes"))))
+    kept = tables.table(
         ["MB kept for the backward pass", *labels, "eager T+1 over `states`"],
         rows(
             lambda e: _mb(e.get("kept_bytes")),
-            lambda c: _times(_ratio(c, "kept_bytes", "eager-t1", "ade-states"), ".0f"),
+            lambda row: _against_eager(row, "kept_bytes", "eager-t1", "ade-states", ".0f"),
         ),
     )
-    error = _table(["relative error", *labels], rows(lambda e: "-" if "error" not in e else f"{e['error']:.0e}"))
-    parts = [origin(results), speed, peak, kept, error]
-    compiled = [name for name in names if any("compile_s" in c["peers"][name] for c in results["cases"])]
-    if compiled:
-        parts.append(
-            _table(
-                ["compilation, s", *(LABELS[name] for name in compiled)],
-                [
-                    [f"`{c['case']}`", *(str(c["peers"][n].get("compile_s", "-")) for n in compiled)]
-                    for c in results["cases"]
-                ],
-            )
-        )
-    missing = [
-        f"- `{case['case']}`, {LABELS[name]}: {case['peers'][name]['skipped']}"
-        for case in results["cases"]
-        for name in names
-        if "skipped" in case["peers"][name]
-    ]
-    if missing:
-        parts.append("Not measured:\n\n" + "\n".join(missing))
-    return "\n\n".join(parts)
+    error = tables.table(["relative error", *labels], rows(tables.error))
+    flat = [(f"`{case['case']}`", case["peers"]) for case in results["cases"]]
+    parts = [tables.origin(results), speed, peak, kept, error]
+    return "\n\n".join(parts + tables.compilation(flat) + tables.not_measured(flat))
 
 
 def _recipe(name: str) -> Callable[[Results], str]:
     def show(results: Results) -> str:
         commits = ", ".join(sorted({run["commit"] for run in results["runs"]}))
-        return f"{_table(*recipe_tables.TABLES[name](results['runs']))}\n\n{origin(results)} Runs made at {commits}."
+        table = tables.table(*recipe_tables.TABLES[name](results["runs"]))
+        return f"{table}\n\n{tables.origin(results)} Runs made at {commits}."
 
     return show
 
@@ -161,6 +98,8 @@ def _recipe(name: str) -> Callable[[Results], str]:
 BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "dynamics": ("dynamics", summary),
     "dynamics-full": ("dynamics", full),
+    "mlp": ("mlp", mlp_tables.summary),
+    "mlp-full": ("mlp", mlp_tables.full),
     **{name: (name, _recipe(name)) for name in recipe_tables.TABLES},
 }
 
@@ -170,9 +109,11 @@ def block(name: str, folder: Path) -> str:
     if name not in BLOCKS:
         raise ValueError(f"no block {name!r}: there are {', '.join(BLOCKS)}")
     benchmark, show = BLOCKS[name]
+    if not any(folder.glob("*.json")):
+        raise FileNotFoundError(f"no *.json in {folder}: run `python bench/{benchmark}.py`")
     files = sorted(folder.glob(f"{benchmark}-*.json"))
     if not files:
-        raise FileNotFoundError(f"no {benchmark}-*.json in {folder}: run `python bench/{benchmark}.py`")
+        return f"No results in `bench/results/` yet: `python bench/{benchmark}.py` makes them."
     return "\n\n".join(show(records.read_results(file)) for file in files)
 
 

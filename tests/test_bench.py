@@ -1,28 +1,61 @@
 """The benchmarks run, say what they could not measure, and the documents quote the results files. No timing."""
 
+import dataclasses
+import importlib
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import ade_fast as ade
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"
 
-# Runs dynamics.py where jax cannot be imported, installed or not, and with a peer whose step size is 1 % off.
+# Runs a benchmark where jax cannot be imported, installed or not, and with a peer whose step size is 1 % off.
 SCRIPT = """
 import dataclasses, runpy, sys
 sys.modules["jax"] = None
 sys.path.insert(0, sys.argv.pop(1))
 import peers
-right = peers.PEERS["eager-2t"]
-def wrong(problem, settings):
-    step_size = (1.01 * problem.step_size).detach().requires_grad_()
-    return right(dataclasses.replace(problem, step_size=step_size), settings)
-peers.PEERS["eager-2t"] = wrong
-runpy.run_path(sys.path[0] + "/dynamics.py", run_name="__main__")
+def off(make):
+    def wrong(problem, settings):
+        step_size = (1.01 * problem.step_size).detach().requires_grad_()
+        return make(dataclasses.replace(problem, step_size=step_size), settings)
+    return wrong
+for makers in (peers.PEERS, peers.SAMPLERS):
+    makers["eager-2t"] = off(makers["eager-2t"])
+runpy.run_path(sys.path[0] + "/" + sys.argv.pop(1), run_name="__main__")
 """
+
+
+def run_benchmark(script: str, options: str, out: Path) -> str:
+    """What a short run prints; its results are in `out`."""
+    command = [sys.executable, "-c", SCRIPT, str(BENCH), script, *options.split(), "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a module of bench/, which is no package, for one test."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(BENCH) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
 
 
 def report(*arguments: object) -> subprocess.CompletedProcess:
@@ -34,11 +67,17 @@ def report(*arguments: object) -> subprocess.CompletedProcess:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results file of the smallest case, without the peers that compile."""
     file = tmp_path_factory.mktemp("results") / "dynamics-here.json"
-    options = "--quick --threads 1 --cases mlp-relu-* --peers eager-2t,eager-t1,jax,ade-auto,ade-states --out"
-    command = [sys.executable, "-c", SCRIPT, str(BENCH), *options.split(), str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "| `mlp-relu-B100-T10` | wrong |" in done.stdout
+    options = "--quick --threads 1 --cases mlp-relu-* --peers eager-2t,eager-t1,jax,ade-auto,ade-states"
+    assert "| `mlp-relu-B100-T10` | wrong |" in run_benchmark("dynamics.py", options, file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def mlp_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results file of bench/mlp.py's smallest case, without the peers that compile."""
+    file = tmp_path_factory.mktemp("mlp") / "mlp-here.json"
+    options = "--quick --threads 1 --device cpu --cases mlp-relu-* --peers eager-2t,eager-t1,cuda-graph,jax,ade-auto"
+    assert run_benchmark("mlp.py", options, file).count("| `mlp-relu-B100-T10-d2` | wrong |") == 2
     return file
 
 
@@ -91,3 +130,251 @@ def test_report_rewrites_blocks_and_notices_edits(results: Path, tmp_path: Path)
 def test_documents_quote_the_committed_results() -> None:
     checked = report("--check")
     assert checked.returncode == 0, checked.stderr
+
+
+# --- bench/mlp.py
+
+
+def test_mlp_run_measures_both_passes(mlp_results: Path) -> None:
+    written = json.loads(mlp_results.read_text())
+    assert written["command"].startswith("python bench/mlp.py --quick")
+    assert {"cpu", "cores", "isa", "threads"} <= written["machine"].keys() and written["versions"]["torch"]
+    (case,) = written["cases"]
+    assert (case["case"], case["batch"], case["n_steps"], case["dim"]) == ("mlp-relu-B100-T10-d2", 100, 10, 2)
+    assert list(case["passes"]) == ["forward", "forward+backward"]
+    for measured in case["passes"].values():
+        assert measured["matmul_gflops"] > 0 and measured["products"] == 1
+        for name in ("eager-t1", "ade-auto"):
+            peer = measured["peers"][name]
+            assert "skipped" not in peer and peer["ms"] > 0 and len(peer["ms_all"]) == 2
+        ours = measured["peers"]["ade-auto"]
+        assert ours["error_over_eager"] <= 2 and ours["field"] == "mlp"
+        assert measured["peers"]["jax"] == {"skipped": "jax is not installed"}
+        assert measured["peers"]["cuda-graph"] == {"skipped": "CUDA graphs need a CUDA device"}
+        assert measured["peers"]["eager-2t"]["skipped"].startswith("wrong: relative error")
+
+
+def test_mlp_tables_say_what_the_results_say(mlp_results: Path, bench: Callable[[str], ModuleType]) -> None:
+    tables = bench("mlp_tables")
+    written = json.loads(mlp_results.read_text())
+    measured = written["cases"][0]["passes"]["forward+backward"]
+    measured.update(gflop=0.5, products=3, matmul_gflops=300.0)
+    measured["peers"]["eager-t1"]["ms"], measured["peers"]["ade-auto"]["ms"] = 30.0, 10.0
+    assert tables.gflops(measured, "ade-auto") == pytest.approx(50.0)
+    assert tables.fraction(measured, "ade-auto") == pytest.approx(0.5)
+    (row,) = (line for line in tables.summary(written).splitlines() if line.startswith("| `mlp-relu"))
+    assert row == "| `mlp-relu-B100-T10-d2` | 10 | - | 3.00× | - | - | 50 % |"
+    text = tables.full(written)
+    assert "- everywhere, CUDA graph: CUDA graphs need a CUDA device" in text
+    assert "- everywhere, JAX jit + scan: jax is not installed" in text
+    assert "without its MLP kernels" not in text
+    measured["peers"]["ade-auto"]["field"] = "autograd"
+    assert "on autograd's gradients: `mlp-relu-B100-T10-d2`, forward + backward" in tables.full(written)
+
+
+def test_mlp_blocks_are_filled_and_may_be_empty(mlp_results: Path, results: Path, tmp_path: Path) -> None:
+    document = tmp_path / "README.md"
+    document.write_text("<!-- bench:mlp -->\n<!-- /bench -->\n<!-- bench:mlp-full -->\n<!-- /bench -->\n")
+    assert report("--results", mlp_results.parent, document).returncode == 0
+    assert "of the matrix rate" in document.read_text() and "nominal GFLOP/s" in document.read_text()
+    assert report("--results", results.parent, document).returncode == 0  # results, but none of this benchmark
+    assert document.read_text().count("No results in `bench/results/` yet") == 2
+    nothing = report("--results", tmp_path / "none", document)
+    assert nothing.returncode != 0 and "FileNotFoundError" in nothing.stderr
+
+
+class PlainMLP:
+    """An `ade.MLPPotential` without modules, whose hooks FlopCounterMode cannot place."""
+
+    def __init__(self, potential: ade.MLPPotential) -> None:
+        self._linears = [(linear.weight, linear.bias) for linear in potential.linears]
+        self._activation = potential.layers[1].forward
+
+    def parameters(self) -> list[Tensor]:
+        return [tensor for linear in self._linears for tensor in linear]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for weight, bias in self._linears[:-1]:
+            x = self._activation(torch.nn.functional.linear(x, weight, bias))
+        return torch.nn.functional.linear(x, *self._linears[-1])[:, 0]
+
+
+@pytest.mark.parametrize("dim", [2, 32])
+@pytest.mark.parametrize("activation", ["relu", "silu", "softplus"])
+def test_nominal_flop_are_those_of_eager(activation: str, dim: int, bench: Callable[[str], ModuleType]) -> None:
+    """Forward they are eager's, operation by operation. Backward a smooth f's count ∇f again, which eager has kept; its
+    own are the rest, but for products with the one output's weights. (A piecewise-linear f's count no second
+    derivatives, where eager multiplies zeros.)"""
+    mlp, peers = bench("mlp"), bench("peers")
+    case = mlp.Case(activation, batch=8, n_steps=3, dim=dim)
+    problem = mlp.make_problem(case, torch.device("cpu"))
+    problem = dataclasses.replace(problem, potential=PlainMLP(problem.potential))
+    nominal, counted = mlp.nominal_flop(case), {}
+    for which, makers in mlp.PASSES.items():
+        peer = makers["eager-t1"](problem, peers.Settings(0.0))
+        with FlopCounterMode(display=False) as counter:
+            peer.run()
+        counted[which] = counter.get_total_flops()
+    gradients = 8 * 4
+    assert nominal["forward"] == counted["forward"] == gradients * 4 * (dim * 128 + 2 * 128 * 128 + 128)
+    backward = {which: flop["forward+backward"] - flop["forward"] for which, flop in (("n", nominal), ("c", counted))}
+    again = nominal["forward"] if activation != "relu" else 0
+    assert backward["n"] - again - backward["c"] == gradients * 3 * 2 * 128
+    assert backward["n"] == nominal["forward"] * (2 if activation == "relu" else 3)
+
+
+def test_relu_inputs_keep_clear_of_kinks(bench: Callable[[str], ModuleType]) -> None:
+    """With a margin that few samples keep, those that stay are found, and there are as many as asked for."""
+    mlp, exact = bench("mlp"), bench("exact")
+    case = mlp.Case("relu", batch=300, n_steps=3)
+    problem = mlp.make_problem(case, torch.device("cpu"))
+    assert problem.x0.shape == (300, 2) and problem.x0.requires_grad and problem.v0.requires_grad
+    assert exact.clear_of_kinks(problem, mlp.MARGIN).all()
+    kept = int(exact.clear_of_kinks(problem, 1e-4).sum())
+    assert 0 < kept < 300
+    mlp.MARGIN = 1e-4
+    problem = mlp.make_problem(case, torch.device("cpu"))
+    assert len(problem.x0) == 300 and exact.clear_of_kinks(problem, 1e-4).all()
+
+
+def test_exact_results_do_not_depend_on_the_slices(
+    bench: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlp, exact = bench("mlp"), bench("exact")
+    problem = mlp.make_problem(mlp.Case("silu", batch=10, n_steps=3), torch.device("cpu"))
+    whole = exact.expected(problem)
+    monkeypatch.setitem(exact._ROW_STEPS, "cpu", 9)
+    for one, other in zip(exact.expected(problem), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    assert len(exact.errors(whole, whole)) == 6 and len(exact.errors(whole[:2], whole)) == 2
+
+
+def test_what_does_not_fit_is_skipped_with_the_reason(
+    bench: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlp, peers, common = bench("mlp"), bench("peers"), bench("common")
+    cpu = torch.device("cpu")
+    small, large = mlp.Case("silu", batch=100), mlp.Case("silu", batch=65536, n_steps=100)
+    kept = mlp.kept_by_eager(small, cpu)
+    assert 3 * 4 * sum(mlp.HIDDEN) < kept < 20 * 4 * sum(mlp.HIDDEN)  # every unit a few times
+    whole = "forward+backward"
+    assert mlp.needed_bytes("eager-t1", whole, large, kept) > 50e9 > mlp.needed_bytes("ade-auto", whole, large, kept)
+    monkeypatch.setattr(common, "available_bytes", lambda device: int(10e6))
+    problem = mlp.make_problem(small, cpu)
+    makers = {n: mlp.fitting(n, whole, small, kept, peers.PEERS[n]) for n in ("eager-t1", "ade-auto")}
+    ready, entries = peers.build(makers, problem, peers.Settings(1.0), lambda name, outputs: ({}, None))
+    assert list(ready) == ["ade-auto"]
+    assert re.fullmatch(r"needs about 0\.\d GB, and 0\.0 GB are free", entries["eager-t1"]["skipped"])
+
+
+def test_ade_fast_may_not_round_worse_than_eager(bench: Callable[[str], ModuleType]) -> None:
+    mlp = bench("mlp")
+    case, cpu = mlp.Case("silu", batch=10), torch.device("cpu")
+    right = [torch.full((10, 2), 1.0, dtype=torch.float64)] * 2
+    eager = [t + 1e-7 for t in right]
+    judge = mlp.judge_of(case, cpu, right, eager)
+    assert judge("ade-auto", [t + 1.9e-7 for t in right])[1] is None
+    worse = [t + 3e-7 for t in right]
+    assert judge("ade-auto", worse)[1] == "wrong: 3.0 times eager T+1's error, allowed 2"
+    assert judge("jax", worse) == ({"error": 3e-7, "error_over_eager": 3.0}, None)
+    assert judge("jax", [t + 1e-3 for t in right])[1] == "wrong: relative error 1.0e-03, allowed 1e-04"
+
+
+def test_every_selection_is_part_of_the_full_grid(bench: Callable[[str], ModuleType]) -> None:
+    mlp = bench("mlp")
+    assert set(mlp.SELECTION["cpu"]) <= set(mlp.full_grid("cpu"))
+    assert set(mlp.SELECTION["cuda"]) <= set(mlp.full_grid("cuda"))
+    assert len(mlp.full_grid("cpu")) == 3 * 4 * 2 * 2 and len(mlp.full_grid("cuda")) == 3 * 3 * 4 * 2 * 2
+    names = [case.name for case in mlp.full_grid("cuda")]
+    assert len(set(names)) == len(names)
+
+
+# --- bench/gpu.sh
+
+# Stands for python and for compute-sanitizer: notes how it is called, and fails where the test says so.
+FAKE = """#!/bin/bash
+echo "$(basename "$0") $*" >>"$CALLS"
+case "$*" in
+  *gpu_name.py) echo some-gpu ;;
+  *"$FAILS"*) exit 3 ;;
+esac
+"""
+
+
+@pytest.fixture
+def gpu_script(tmp_path: Path) -> Callable[..., tuple[subprocess.CompletedProcess, list[list[str]]]]:
+    """Runs a copy of gpu.sh with fakes for its programs; gives back how it ended and the calls it made."""
+    (tmp_path / "bench").mkdir()
+    shutil.copy(BENCH / "gpu.sh", tmp_path / "bench")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("python3", "compute-sanitizer", "nvidia-smi"):
+        (programs / name).write_text(FAKE)
+        (programs / name).chmod(0o755)
+
+    def run(fails: str = "nothing", **variables: str) -> tuple[subprocess.CompletedProcess, list[list[str]]]:
+        calls = tmp_path / "calls"
+        calls.write_text("")
+        path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "CALLS": str(calls), "FAILS": fails, "OUT": "out", **variables}
+        command = ["bash", "bench/gpu.sh"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        return done, [line.split() for line in calls.read_text().splitlines()]
+
+    return run
+
+
+def test_gpu_script_is_bash() -> None:
+    checked = subprocess.run(["bash", "-n", str(BENCH / "gpu.sh")], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    assert os.access(BENCH / "gpu.sh", os.X_OK)
+
+
+def test_gpu_script_goes_on_after_a_failure_and_reports_it(gpu_script: Callable, tmp_path: Path) -> None:
+    done, calls = gpu_script()
+    assert done.returncode == 0, done.stdout
+    log = (tmp_path / "out" / "gpu.log").read_text()
+    assert log == done.stdout
+    parts = ("info", "tests", "mlp", "dynamics", "memcheck", "racecheck", "mlp-compile", "tables")
+    assert re.findall(r"^([\w-]+): exit code 0 after \d+ s$", log, re.MULTILINE) == list(parts)
+    assert (tmp_path / "out" / "gpu.md").read_text().count("<!-- bench:") == 2
+
+    done, again = gpu_script(fails="bench/mlp.py")
+    assert done.returncode == 1 and len(again) == len(calls)
+    failed = re.findall(r"^([\w-]+): exit code 3 ", done.stdout, re.MULTILINE)
+    assert failed == ["mlp", "mlp-compile"]
+
+    done, built = gpu_script(fails="build_info")  # no extension with CUDA kernels
+    assert done.returncode == 0 and ["python3", "-m", "pip", "install", "--no-build-isolation"] in [
+        c[:5] for c in built
+    ]
+    done, none = gpu_script(MINUTES="0")
+    assert done.returncode == 1 and done.stdout.count("exit code 124") == len(parts)
+
+
+def test_gpu_script_uses_what_exists(
+    gpu_script: Callable, bench: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every path is there, every benchmark takes its options, every choice of tests chooses some."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    _, calls = gpu_script(fails="build_info")
+    seen = set()
+    for call in calls:
+        for path in (argument for argument in call if re.match(r"(bench|tests)/", argument)):
+            assert (ROOT / path).is_file(), path
+        words = [Path(word).name for word in call]
+        if "mlp.py" in words or "dynamics.py" in words:
+            name = "mlp" if "mlp.py" in words else "dynamics"
+            args = bench(name).arguments(call[call.index(f"bench/{name}.py") + 1 :])
+            assert args.selected and args.out.name.startswith(f"{name}-")
+            seen.add(name)
+        if "pytest" in words:
+            options = call[call.index("pytest") + 1 :]
+            if "-k" in options:  # an expression of several words, to the end
+                expression = options.index("-k") + 1
+                options[expression:] = [" ".join(options[expression:])]
+            command = [sys.executable, "-m", "pytest", "--collect-only", *options]
+            collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+            assert collected.returncode == 0, collected.stdout
+            seen.add(" ".join(options[:3]))
+    assert {"mlp", "dynamics", "-q -m cuda"} <= seen
