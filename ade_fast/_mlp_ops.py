@@ -41,11 +41,11 @@ def _register_fakes() -> None:
         return (*like, *_gradients_like(weights, biases, wanted=numbers[-1]))
 
     @torch.library.register_fake("ade_fast::mlp_field")
-    def mlp_field(x, weights, biases, activation, parameter, want_value, want_grad):
+    def mlp_field(x, weights, biases, activation, parameter, precision, want_value, want_grad):
         return x.new_empty(x.shape[:1] if want_value else (0,)), x.new_empty(x.shape if want_grad else (0,))
 
     @torch.library.register_fake("ade_fast::mlp_field_backward")
-    def mlp_field_backward(dvalue, dgrad, x, weights, biases, activation, parameter, want_weights):
+    def mlp_field_backward(dvalue, dgrad, x, weights, biases, activation, parameter, precision, want_weights):
         return (x.new_empty(x.shape), *_gradients_like(weights, biases, wanted=want_weights))
 
 
@@ -115,11 +115,11 @@ class _Field(_Function):
     @staticmethod
     def backward(ctx, dvalue: Tensor | None, dgrad: Tensor | None):
         (x,), weights, biases = _split(ctx.saved_tensors, 1)
-        activation, parameter, want_value, want_grad = ctx.numbers
+        *network, want_value, want_grad = ctx.numbers
         wanted = ctx.needs_input_grad[1:]
         dx, dweights, dbiases = _field_backward(
             dvalue if want_value else None, dgrad if want_grad else None,
-            x, weights, biases, activation, parameter, any(wanted[1:]),
+            x, weights, biases, *network, any(wanted[1:]),
         )  # fmt: skip
         return None, *_where(wanted, [dx, *dweights, *dbiases])
 

@@ -1,6 +1,11 @@
 """What the whole suite shares: seeding, devices, potentials."""
 
+import importlib
+import os
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -40,6 +45,21 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def any_potential(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[int, ...]]:
     """Each potential of `cases.POTENTIALS` in turn, float64, with its event shape."""
     return make_potential(request.param), POTENTIALS[request.param].event
+
+
+CORE = Path(os.environ.get("ADE_FAST_CORE", Path(__file__).parents[1] / "build" / "core"))
+
+
+@pytest.fixture(scope="session")
+def testing() -> ModuleType:
+    """The pybind11 module over step headers and host-run kernels."""
+    if not list((CORE / "python").glob("ade_fast_testing*.so")):
+        pytest.skip(f"no ade_fast_testing in {CORE / 'python'}: build it with -DADE_TESTING=ON")
+    sys.path.insert(0, str(CORE / "python"))
+    try:
+        return importlib.import_module("ade_fast_testing")
+    finally:
+        sys.path.pop(0)
 
 
 @pytest.fixture

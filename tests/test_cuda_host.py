@@ -6,11 +6,7 @@ cmake -S . -B build/core -DADE_TESTING=ON && cmake --build build/core.
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -32,21 +28,8 @@ from host_kernels import (
 )
 from torch import Tensor
 
-CORE = Path(os.environ.get("ADE_FAST_CORE", Path(__file__).parents[1] / "build" / "core"))
 # Relative and absolute error of states and of float64/float32 results. bfloat16 keeps 8 bits.
 TOLERANCE = {torch.float64: (1e-11, 1e-11), torch.float32: (2e-5, 2e-5), torch.bfloat16: (8e-3, 4e-3)}
-
-
-@pytest.fixture(scope="module")
-def testing() -> ModuleType:
-    """The pybind11 module over step headers and host-run kernels."""
-    if not list((CORE / "python").glob("ade_fast_testing*.so")):
-        pytest.skip(f"no ade_fast_testing in {CORE / 'python'}: build it with -DADE_TESTING=ON")
-    sys.path.insert(0, str(CORE / "python"))
-    try:
-        return importlib.import_module("ade_fast_testing")
-    finally:
-        sys.path.pop(0)
 
 
 def as_numpy(value: object) -> object:

@@ -72,6 +72,14 @@ def test_no_step_kernel_spills_or_uses_a_stack(check: ModuleType) -> None:
     assert all(r.spills == 0 and r.stack == 0 and r.registers <= 128 for r in steps.values())
 
 
+def test_no_mlp_kernel_spills_or_uses_a_stack(check: ModuleType) -> None:
+    _, budget = check.read_budget(BUDGET)
+    kernels = {k: r for k, r in budget.items() if k[1].startswith("Mlp")}
+    # Unroll, field and their backward, for 1 to 3 planes and blocks of 16 and 32 rows; packing; sums.
+    assert len(kernels) == 2 * (4 * 3 * 2 + 3 + 1)
+    assert all(r.spills == 0 and r.stack == 0 for r in kernels.values())
+
+
 def test_without_nvcc_it_skips_aloud() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_HOME"} | {"PATH": "/nowhere"}
     run = subprocess.run(

@@ -612,10 +612,11 @@ MISUSES = {
     ),
     "activation must be 0 to 5, got 6": changed(8, lambda _: 6),
     "parameter must be finite, got nan": changed(9, lambda _: math.nan),
-    "damping must be finite, got inf": changed(10, lambda _: math.inf),
-    "grad_clip must be 0 (none), 1 (value) or 2 (norm), got 3": changed(11, lambda _: 3),
-    "momentum_clip's bound must be positive, got 0": changed(14, lambda _: 0.0),
-    "lo must not exceed hi, got lo 2": changed(15, lambda _: 2.0),
+    "precision must be 1 (medium), 2 (high) or 3 (highest), got 0": changed(10, lambda _: 0),
+    "damping must be finite, got inf": changed(11, lambda _: math.inf),
+    "grad_clip must be 0 (none), 1 (value) or 2 (norm), got 3": changed(12, lambda _: 3),
+    "momentum_clip's bound must be positive, got 0": changed(15, lambda _: 0.0),
+    "lo must not exceed hi, got lo 2": changed(16, lambda _: 2.0),
 }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .. import _mlp_ops  # noqa: F401  (registers the operators' derivatives)
-from .._ops import ops
+from .._ops import build_info, ops
 from ..potentials.mlp import MLPPotential
 
 MAX_DIM = 128
@@ -27,6 +27,7 @@ WIDTH_STEP = 32
 
 # The operators' codes (csrc/common/mlp_shape.h).
 _CODES = {"relu": 0, "leaky_relu": 1, "softplus": 2, "silu": 3, "tanh": 4, "elu": 5}
+_PRECISIONS = {"medium": 1, "high": 2, "highest": 3}
 _NO_CLIP = (0, 0.0)
 _NO_RANGE = (-math.inf, math.inf)
 
@@ -49,8 +50,9 @@ class MLPSpec:
         return self.activation in ("relu", "leaky_relu")
 
     @property
-    def _numbers(self) -> tuple[int, float]:
-        return _CODES[self.activation], self.parameter
+    def _numbers(self) -> tuple[int, float, int]:
+        """The operators' numbers: on CUDA, torch's precision of float32 matrix products holds here too."""
+        return _CODES[self.activation], self.parameter, _PRECISIONS[torch.get_float32_matmul_precision()]
 
 
 class UnrollEnd(NamedTuple):
@@ -64,9 +66,9 @@ class UnrollEnd(NamedTuple):
 class MLPField:
     """A potential that the MLP kernels know: its spec, and its weights as they are when a method is called.
 
-    Methods take rows [B, D], float32 or float64, on the CPU. They are differentiable once, with respect to their
-    tensors and the weights; a parametrised weight (spectral norm) is read once per call, and autograd carries its
-    gradient on.
+    Methods take rows [B, D]: float32 or float64 on the CPU, float32 on CUDA, where `torch.set_float32_matmul_precision`
+    holds for their matrix products. They are differentiable once, with respect to their tensors and the weights; a
+    parametrised weight (spectral norm) is read once per call, and autograd carries its gradient on.
     """
 
     def __init__(self, spec: MLPSpec, linears: Sequence[nn.Linear]) -> None:
@@ -105,13 +107,17 @@ class MLPField:
     def refuses(self, x: Tensor) -> str | None:
         """The reason why the kernels cannot take these states, or None."""
         weight = self._linears[0].weight if not is_parametrized(self._linears[0]) else self._linears[0].bias
-        if x.device.type != "cpu":
-            return f"the states are on {x.device}: there are CPU kernels alone"
+        if x.device.type not in ("cpu", "cuda"):
+            return f"the states are on {x.device}: there are CPU and CUDA kernels alone"
+        if x.device.type == "cuda" and not build_info()["cuda"]:
+            return "this build of ade_fast has no CUDA kernels: install nvcc and rebuild with ADE_FAST_CUDA=1"
+        if x.device.type == "cuda" and x.dtype == torch.float64:
+            return "the states are torch.float64, and the CUDA kernels take float32 alone"
         if x.dtype not in (torch.float32, torch.float64):
             return f"the states are {x.dtype}, not float32 or float64"
         if weight.dtype != x.dtype or weight.device != x.device:
             return f"the weights are {weight.dtype} on {weight.device}, the states {x.dtype} on {x.device}"
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled(x.device.type):
             return "autocast is on, and the kernels run in the states' dtype"
         return None
 

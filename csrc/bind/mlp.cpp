@@ -1,5 +1,4 @@
-// MLP potentials: schemas and bindings of the whole unroll, and of the field on its own (launch/mlp.h). CPU
-// only.
+// MLP potentials: schemas and bindings of the whole unroll, and of the field on its own (launch/mlp.h).
 #include <tuple>
 
 #include "bind/op.h"
@@ -13,11 +12,14 @@ using Tensors = std::vector<Tensor>;
 // The network of a call: checked shape and weights.
 struct Network {
   MlpShape shape{};
+  int32_t precision;
   MlpWeights weights{};
   int64_t bit_bytes = 0;  // of φ' per sample
 
-  Network(Op& op, const Tensors& weight, const Tensors& bias, int64_t activation, double parameter) {
+  Network(Op& op, const Tensors& weight, const Tensors& bias, int64_t activation, double parameter,
+          int64_t precision) {
     if (op.dtype() == kBFloat16) op.fail("states must be float32 or float64, got bfloat16");
+    if (op.dtype() == kFloat64 && op.on_cuda()) op.fail("states must be float32 on CUDA, got float64");
     if (weight.size() < 2 || weight.size() > kMaxHiddenLayers + 1 || bias.size() != weight.size()) {
       op.fail("weights and biases must be those of 1 to " + std::to_string(kMaxHiddenLayers) +
               " hidden layers and the output, got " + std::to_string(weight.size()) + " weights and " +
@@ -26,6 +28,10 @@ struct Network {
     if (activation < kRelu || activation > kElu) {
       op.fail("activation must be 0 to 5, got " + std::to_string(activation));
     }
+    if (precision < kMediumPrecision || precision > kHighestPrecision) {
+      op.fail("precision must be 1 (medium), 2 (high) or 3 (highest), got " + std::to_string(precision));
+    }
+    this->precision = static_cast<int32_t>(precision);
     shape.activation = static_cast<int32_t>(activation);
     shape.parameter = op.finite("parameter", parameter);
     if (activation == kLeakyRelu && parameter < 0) {
@@ -97,14 +103,15 @@ MlpDynamics dynamics_of(Op& op, const Tensor& kick, const Tensor& drift,
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
     const Tensor& x0, const Tensor& v0, const Tensor& kick, const Tensor& drift,
     const std::optional<Tensor>& log_decay, const std::optional<Tensor>& log_stretch, const Tensors& weights,
-    const Tensors& biases, int64_t activation, double parameter, double damping, int64_t grad_clip,
-    double grad_bound, int64_t momentum_clip, double momentum_bound, double lo, double hi,
+    const Tensors& biases, int64_t activation, double parameter, int64_t precision, double damping,
+    int64_t grad_clip, double grad_bound, int64_t momentum_clip, double momentum_bound, double lo, double hi,
     bool /* stopped: for the derivative */, bool keep_states, bool keep_bits) {
   Op op("mlp_unroll", "x0", x0);
-  const Network network(op, weights, biases, activation, parameter);
+  const Network network(op, weights, biases, activation, parameter, precision);
   MlpUnroll args{};
   args.dtype = op.dtype();
   args.shape = network.shape;
+  args.precision = network.precision;
   args.weights = network.weights;
   args.dynamics = dynamics_of(op, kick, drift, log_decay, log_stretch, damping, grad_clip, grad_bound,
                               momentum_clip, momentum_bound, lo, hi);
@@ -124,7 +131,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
   args.v = keep_states ? v.data_ptr() : nullptr;
   args.bits = bits_wanted ? static_cast<uint8_t*>(bits.data_ptr()) : nullptr;
   args.workers = workers();
-  op.run_on_cpu(args);
+  op.run(args);
   return {x_end, v_end, x, v, bits};
 }
 
@@ -132,13 +139,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensors, Tensors> mlp
     const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0, const Tensor& kick, const Tensor& drift,
     const std::optional<Tensor>& log_decay, const std::optional<Tensor>& log_stretch, const Tensors& weights,
     const Tensors& biases, const Tensor& x, const Tensor& v, const Tensor& bits, int64_t activation,
-    double parameter, double damping, int64_t grad_clip, double grad_bound, int64_t momentum_clip,
-    double momentum_bound, double lo, double hi, bool stopped, bool want_weights) {
+    double parameter, int64_t precision, double damping, int64_t grad_clip, double grad_bound,
+    int64_t momentum_clip, double momentum_bound, double lo, double hi, bool stopped, bool want_weights) {
   Op op("mlp_unroll_backward", "dx_end", dx_end);
-  const Network network(op, weights, biases, activation, parameter);
+  const Network network(op, weights, biases, activation, parameter, precision);
   MlpUnrollBackward args{};
   args.dtype = op.dtype();
   args.shape = network.shape;
+  args.precision = network.precision;
   args.weights = network.weights;
   args.dynamics = dynamics_of(op, kick, drift, log_decay, log_stretch, damping, grad_clip, grad_bound,
                               momentum_clip, momentum_bound, lo, hi);
@@ -165,17 +173,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensors, Tensors> mlp
   args.dlog_stretch = log_stretch ? dlog_stretch.data_ptr() : nullptr;
   args.dweights = gradients.pointers;
   args.workers = workers();
-  op.run_on_cpu(args);
+  op.run(args);
   return {dx0, dv0, dkick, ddrift, dlog_decay, dlog_stretch, gradients.weight, gradients.bias};
 }
 
 std::tuple<Tensor, Tensor> mlp_field(const Tensor& x, const Tensors& weights, const Tensors& biases,
-                                     int64_t activation, double parameter, bool want_value, bool want_grad) {
+                                     int64_t activation, double parameter, int64_t precision, bool want_value,
+                                     bool want_grad) {
   Op op("mlp_field", "x", x);
-  const Network network(op, weights, biases, activation, parameter);
+  const Network network(op, weights, biases, activation, parameter, precision);
   MlpField args{};
   args.dtype = op.dtype();
   args.shape = network.shape;
+  args.precision = network.precision;
   args.weights = network.weights;
   args.rows = op.rows();
   args.x = op.states("x", x);
@@ -184,7 +194,7 @@ std::tuple<Tensor, Tensor> mlp_field(const Tensor& x, const Tensors& weights, co
   args.value = want_value ? value.data_ptr() : nullptr;
   args.grad = want_grad ? grad.data_ptr() : nullptr;
   args.workers = workers();
-  op.run_on_cpu(args);
+  op.run(args);
   return {value, grad};
 }
 
@@ -192,12 +202,13 @@ std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(const std::optional<Tens
                                                         const std::optional<Tensor>& dgrad, const Tensor& x,
                                                         const Tensors& weights, const Tensors& biases,
                                                         int64_t activation, double parameter,
-                                                        bool want_weights) {
+                                                        int64_t precision, bool want_weights) {
   Op op("mlp_field_backward", "x", x);
-  const Network network(op, weights, biases, activation, parameter);
+  const Network network(op, weights, biases, activation, parameter, precision);
   MlpFieldBackward args{};
   args.dtype = op.dtype();
   args.shape = network.shape;
+  args.precision = network.precision;
   args.weights = network.weights;
   args.rows = op.rows();
   args.x = op.states("x", x);
@@ -208,8 +219,16 @@ std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(const std::optional<Tens
   args.dx = dx.data_ptr();
   args.dweights = gradients.pointers;
   args.workers = workers();
-  op.run_on_cpu(args);
+  op.run(args);
   return {dx, gradients.weight, gradients.bias};
+}
+
+template <class Library>
+void implement(Library& m) {
+  m.impl("mlp_unroll", TORCH_BOX(&mlp_unroll));
+  m.impl("mlp_unroll_backward", TORCH_BOX(&mlp_unroll_backward));
+  m.impl("mlp_field", TORCH_BOX(&mlp_field));
+  m.impl("mlp_field_backward", TORCH_BOX(&mlp_field_backward));
 }
 
 }  // namespace
@@ -219,28 +238,27 @@ std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(const std::optional<Tens
 STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
   m.def(
       "mlp_unroll(Tensor x0, Tensor v0, Tensor kick, Tensor drift, Tensor? log_decay, Tensor? log_stretch, "
-      "Tensor[] weights, Tensor[] biases, int activation, float parameter, float damping, int grad_clip, "
+      "Tensor[] weights, Tensor[] biases, int activation, float parameter, int precision, float damping, int "
+      "grad_clip, "
       "float grad_bound, int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, "
       "bool keep_states, bool keep_bits) -> (Tensor x_end, Tensor v_end, Tensor x, Tensor v, Tensor bits)");
   m.def(
       "mlp_unroll_backward(Tensor dx_end, Tensor dv_end, Tensor v0, Tensor kick, Tensor drift, "
       "Tensor? log_decay, Tensor? log_stretch, Tensor[] weights, Tensor[] biases, Tensor x, Tensor v, "
-      "Tensor bits, int activation, float parameter, float damping, int grad_clip, float grad_bound, "
+      "Tensor bits, int activation, float parameter, int precision, float damping, int grad_clip, float "
+      "grad_bound, "
       "int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, bool want_weights) "
       "-> (Tensor dx0, Tensor dv0, Tensor dkick, Tensor ddrift, Tensor dlog_decay, Tensor dlog_stretch, "
       "Tensor[] dweights, Tensor[] dbiases)");
   m.def(
-      "mlp_field(Tensor x, Tensor[] weights, Tensor[] biases, int activation, float parameter, "
+      "mlp_field(Tensor x, Tensor[] weights, Tensor[] biases, int activation, float parameter, int "
+      "precision, "
       "bool want_value, bool want_grad) -> (Tensor value, Tensor grad)");
   m.def(
       "mlp_field_backward(Tensor? dvalue, Tensor? dgrad, Tensor x, Tensor[] weights, Tensor[] biases, "
-      "int activation, float parameter, bool want_weights) "
+      "int activation, float parameter, int precision, bool want_weights) "
       "-> (Tensor dx, Tensor[] dweights, Tensor[] dbiases)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(ade_fast, CPU, m) {
-  m.impl("mlp_unroll", TORCH_BOX(&ade::bind::mlp_unroll));
-  m.impl("mlp_unroll_backward", TORCH_BOX(&ade::bind::mlp_unroll_backward));
-  m.impl("mlp_field", TORCH_BOX(&ade::bind::mlp_field));
-  m.impl("mlp_field_backward", TORCH_BOX(&ade::bind::mlp_field_backward));
-}
+STABLE_TORCH_LIBRARY_IMPL(ade_fast, CPU, m) { ade::bind::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(ade_fast, CUDA, m) { ade::bind::implement(m); }

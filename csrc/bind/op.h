@@ -30,6 +30,7 @@ class Op {
   Dtype dtype() const { return dtype_; }
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
+  bool on_cuda() const { return device_type_ == aoti_torch_device_type_cuda(); }
 
   // Each checks one argument and returns its data, made contiguous. S is the states' dtype, A the
   // accumulation dtype.
@@ -59,9 +60,6 @@ class Op {
   // error.
   template <class Args>
   void run(Args& args) const;
-  // The same where there are CPU kernels alone.
-  template <class Args>
-  void run_on_cpu(Args& args) const;
 
   [[noreturn]] void fail(const std::string& message) const;
 
@@ -90,15 +88,12 @@ inline void parallel(int64_t count, int64_t grain, void (*body)(const void*, int
 }
 
 template <class Args>
-void Op::run_on_cpu(Args& args) const {
-  const auto memory = workspace(cpu::workspace_bytes(args));
-  args.workspace = memory.has_value() ? memory->data_ptr() : nullptr;
-  cpu::launch(args, &parallel);
-}
-
-template <class Args>
 void Op::run(Args& args) const {
-  if (device_type_ == aoti_torch_device_type_cpu()) return run_on_cpu(args);
+  if (device_type_ == aoti_torch_device_type_cpu()) {
+    const auto memory = workspace(cpu::workspace_bytes(args));
+    args.workspace = memory.has_value() ? memory->data_ptr() : nullptr;
+    return cpu::launch(args, &parallel);
+  }
 #ifdef ADE_WITH_CUDA
   const torch::stable::accelerator::DeviceGuard guard(device_index_);
   const auto memory = workspace(cuda::workspace_bytes(args));

@@ -15,9 +15,14 @@ enum Activation : int32_t {
 };
 
 // φ'' = 0 almost everywhere, and φ' is one bit.
-constexpr bool piecewise_linear(int32_t activation) {
+ADE_HD constexpr bool piecewise_linear(int32_t activation) {
   return activation == kRelu || activation == kLeakyRelu;
 }
+
+// How matrix products of float32 numbers are computed on a GPU: from so many bfloat16 parts of each factor,
+// with float32 sums. The errors are those of bfloat16 (8 bits), of about 16 bits, and of float32. The CPU
+// computes in the numbers' own type.
+enum MatmulPrecision : int32_t { kMediumPrecision = 1, kHighPrecision = 2, kHighestPrecision = 3 };
 
 constexpr int kMaxHiddenLayers = 4;
 

@@ -7,11 +7,14 @@
 // it. A missing barrier therefore changes the result between the two orders of warps, and registers and
 // shared memory start as NaN, as nobody may rely on them.
 //
+// `block.each_warp(f)` is a phase of warps (cuda/warp.h): f(warp). `block.memory()` is shared memory whose
+// size is chosen at the launch.
+//
 // Rules that follow: phases capture by value, and what decides whether a phase runs is the same for the whole
 // block.
 #pragma once
 
-#include "common/macros.h"
+#include "cuda/warp.h"
 
 #ifndef __CUDACC__
 #include <cstring>
@@ -27,7 +30,7 @@ namespace ADE_ISA {
 namespace kernels {
 
 constexpr int kThreads = 256;
-constexpr int kWarp = 32;
+constexpr int kWarps = kThreads / kWarp;
 
 #ifdef __CUDACC__
 
@@ -37,14 +40,20 @@ class DeviceBlock {
   using State = typename Body::State;
   using Shared = typename Body::Shared;
 
-  __device__ __forceinline__ explicit DeviceBlock(Shared* shared) : shared_(shared) {}
+  __device__ __forceinline__ DeviceBlock(Shared* shared, char* memory) : shared_(shared), memory_(memory) {}
   __device__ __forceinline__ int64_t x() const { return blockIdx.x; }
   __device__ __forceinline__ int64_t y() const { return blockIdx.y; }
   __device__ __forceinline__ Shared* shared() const { return shared_; }
+  __device__ __forceinline__ char* memory() const { return memory_; }
 
   template <class Phase>
   __device__ __forceinline__ void each(Phase phase) {
     phase(static_cast<int>(threadIdx.x), state_);
+  }
+  template <class Phase>
+  __device__ __forceinline__ void each_warp(Phase phase) {
+    DeviceWarp warp;
+    phase(warp);
   }
   __device__ __forceinline__ void sync() { __syncthreads(); }
 
@@ -59,6 +68,7 @@ class DeviceBlock {
 
  private:
   Shared* shared_;
+  char* memory_;
   State state_;
 };
 
@@ -74,19 +84,38 @@ class HostBlock {
   static_assert(std::is_trivially_copyable<State>::value && std::is_trivially_copyable<Shared>::value,
                 "registers and shared memory are plain data");
 
-  HostBlock(int64_t x, int64_t y, WarpOrder order)
-      : x_(x), y_(y), order_(order), shared_(new Shared), states_(kThreads) {
+  HostBlock(int64_t x, int64_t y, WarpOrder order, int64_t memory_bytes = 0)
+      : x_(x),
+        y_(y),
+        order_(order),
+        shared_(new Shared),
+        memory_(memory_bytes + kFence, char(0xff)),
+        states_(kThreads) {
     std::memset(static_cast<void*>(shared_.get()), 0xff, sizeof(Shared));
     std::memset(static_cast<void*>(states_.data()), 0xff, sizeof(State) * states_.size());
   }
   int64_t x() const { return x_; }
   int64_t y() const { return y_; }
   Shared* shared() const { return shared_.get(); }
+  char* memory() { return memory_.data(); }
+  // Nothing was written behind the memory.
+  bool intact() const {
+    for (size_t i = memory_.size() - kFence; i < memory_.size(); ++i)
+      if (memory_[i] != char(0xff)) return false;
+    return true;
+  }
 
   template <class Phase>
   void each(Phase phase) {
     queue_.push_back([this, phase](int first) {
       for (int t = first; t < first + kWarp; ++t) phase(t, states_[t]);
+    });
+  }
+  template <class Phase>
+  void each_warp(Phase phase) {
+    queue_.push_back([phase](int first) {
+      HostWarp warp(first / kWarp);
+      phase(warp);
     });
   }
   void sync() {
@@ -110,9 +139,12 @@ class HostBlock {
   }
 
  private:
+  static constexpr size_t kFence = 64;
+
   int64_t x_, y_;
   WarpOrder order_;
   std::unique_ptr<Shared> shared_;
+  std::vector<char> memory_;
   std::vector<State> states_;
   std::vector<std::function<void(int)> > queue_;
 };

@@ -12,21 +12,39 @@ namespace kernels {
 template <class Body>
 __global__ void __launch_bounds__(kThreads, Body::kBlocks)
     kernel(const __grid_constant__ typename Body::Args args) {
+  extern __shared__ __align__(16) char memory[];
   __shared__ typename Body::Shared shared;
-  DeviceBlock<Body> block(&shared);
+  DeviceBlock<Body> block(&shared, memory);
   Body::run(block, &args);
 }
 
 struct DeviceBackend {
   cudaStream_t stream;
 
+  // What a body may ask for of shared memory on the current device; 0 where that cannot be told.
+  int64_t memory_limit() const {
+    int device = 0, bytes = 0;
+    if (cudaGetDevice(&device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
+      return 0;
+    constexpr int kStatic = 1024;  // a body's Shared
+    return bytes - kStatic;
+  }
+
   template <class Body>
-  int run(int64_t grid_x, int64_t grid_y, const typename Body::Args& args) {
+  int run(int64_t grid_x, int64_t grid_y, const typename Body::Args& args, int64_t memory_bytes = 0) {
+    constexpr int64_t kWithoutAsking = 48 * 1024;
+    if (memory_bytes + static_cast<int64_t>(sizeof(typename Body::Shared)) > kWithoutAsking) {
+      const cudaError_t error =
+          cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel<Body>),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(memory_bytes));
+      if (error != cudaSuccess) return error;
+    }
     typename Body::Args copy = args;
     void* arguments[] = {&copy};
     return cudaLaunchKernel(reinterpret_cast<const void*>(kernel<Body>),
                             dim3(static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y)),
-                            dim3(kThreads), arguments, 0, stream);
+                            dim3(kThreads), arguments, static_cast<size_t>(memory_bytes), stream);
   }
 };
 

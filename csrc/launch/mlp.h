@@ -37,8 +37,9 @@ struct MlpDynamics {
 };
 
 struct MlpUnroll {
-  Dtype dtype;  // float32 or float64
+  Dtype dtype;  // float32 or float64; on CUDA float32 alone
   MlpShape shape;
+  int32_t precision;  // a MatmulPrecision: of CUDA alone
   MlpWeights weights;
   MlpDynamics dynamics;
   const void* x0;   // [B, D]
@@ -55,6 +56,7 @@ struct MlpUnroll {
 struct MlpUnrollBackward {
   Dtype dtype;
   MlpShape shape;
+  int32_t precision;  // a MatmulPrecision
   MlpWeights weights;
   MlpDynamics dynamics;
   const void* v0;       // [B, D]
@@ -78,6 +80,7 @@ struct MlpUnrollBackward {
 struct MlpField {
   Dtype dtype;
   MlpShape shape;
+  int32_t precision;  // a MatmulPrecision
   MlpWeights weights;
   int64_t rows;
   const void* x;  // [B, D]
@@ -91,6 +94,7 @@ struct MlpField {
 struct MlpFieldBackward {
   Dtype dtype;
   MlpShape shape;
+  int32_t precision;  // a MatmulPrecision
   MlpWeights weights;
   int64_t rows;
   const void* x;       // [B, D]
@@ -115,4 +119,18 @@ void launch(const MlpField& args, Parallel parallel);
 void launch(const MlpFieldBackward& args, Parallel parallel);
 
 }  // namespace cpu
+
+namespace cuda {  // float32 alone
+
+int64_t workspace_bytes(const MlpUnroll& args);
+int64_t workspace_bytes(const MlpUnrollBackward& args);
+int64_t workspace_bytes(const MlpField& args);
+int64_t workspace_bytes(const MlpFieldBackward& args);
+
+int launch(const MlpUnroll& args, void* stream);
+int launch(const MlpUnrollBackward& args, void* stream);
+int launch(const MlpField& args, void* stream);
+int launch(const MlpFieldBackward& args, void* stream);
+
+}  // namespace cuda
 }  // namespace ade

@@ -54,7 +54,7 @@ struct Wanted {
   bool weights;    // the weights' gradients
   bool bits_kept;  // φ' of a piecewise-linear φ is already known at x
 
-  bool forward() const { return !bits_kept || curvature || value; }
+  ADE_HD bool forward() const { return !bits_kept || curvature || value; }
 };
 
 template <class Tile>

@@ -1,85 +1,13 @@
 // ade_fast_testing: the step headers' formulas and the host-run CUDA kernels over numpy arrays, for pytest.
 // Not part of the wheel. No torch.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-
-#include <cstring>
-#include <stdexcept>
-#include <string>
-#include <vector>
-
 #include "host_run.h"
+#include "reader.h"
 
-namespace py = pybind11;
 using namespace ade;
 
+void define_mlp(py::module_& m);  // mlp.cpp
+
 namespace {
-
-// Fills a launch struct from Python's keyword arguments and remembers what it used.
-class Reader {
- public:
-  explicit Reader(const py::dict& fields) : fields_(fields) {}
-
-  Reader& operator()(const char* name, const void*& pointer) {
-    pointer = array(name);
-    return *this;
-  }
-  Reader& operator()(const char* name, void*& pointer) {
-    pointer = array(name);
-    return *this;
-  }
-  Reader& operator()(const char* name, double& value) {
-    value = take(name).cast<double>();
-    return *this;
-  }
-  Reader& operator()(const char* name, int64_t& value) {
-    value = take(name).cast<int64_t>();
-    return *this;
-  }
-  Reader& operator()(const char* name, ClipArgs& clip) {
-    const auto pair = take(name).cast<std::pair<int32_t, double>>();
-    clip = {pair.first, pair.second};
-    return *this;
-  }
-  // None, [1, D] (shared by the batch) or [B, D].
-  Reader& operator()(const char* name, ScaleArgs& scale) {
-    scale = {array(name), 0};
-    if (scale.data != nullptr) {
-      const auto shape = fields_[name].cast<py::array>();
-      scale.row_stride = shape.shape(0) == 1 ? 0 : shape.shape(1);
-    }
-    return *this;
-  }
-  Reader& operator()(const char* name, Dtype& dtype) {
-    const auto text = take(name).cast<std::string>();
-    if (text != "float32" && text != "float64" && text != "bfloat16")
-      throw std::invalid_argument("dtype " + text);
-    dtype = text == "float32" ? kFloat32 : text == "float64" ? kFloat64 : kBFloat16;
-    return *this;
-  }
-  void finish() const {
-    if (used_ != fields_.size())
-      throw std::invalid_argument("unknown argument among " + py::str(fields_).cast<std::string>());
-  }
-
- private:
-  py::object take(const char* name) {
-    if (!fields_.contains(name)) throw std::invalid_argument(std::string("missing argument ") + name);
-    ++used_;
-    return fields_[name];
-  }
-  void* array(const char* name) {
-    const py::object value = take(name);
-    if (value.is_none()) return nullptr;
-    const auto data = value.cast<py::array>();
-    if (!(data.flags() & py::array::c_style))
-      throw std::invalid_argument(std::string(name) + " is not contiguous");
-    return const_cast<void*>(data.data());
-  }
-
-  py::dict fields_;
-  size_t used_ = 0;
-};
 
 template <class Launch>
 Reader& shape(Reader& read, Launch& a) {
@@ -150,28 +78,6 @@ void fill(Reader& read, GeneralizedLeapfrogKickDriftBackward& a) {
   read("lo", a.lo)("hi", a.hi)("dx", a.dx)("dv", a.dv)("dforce", a.dforce)("dscale_v", a.dscale_v);
   read("dscale_x", a.dscale_x)("dstep", a.dstep)("dnext_step", a.dnext_step)("ddrift_step", a.ddrift_step);
 }
-
-// Memory of `bytes` at a multiple of 64, filled with NaN, with a fence behind it.
-class Workspace {
- public:
-  explicit Workspace(int64_t bytes) : bytes_(bytes), storage_(bytes + 2 * kFence, char(0xff)) {
-    start_ = storage_.data() + (kFence - reinterpret_cast<uintptr_t>(storage_.data()) % kFence);
-    std::memset(start_ + bytes_, 0x5a, fence());
-  }
-  void* data() { return start_; }
-  bool intact() const {
-    for (int64_t i = 0; i < fence(); ++i)
-      if (start_[bytes_ + i] != 0x5a) return false;
-    return true;
-  }
-
- private:
-  static constexpr int64_t kFence = 64;
-  int64_t fence() const { return storage_.data() + storage_.size() - (start_ + bytes_); }
-  int64_t bytes_;
-  std::vector<char> storage_;
-  char* start_;
-};
 
 // Runs the CUDA kernels of one op on the host, writing into the arrays given as outputs; returns the number
 // of blocks.
@@ -255,4 +161,5 @@ PYBIND11_MODULE(ade_fast_testing, m) {
   define<GeneralizedLeapfrogDrift, GeneralizedLeapfrogDriftBackward>(cuda, "generalized_leapfrog_drift");
   define<GeneralizedLeapfrogKickDrift, GeneralizedLeapfrogKickDriftBackward>(
       cuda, "generalized_leapfrog_kick_drift");
+  define_mlp(cuda);
 }

@@ -1,0 +1,14 @@
+// The two functions of ade::cuda that launch/mlp.h declares for an op.
+#pragma once
+
+#include "cuda/device.cuh"
+#include "cuda/mlp/launch.h"
+
+#define ADE_CUDA_MLP(Launch)                                                                                \
+  int64_t ade::cuda::workspace_bytes(const ade::Launch& args) {                                             \
+    return ade::ADE_ISA::kernels::mlp_workspace_bytes(ade::ADE_ISA::kernels::DeviceBackend{nullptr}, args); \
+  }                                                                                                         \
+  int ade::cuda::launch(const ade::Launch& args, void* stream) {                                            \
+    ade::ADE_ISA::kernels::DeviceBackend backend{static_cast<cudaStream_t>(stream)};                        \
+    return ade::ADE_ISA::kernels::launch_mlp(backend, args);                                                \
+  }

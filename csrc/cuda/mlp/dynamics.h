@@ -1,0 +1,194 @@
+// One kick or drift of a block's rows, and its vector-Jacobian product: the clips and steps of the dynamics
+// around the formulas of steps/generalized_leapfrog.h. A row belongs to a group of neighbouring threads.
+#pragma once
+
+#include "cuda/dynamics.h"
+#include "cuda/mlp/plan.h"
+
+namespace ade {
+namespace ADE_ISA {
+namespace kernels {
+
+struct MlpState {
+  float square, inner;  // of the row at hand: ‖u‖² and ⟨u, dy⟩
+};
+
+template <class Block>
+ADE_HD void copy_floats(Block& block, const float* from, int size, float* to) {
+  block.each([=](int thread, MlpState&) {
+    for (int i = thread; i < size; i += kThreads) to[i] = from[i];
+  });
+}
+
+// R tiles of rows.
+template <int R, class Block>
+class MlpDynamicsRows {
+ public:
+  static constexpr int kRows = R * kTile, kGroup = kThreads / kRows;
+
+  ADE_HD MlpDynamicsRows(Block& block, const MlpDynamics& args, int dim)
+      : rows(0),
+        block_(block),
+        args_(args),
+        dim_(dim),
+        grad_clip_{args.grad_clip.mode, static_cast<float>(args.grad_clip.bound)},
+        momentum_clip_{args.momentum_clip.mode, static_cast<float>(args.momentum_clip.bound)},
+        lo_(static_cast<float>(args.lo)),
+        hi_(static_cast<float>(args.hi)) {}
+
+  int rows;  // that exist
+
+  // v <- v decay + k clip(F). Also to v_out, unless null.
+  ADE_HD void kick(int64_t t, const float* force, float* v, float* v_out) {
+    if (grad_clip_.by_norm()) square_norms(force);
+    each_row([=](int row, int lane, MlpState& s) {
+      const float scale = norm_clip_scale(s.square, grad_clip_.bound);
+      for (int d = lane; d < dim_; d += kGroup) {
+        const int at = row * dim_ + d;
+        v[at] =
+            generalized_leapfrog::half_kick(v[at], clip(grad_clip_, force[at], scale), decay(t, d), k(t, d));
+        if (v_out != nullptr) v_out[at] = v[at];
+      }
+    });
+    block_.sync();
+  }
+
+  // x <- clamp(x stretch + drift clip(v), lo, hi)
+  ADE_HD void drift(int64_t t, const float* v, float* x) {
+    if (momentum_clip_.by_norm()) square_norms(v);
+    each_row([=](int row, int lane, MlpState& s) {
+      const float scale = norm_clip_scale(s.square, momentum_clip_.bound);
+      for (int d = lane; d < dim_; d += kGroup) {
+        const int at = row * dim_ + d;
+        x[at] = generalized_leapfrog::drift(x[at], clip(momentum_clip_, v[at], scale), stretch(t, d),
+                                            eta(t, d), lo_, hi_);
+      }
+    });
+    block_.sync();
+  }
+
+  // v is the momentum before the kick. dv: cotangent after the kick, then before it. u: cotangent of F. terms
+  // [2, rows, D]: each row's part of dk and of dlog_decay.
+  ADE_HD void kick_vjp(int64_t t, const float* force, const float* v, float* dv, float* u, float* terms) {
+    if (grad_clip_.by_norm()) {
+      row_sums(force, [=](int at, int d, float) {
+        return force[at] *
+               generalized_leapfrog::half_kick_vjp(dv[at], v[at], force[at], decay(t, d), k(t, d)).dforce;
+      });
+    }
+    each_row([=](int row, int lane, MlpState& s) {
+      const RowClip<float> by = row_clip(grad_clip_, s);
+      for (int d = lane; d < dim_; d += kGroup) {
+        const int at = row * dim_ + d;
+        const auto q = generalized_leapfrog::half_kick_vjp(
+            dv[at], v[at], clip(grad_clip_, force[at], by.scale), decay(t, d), k(t, d));
+        terms[at] = q.da;
+        terms[kRows * dim_ + at] = q.ds;
+        u[at] = clip_vjp(grad_clip_, q.dforce, force[at], by);
+        dv[at] = q.dv;
+      }
+    });
+    block_.sync();
+  }
+
+  // x is the position before the drift. dx: cotangent after the drift, then before it. Adds to dv. terms:
+  // each row's part of ddrift and of dlog_stretch.
+  ADE_HD void drift_vjp(int64_t t, const float* x, const float* v, float* dx, float* dv, float* terms) {
+    if (momentum_clip_.by_norm()) {
+      row_sums(v, [=](int at, int d, float square) {
+        const float u = v[at] * norm_clip_scale(square, momentum_clip_.bound);
+        return v[at] * drift_vjp_at(t, d, dx[at], x[at], u).du;
+      });
+    }
+    each_row([=](int row, int lane, MlpState& s) {
+      const RowClip<float> by = row_clip(momentum_clip_, s);
+      for (int d = lane; d < dim_; d += kGroup) {
+        const int at = row * dim_ + d;
+        const auto q = drift_vjp_at(t, d, dx[at], x[at], clip(momentum_clip_, v[at], by.scale));
+        terms[at] = q.deta;
+        terms[kRows * dim_ + at] = q.ds;
+        dv[at] += clip_vjp(momentum_clip_, q.du, v[at], by);
+        dx[at] = q.dx;
+      }
+    });
+    block_.sync();
+  }
+
+  // Adds the sums over the rows of both terms to first [D] and second [D]. A warp has a column at a time.
+  ADE_HD void add_sums(const float* terms, float* first, float* second) {
+    for (int base = 0; base < 2 * dim_; base += kWarps) {
+      block_.each([=](int thread, MlpState& s) {
+        const int column = base + thread / kWarp, d = column % dim_;
+        s.square = 0;
+        if (column >= 2 * dim_) return;
+        for (int row = thread % kWarp; row < rows; row += kWarp)
+          s.square += terms[column / dim_ * kRows * dim_ + row * dim_ + d];
+      });
+      block_.lane_sum(&MlpState::square, kWarp);
+      block_.each([=](int thread, MlpState& s) {
+        const int column = base + thread / kWarp;
+        if (thread % kWarp != 0 || column >= 2 * dim_) return;
+        (column < dim_ ? first : second)[column % dim_] += s.square;
+      });
+    }
+    block_.sync();
+  }
+
+  // to = from, for the rows that exist.
+  ADE_HD void copy(const float* from, float* to) { copy_floats(block_, from, rows * dim_, to); }
+
+ private:
+  template <class Phase>
+  ADE_HD void each_row(Phase phase) {
+    block_.each([=](int thread, MlpState& s) {
+      if (thread / kGroup < rows) phase(thread / kGroup, thread % kGroup, s);
+    });
+  }
+  ADE_HD void square_norms(const float* u) {
+    block_.each([=](int thread, MlpState& s) {
+      const int row = thread / kGroup;
+      s.square = s.inner = 0;
+      if (row >= rows) return;
+      for (int d = thread % kGroup; d < dim_; d += kGroup) s.square += u[row * dim_ + d] * u[row * dim_ + d];
+    });
+    block_.lane_sum(&MlpState::square, kGroup);
+  }
+  // ‖u‖² of a row and, of its elements' terms, ⟨u, dy⟩. term(at, d, ‖u‖²).
+  template <class Term>
+  ADE_HD void row_sums(const float* u, Term term) {
+    square_norms(u);
+    each_row([=](int row, int lane, MlpState& s) {
+      for (int d = lane; d < dim_; d += kGroup) s.inner += term(row * dim_ + d, d, s.square);
+    });
+    block_.lane_sum(&MlpState::inner, kGroup);
+  }
+  static ADE_HD RowClip<float> row_clip(const Clip<float>& by, const MlpState& s) {
+    return {norm_clip_scale(s.square, by.bound), norm_clip_shrink(s.square, s.inner, by.bound)};
+  }
+  ADE_HD generalized_leapfrog::DriftVjp<float> drift_vjp_at(int64_t t, int d, float dx, float x,
+                                                            float u) const {
+    return generalized_leapfrog::drift_vjp(dx, x, u, stretch(t, d), eta(t, d), lo_, hi_);
+  }
+
+  ADE_HD float at(const void* steps, int64_t t, int d) const {
+    return static_cast<const float*>(steps)[t * dim_ + d];
+  }
+  ADE_HD float k(int64_t t, int d) const { return at(args_.kick, t, d); }
+  ADE_HD float eta(int64_t t, int d) const { return at(args_.drift, t, d); }
+  ADE_HD float decay(int64_t t, int d) const {
+    return args_.log_decay ? std::exp(at(args_.log_decay, t, d)) : static_cast<float>(args_.damping);
+  }
+  ADE_HD float stretch(int64_t t, int d) const {
+    return args_.log_stretch ? std::exp(at(args_.log_stretch, t, d)) : 1.0f;
+  }
+
+  Block& block_;
+  const MlpDynamics& args_;
+  const int dim_;
+  const Clip<float> grad_clip_, momentum_clip_;
+  const float lo_, hi_;
+};
+
+}  // namespace kernels
+}  // namespace ADE_ISA
+}  // namespace ade

@@ -1,0 +1,200 @@
+// What a kernel body may use of a warp, with two implementations: 16-bit matrix products, transposition, and
+// sums over its lanes.
+//
+// A value that each lane has its own copy of is a Reg<T>: a register on the device, an array of 32 on the
+// host. `warp.each(f)` runs f(lane) for the lanes, which reach their own copies by `reg.at(lane)`; all else
+// is done by the warp together.
+//
+// Matrices are tiles of 16 x 16 in *fragment order*: lane 4 g + t holds, of rows g and g + 8, columns 2t, 2t
+// + 1, 2t + 8 and 2t + 9. As 8 floats (Eight) that is what a product leaves; as bfloat16 pairs (Quad) it is
+// the left operand of the next product, without moving anything between lanes. Element i of the 8 is at
+// (tile_row(lane, i), tile_column(lane, i)), pair i / 2 of a Quad holds elements 2i (low half) and 2i + 1.
+#pragma once
+
+#include "common/scalar.h"
+
+namespace ade {
+namespace ADE_ISA {
+namespace kernels {
+
+constexpr int kWarp = 32;
+constexpr int kTile = 16;
+
+struct alignas(16) Quad {
+  uint32_t v[4];
+};
+struct alignas(16) Four {
+  float v[4];
+};
+struct Eight {
+  float v[8];
+};
+
+ADE_HD int tile_row(int lane, int i) { return lane / 4 + (i / 2 % 2) * 8; }
+ADE_HD int tile_column(int lane, int i) { return lane % 4 * 2 + i % 2 + i / 4 * 8; }
+
+// Two floats as a pair of bfloat16, and back.
+ADE_HD uint32_t pack_pair(float low, float high) {
+#ifdef __CUDA_ARCH__
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return Store<bf16>::from(low).bits | static_cast<uint32_t>(Store<bf16>::from(high).bits) << 16;
+#endif
+}
+ADE_HD float float_of(uint32_t bits) {
+  float f;
+  memcpy(&f, &bits, sizeof f);
+  return f;
+}
+ADE_HD float pair_low(uint32_t pair) { return float_of(pair << 16); }
+ADE_HD float pair_high(uint32_t pair) { return float_of(pair & 0xffff0000u); }
+
+#ifdef __CUDACC__
+
+class DeviceWarp {
+ public:
+  template <class T>
+  struct Reg {
+    T value;
+    __device__ __forceinline__ T& at(int) { return value; }
+    __device__ __forceinline__ const T& at(int) const { return value; }
+  };
+
+  __device__ __forceinline__ int index() const { return static_cast<int>(threadIdx.x) / kWarp; }
+
+  template <class F>
+  __device__ __forceinline__ void each(F f) const {
+    f(static_cast<int>(threadIdx.x) % kWarp);
+  }
+
+  // c += a b for the left or right half of b's columns. b's pairs run down its columns: {k, k + 8} of the
+  // left half, {k, k + 8} of the right.
+  template <int Half>
+  __device__ __forceinline__ void mma(Reg<Eight>& c, const Reg<Quad>& a, const Reg<Quad>& b) const {
+    float* const d = c.value.v + 4 * Half;
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.value.v[0]), "r"(a.value.v[1]), "r"(a.value.v[2]), "r"(a.value.v[3]),
+          "r"(b.value.v[2 * Half]), "r"(b.value.v[2 * Half + 1]));
+  }
+
+  // Transposes each of the four 8 x 8 blocks of a tile.
+  __device__ __forceinline__ void transpose_blocks(Reg<Quad>& q) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(q.value.v[i]));
+    }
+  }
+
+  // Over the four lanes that share a row of a tile; every lane gets it.
+  __device__ __forceinline__ void row_or(Reg<uint32_t>& bits) const {
+    bits.value |= __shfl_xor_sync(0xffffffffu, bits.value, 1);
+    bits.value |= __shfl_xor_sync(0xffffffffu, bits.value, 2);
+  }
+  __device__ __forceinline__ void row_sum(Reg<float>& sum) const {
+    sum.value += __shfl_xor_sync(0xffffffffu, sum.value, 1);
+    sum.value += __shfl_xor_sync(0xffffffffu, sum.value, 2);
+  }
+  // Over the eight lanes that share their columns of a tile; every lane gets them.
+  __device__ __forceinline__ void column_sum(Reg<Four>& sum) const {
+#pragma unroll
+    for (int apart = 4; apart < kWarp; apart *= 2) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum.value.v[j] += __shfl_xor_sync(0xffffffffu, sum.value.v[j], apart);
+    }
+  }
+};
+
+#else
+
+class HostWarp {
+ public:
+  template <class T>
+  struct Reg {
+    T value[kWarp];
+    T& at(int lane) { return value[lane]; }
+    const T& at(int lane) const { return value[lane]; }
+  };
+
+  explicit HostWarp(int index) : index_(index) {}
+  int index() const { return index_; }
+
+  template <class F>
+  void each(F f) const {
+    for (int lane = 0; lane < kWarp; ++lane) f(lane);
+  }
+
+  template <int Half>
+  void mma(Reg<Eight>& c, const Reg<Quad>& a, const Reg<Quad>& b) const {
+    float left[kTile][kTile], right[8][kTile];
+    for (int lane = 0; lane < kWarp; ++lane) {
+      const int g = lane / 4, t = lane % 4;
+      for (int i = 0; i < 4; ++i) {
+        float* const pair = &left[g + i % 2 * 8][2 * t + i / 2 * 8];
+        pair[0] = pair_low(a.at(lane).v[i]);
+        pair[1] = pair_high(a.at(lane).v[i]);
+      }
+      for (int i = 0; i < 2; ++i) {
+        right[g][2 * t + 8 * i] = pair_low(b.at(lane).v[2 * Half + i]);
+        right[g][2 * t + 8 * i + 1] = pair_high(b.at(lane).v[2 * Half + i]);
+      }
+    }
+    for (int lane = 0; lane < kWarp; ++lane) {
+      for (int i = 0; i < 4; ++i) {
+        const float* const row = left[tile_row(lane, i)];
+        const float* const column = right[tile_column(lane, i)];
+        float sum = 0;
+        for (int k = 0; k < kTile; ++k) sum += row[k] * column[k];
+        c.at(lane).v[4 * Half + i] += sum;
+      }
+    }
+  }
+
+  void transpose_blocks(Reg<Quad>& q) const {
+    const Reg<Quad> before = q;
+    for (int i = 0; i < 4; ++i) {
+      const auto element = [&](int row, int column) {
+        return before.at(row * 4 + column / 2).v[i] >> (column % 2 * 16) & 0xffffu;
+      };
+      for (int lane = 0; lane < kWarp; ++lane) {
+        const int row = lane / 4, column = lane % 4 * 2;
+        q.at(lane).v[i] = element(column, row) | element(column + 1, row) << 16;
+      }
+    }
+  }
+
+  void row_or(Reg<uint32_t>& bits) const {
+    for (int first = 0; first < kWarp; first += 4) {
+      uint32_t all = 0;
+      for (int lane = first; lane < first + 4; ++lane) all |= bits.at(lane);
+      for (int lane = first; lane < first + 4; ++lane) bits.at(lane) = all;
+    }
+  }
+  void row_sum(Reg<float>& sum) const {
+    for (int apart = 1; apart <= 2; apart *= 2) {
+      const Reg<float> before = sum;
+      for (int lane = 0; lane < kWarp; ++lane) sum.at(lane) += before.at(lane ^ apart);
+    }
+  }
+  void column_sum(Reg<Four>& sum) const {
+    for (int apart = 4; apart < kWarp; apart *= 2) {
+      const Reg<Four> before = sum;
+      for (int lane = 0; lane < kWarp; ++lane) {
+        for (int j = 0; j < 4; ++j) sum.at(lane).v[j] += before.at(lane ^ apart).v[j];
+      }
+    }
+  }
+
+ private:
+  int index_;
+};
+
+#endif  // __CUDACC__
+
+}  // namespace kernels
+}  // namespace ADE_ISA
+}  // namespace ade

@@ -1,0 +1,351 @@
+"""What the tests of the MLP's CUDA kernels share: problems, the ops on the CPU in float64, the kernels on the host."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+ACTIVATIONS = {"relu": 0, "leaky_relu": 1, "softplus": 2, "silu": 3, "tanh": 4, "elu": 5}
+PARAMETERS = {"leaky_relu": 0.2, "elu": 0.7}
+PRECISIONS = {"medium": 1, "high": 2, "highest": 3}
+NONE, VALUE, NORM = 0, 1, 2
+LARGE_MEMORY = 227 * 1024  # of a block on Hopper
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One network and one unroll through it. Clips are (mode, bound)."""
+
+    activation: str
+    hidden: tuple[int, ...] = (32, 64)
+    dim: int = 3
+    rows: int = 17
+    steps: int = 2
+    grad_clip: tuple[int, float] = (NONE, 0.0)
+    momentum_clip: tuple[int, float] = (NONE, 0.0)
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    damping: float = 1.0
+    scaled: bool = False
+    stopped: bool = False
+
+    @property
+    def linear(self) -> bool:
+        return self.activation in ("relu", "leaky_relu")
+
+    @property
+    def kind(self) -> str:
+        return "kinked" if self.linear or self.activation == "elu" else "smooth"  # elu's slope jumps unless alpha = 1
+
+    @property
+    def units(self) -> int:
+        return sum(self.hidden)
+
+
+BARE = Problem("silu")
+OPTIONS = {
+    "leapfrog": {},
+    "leapfrog, norm clips": {"grad_clip": (NORM, 0.6), "momentum_clip": (NORM, 1.0)},
+    "damped, value clips, range": {
+        "grad_clip": (VALUE, 0.4), "momentum_clip": (VALUE, 0.7), "bounds": (-0.9, 1.0), "damping": 0.7,
+    },
+    "generalized, norm and value clip, range": {
+        "grad_clip": (NORM, 0.6), "momentum_clip": (VALUE, 0.7), "bounds": (-0.9, 1.0), "scaled": True,
+    },
+}  # fmt: skip
+
+
+def with_option(problem: Problem, option: str) -> Problem:
+    return replace(problem, **OPTIONS[option])
+
+
+@dataclass
+class Data:
+    """Float32 numbers of a problem."""
+
+    problem: Problem
+    weights: list[Tensor]
+    biases: list[Tensor]
+    x0: Tensor  # [B, D]
+    v0: Tensor  # [B, D]
+    kick: Tensor  # [T+1, D]
+    drift: Tensor  # [T, D]
+    log_decay: Tensor | None  # [T+1, D]
+    log_stretch: Tensor | None  # [T, D]
+    dx: Tensor  # [B, D]
+    dv: Tensor  # [B, D]
+    dvalue: Tensor  # [B]
+
+    @staticmethod
+    def draw(problem: Problem, seed: int = 0) -> Data:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator)
+
+        p, sizes = problem, [problem.dim, *problem.hidden, 1]
+        states = (p.rows, p.dim)
+        scaled = [0.3 * normal(p.steps + 1, p.dim), 0.2 * normal(p.steps, p.dim)] if p.scaled else [None, None]
+        return Data(
+            p,
+            [1.7 * normal(n, m) / math.sqrt(m) for m, n in itertools.pairwise(sizes)],
+            [0.3 * normal(n) for n in sizes[1:]],
+            0.8 * normal(*states),
+            normal(*states),
+            0.05 + 0.2 * torch.rand(p.steps + 1, p.dim, generator=generator),
+            0.05 + 0.2 * torch.rand(p.steps, p.dim, generator=generator),
+            *scaled,
+            normal(*states),
+            normal(*states),
+            normal(p.rows),
+        )
+
+    def clips(self) -> list[float]:
+        p = self.problem
+        return [p.damping, *p.grad_clip, *p.momentum_clip, *p.bounds, p.stopped]
+
+    def network(self, precision: str) -> list[float]:
+        name = self.problem.activation
+        return [ACTIVATIONS[name], PARAMETERS.get(name, 0.0), PRECISIONS[precision]]
+
+    def steps(self) -> list[Tensor | None]:
+        return [self.kick, self.drift, self.log_decay, self.log_stretch]
+
+    def to(self, **to: object) -> Data:
+        def move(value):
+            if isinstance(value, list):
+                return [move(v) for v in value]
+            return value.to(**to) if isinstance(value, Tensor) else value
+
+        return Data(**{name: move(value) for name, value in vars(self).items()})
+
+
+Results = dict[str, Tensor]
+
+
+def named(outputs: tuple, *names: str) -> Results:
+    """Outputs of an op by name; a list's by name and layer. Empty ones are absent."""
+    found = {}
+    for name, output in zip(names, outputs, strict=True):
+        for layer, tensor in enumerate(output if isinstance(output, list) else [output]):
+            found[f"{name}[{layer}]" if isinstance(output, list) else name] = tensor
+    return {name: tensor for name, tensor in found.items() if tensor.shape != (0,)}
+
+
+# -------------------------------------------------------------------------------------------------- by torch.ops
+
+
+def op_unroll(data: Data, precision: str = "highest") -> Results:
+    out = torch.ops.ade_fast.mlp_unroll(
+        data.x0, data.v0, *data.steps(), data.weights, data.biases, *data.network(precision), *data.clips(), True, True
+    )
+    return named(out, "x_end", "v_end", "x", "v", "bits")
+
+
+def op_unroll_backward(data: Data, kept: Results, precision: str = "highest", weights: bool = True) -> Results:
+    bits = kept["bits"] if "bits" in kept else torch.empty(0, dtype=torch.uint8, device=data.x0.device)
+    out = torch.ops.ade_fast.mlp_unroll_backward(
+        data.dx, data.dv, data.v0, *data.steps(), data.weights, data.biases, kept["x"], kept["v"], bits,
+        *data.network(precision), *data.clips(), weights,
+    )  # fmt: skip
+    names = ("dx0", "dv0", "dkick", "ddrift", "dlog_decay", "dlog_stretch", "dweights", "dbiases")
+    return named(out, *names)
+
+
+def op_field(data: Data, precision: str = "highest") -> Results:
+    out = torch.ops.ade_fast.mlp_field(data.x0, data.weights, data.biases, *data.network(precision), True, True)
+    return named(out, "value", "grad")
+
+
+def op_field_backward(
+    data: Data, precision: str = "highest", value: bool = True, grad: bool = True, weights: bool = True
+) -> Results:
+    out = torch.ops.ade_fast.mlp_field_backward(
+        data.dvalue if value else None, data.dx if grad else None, data.x0, data.weights, data.biases,
+        *data.network(precision), weights,
+    )  # fmt: skip
+    return named(out, "dx", "dweights", "dbiases")
+
+
+# --------------------------------------------------------------------------------------------------- on the host
+
+
+@dataclass
+class Host:
+    """The kernels on the host: which precision, which order of warps, how much shared memory."""
+
+    testing: ModuleType
+    precision: str = "highest"
+    descending: bool = False
+    memory: int = LARGE_MEMORY
+
+    def _run(self, name: str, data: Data, outputs: Results, **fields: object) -> Results:
+        p = data.problem
+        network = {
+            "dim": p.dim, "widths": list(p.hidden), "weights": arrays(data.weights), "biases": arrays(data.biases),
+            **dict(zip(("activation", "parameter", "precision"), data.network(self.precision), strict=True)),
+        }  # fmt: skip
+        given = {n: f.contiguous().numpy() if isinstance(f, Tensor) else f for n, f in fields.items()}
+        lists = {n: arrays(f) for n, f in outputs.items() if isinstance(f, list)}
+        single = {n: None if f is None else f.numpy() for n, f in outputs.items() if not isinstance(f, list)}
+        getattr(self.testing.cuda, name)(self.descending, self.memory, **network, **given, **single, **lists)
+        return named(
+            tuple(f for f in outputs.values() if f is not None), *(n for n, f in outputs.items() if f is not None)
+        )
+
+    @staticmethod
+    def _dynamics(data: Data) -> dict[str, object]:
+        p = data.problem
+        return {
+            "rows": p.rows, "steps": p.steps, "damping": p.damping, "grad_clip": p.grad_clip,
+            "momentum_clip": p.momentum_clip, "lo": p.bounds[0], "hi": p.bounds[1],
+            **dict(zip(("kick", "drift", "log_decay", "log_stretch"), data.steps(), strict=True)),
+        }  # fmt: skip
+
+    def unroll(self, data: Data, keep: bool = True) -> Results:
+        p = data.problem
+        states, bits = (p.rows, p.dim), (p.steps + 1, p.rows, p.units // 8)
+        outputs = {
+            "x_end": unwritten(*states), "v_end": unwritten(*states),
+            "x": unwritten(p.steps + 1, *states) if keep else None, "v": unwritten(p.steps, *states) if keep else None,
+            "bits": torch.zeros(bits, dtype=torch.uint8) if p.linear and keep else None,
+        }  # fmt: skip
+        return self._run("mlp_unroll", data, outputs, **self._dynamics(data), x0=data.x0, v0=data.v0)
+
+    def unroll_backward(self, data: Data, kept: Results, weights: bool = True) -> Results:
+        p = data.problem
+        outputs = {
+            "dx0": unwritten(p.rows, p.dim), "dv0": unwritten(p.rows, p.dim),
+            "dkick": unwritten(p.steps + 1, p.dim), "ddrift": unwritten(p.steps, p.dim),
+            "dlog_decay": unwritten(p.steps + 1, p.dim) if p.scaled else None,
+            "dlog_stretch": unwritten(p.steps, p.dim) if p.scaled else None,
+            **gradients(data, weights),
+        }  # fmt: skip
+        return self._run(
+            "mlp_unroll_backward", data, outputs, **self._dynamics(data), v0=data.v0, x=kept["x"], v=kept["v"],
+            bits=kept.get("bits"), stopped=int(p.stopped), dx_end=data.dx, dv_end=data.dv,
+        )  # fmt: skip
+
+    def field(self, data: Data, value: bool = True, grad: bool = True) -> Results:
+        p = data.problem
+        outputs = {
+            "value": unwritten(p.rows) if value else None, "grad": unwritten(p.rows, p.dim) if grad else None,
+        }  # fmt: skip
+        return self._run("mlp_field", data, outputs, rows=p.rows, x=data.x0)
+
+    def field_backward(self, data: Data, value: bool = True, grad: bool = True, weights: bool = True) -> Results:
+        p = data.problem
+        outputs = {"dx": unwritten(p.rows, p.dim), **gradients(data, weights)}
+        dvalue, dgrad = data.dvalue if value else None, data.dx if grad else None
+        return self._run("mlp_field_backward", data, outputs, rows=p.rows, x=data.x0, dvalue=dvalue, dgrad=dgrad)
+
+
+def gradients(data: Data, wanted: bool) -> dict[str, list[Tensor]]:
+    return {
+        "dweights": [unwritten(*w.shape) for w in data.weights] if wanted else [],
+        "dbiases": [unwritten(*b.shape) for b in data.biases] if wanted else [],
+    }
+
+
+def unwritten(*shape: int) -> Tensor:
+    return torch.full(shape, math.nan)
+
+
+def arrays(tensors: list[Tensor]) -> list:
+    return [t.contiguous().numpy() for t in tensors]
+
+
+# ------------------------------------------------------------------------------------------------------- errors
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """‖got − want‖ / ‖want‖, with the norm's floor of one unit in the last place of a 1."""
+    if not want.numel():
+        return 0.0
+    return ((got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-3)).item()
+
+
+def errors(got: Results, want: Results) -> dict[str, float]:
+    assert got.keys() == want.keys(), (got.keys(), want.keys())
+    return {name: error(got[name], want[name]) for name in want if name != "bits"}
+
+
+# What each precision promises of `error`, for any output of any op and networks as drawn here (docs/precision.md). A
+# kinked potential's field jumps where a rounding error takes a unit to the other side of its kink; so do the
+# derivatives of clips.
+TOLERANCE = {
+    "highest": {"smooth": 5e-6, "kinked": 5e-6},
+    "high": {"smooth": 5e-4, "kinked": 5e-2},
+    "medium": {"smooth": 0.3, "kinked": 0.5},
+}
+
+
+def everything_on_the_cpu(data: Data, value: bool = True, grad: bool = True) -> dict[str, Results]:
+    """All ops in float64. The backward pass of the unroll is that of "kept", states as float32 holds them."""
+    double = data.to(dtype=torch.float64)
+    unroll = op_unroll(double)
+    kept = {k: t if k == "bits" else t.float() for k, t in unroll.items() if k in ("x", "v", "bits")}
+    exact = {k: t if k == "bits" else t.double() for k, t in kept.items()}
+    return {
+        "kept": kept,
+        "unroll": unroll,
+        "unroll_backward": op_unroll_backward(double, exact, weights=not data.problem.stopped),
+        "field": op_field(double),
+        "field_backward": op_field_backward(double, value=value, grad=grad),
+    }
+
+
+def everything(host: Host, data: Data, want: dict[str, Results]) -> dict[str, Results]:
+    """All ops by the kernels, the backward pass from the same kept states."""
+    return {
+        "kept": want["kept"],
+        "unroll": host.unroll(data),
+        "unroll_backward": host.unroll_backward(data, want["kept"], weights=not data.problem.stopped),
+        "field": host.field(data),
+        "field_backward": host.field_backward(data),
+    }
+
+
+# ------------------------------------------------------------------- the table of docs/precision.md: python host_mlp.py
+
+QUANTITIES = {
+    "end x, v": ("x_end", "v_end"),
+    "dx, dv, steps": ("dx0", "dv0", "dkick", "ddrift"),
+    "weights": ("dweights[0]", "dweights[1]", "dweights[2]", "dbiases[0]", "dbiases[1]"),
+}
+
+
+def unroll_errors(data: Data, host: Host | None) -> dict[str, float]:
+    """Of the kernels or, without a host, of the CPU op in float32."""
+    double = data.to(dtype=torch.float64)
+    want, got = op_unroll(double), host.unroll(data) if host else op_unroll(data)
+    gradients_of = host.unroll_backward if host else op_unroll_backward
+    return errors(got, want) | errors(gradients_of(data, got), op_unroll_backward(double, want))
+
+
+def table(testing: ModuleType, hidden: tuple[int, ...] = (128, 128), rows: int = 64, steps: int = 10) -> str:
+    """Forward and backward from the same numbers, each from its own states: median and largest error of each kind."""
+    lines = ["| precision | activation | " + " | ".join(QUANTITIES) + " |", "|---" * (2 + len(QUANTITIES)) + "|"]
+    for precision in ("CPU, float32", *reversed(PRECISIONS)):
+        for activation in ACTIVATIONS:
+            found: dict[str, list[float]] = {kind: [] for kind in QUANTITIES}
+            for seed in range(5):
+                data = Data.draw(Problem(activation, hidden, 2, rows, steps), seed)
+                all_errors = unroll_errors(data, Host(testing, precision) if precision in PRECISIONS else None)
+                for kind, names in QUANTITIES.items():
+                    found[kind] += [all_errors[name] for name in names]
+            cells = [f"{sorted(e)[len(e) // 2]:.0e}, {max(e):.0e}" for e in found.values()]
+            lines.append(f"| {precision} | {activation} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    import ade_fast_testing
+
+    import ade_fast  # noqa: F401  (registers the ops)
+
+    print(table(ade_fast_testing))
