@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -691,6 +693,44 @@ def test_refuses_says_why_not() -> None:
     assert "the states are on meta" in field.refuses(x.to("meta"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert "autocast is on" in field.refuses(x)
+
+
+@dataclass
+class States:
+    """What `refuses` asks of states on a GPU that is not there."""
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+
+
+def test_refuses_what_a_gpu_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    field = MLPField.match(ade.MLPPotential(2, (32,)))
+    gpu, module = torch.device("cuda", 0), "ade_fast.fields.mlp"
+    monkeypatch.setattr(f"{module}.build_info", lambda: {"cuda": False})
+    assert "this build of ade_fast has no CUDA kernels" in field.refuses(States(gpu))
+    monkeypatch.setattr(f"{module}.build_info", lambda: {"cuda": True})
+    assert "the CUDA kernels take float32 alone" in field.refuses(States(gpu, torch.float64))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "cuda:0 has no bfloat16 tensor cores" in field.refuses(States(gpu))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert "the weights are torch.float32 on cpu, the states torch.float32 on cuda:0" in field.refuses(States(gpu))
+
+
+def test_the_precision_is_torchs() -> None:
+    """By either of torch's names for it; in a process of its own, since the newer one spoils the older."""
+    code = """
+import torch
+from ade_fast.fields.mlp import _precision
+for name, code in (("highest", 3), ("high", 2), ("medium", 1)):
+    torch.set_float32_matmul_precision(name)
+    assert _precision() == code, name
+torch.set_float32_matmul_precision("highest")
+for name, code in (("tf32", 2), ("ieee", 3)):
+    torch.backends.cuda.matmul.fp32_precision = name
+    assert _precision() == code, name
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_mlp_unroll_takes_weights_as_they_are() -> None:

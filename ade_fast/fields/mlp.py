@@ -27,6 +27,7 @@ WIDTH_STEP = 32
 
 # The operators' codes (csrc/common/mlp_shape.h).
 _CODES = {"relu": 0, "leaky_relu": 1, "softplus": 2, "silu": 3, "tanh": 4, "elu": 5}
+_BFLOAT16_GPUS = (8, 0)
 _PRECISIONS = {"medium": 1, "high": 2, "highest": 3}
 _NO_CLIP = (0, 0.0)
 _NO_RANGE = (-math.inf, math.inf)
@@ -52,7 +53,15 @@ class MLPSpec:
     @property
     def _numbers(self) -> tuple[int, float, int]:
         """The operators' numbers: on CUDA, torch's precision of float32 matrix products holds here too."""
-        return _CODES[self.activation], self.parameter, _PRECISIONS[torch.get_float32_matmul_precision()]
+        return _CODES[self.activation], self.parameter, _precision()
+
+
+def _precision() -> int:
+    """Torch's precision of float32 matrix products, as the operators' code."""
+    try:
+        return _PRECISIONS[torch.get_float32_matmul_precision()]
+    except RuntimeError:  # set by its newer name, which the older one refuses to tell
+        return _PRECISIONS["high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"]
 
 
 class UnrollEnd(NamedTuple):
@@ -113,6 +122,8 @@ class MLPField:
             return "this build of ade_fast has no CUDA kernels: install nvcc and rebuild with ADE_FAST_CUDA=1"
         if x.device.type == "cuda" and x.dtype == torch.float64:
             return "the states are torch.float64, and the CUDA kernels take float32 alone"
+        if x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) < _BFLOAT16_GPUS:
+            return f"{x.device} has no bfloat16 tensor cores (compute capability below 8.0)"
         if x.dtype not in (torch.float32, torch.float64):
             return f"the states are {x.dtype}, not float32 or float64"
         if weight.dtype != x.dtype or weight.device != x.device:

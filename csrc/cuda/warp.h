@@ -17,6 +17,11 @@ namespace ade {
 namespace ADE_ISA {
 namespace kernels {
 
+// Older GPUs have none; builds for them take pack_pair's other branch, and nobody launches products there.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define ADE_BF16_INSTRUCTIONS
+#endif
+
 constexpr int kWarp = 32;
 constexpr int kTile = 16;
 
@@ -35,7 +40,7 @@ ADE_HD int tile_column(int lane, int i) { return lane % 4 * 2 + i % 2 + i / 4 * 
 
 // Two floats as a pair of bfloat16, and back.
 ADE_HD uint32_t pack_pair(float low, float high) {
-#ifdef __CUDA_ARCH__
+#ifdef ADE_BF16_INSTRUCTIONS
   uint32_t pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
@@ -73,6 +78,7 @@ class DeviceWarp {
   // left half, {k, k + 8} of the right.
   template <int Half>
   __device__ __forceinline__ void mma(Reg<Eight>& c, const Reg<Quad>& a, const Reg<Quad>& b) const {
+#ifdef ADE_BF16_INSTRUCTIONS
     float* const d = c.value.v + 4 * Half;
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
@@ -80,6 +86,9 @@ class DeviceWarp {
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a.value.v[0]), "r"(a.value.v[1]), "r"(a.value.v[2]), "r"(a.value.v[3]),
           "r"(b.value.v[2 * Half]), "r"(b.value.v[2 * Half + 1]));
+#else
+    __trap();
+#endif
   }
 
   // Transposes each of the four 8 x 8 blocks of a tile.

@@ -47,7 +47,7 @@ int64_t plan_mlp(MlpPlan& plan, const Launch& from, int64_t memory_limit) {
   const int wide = row_tiles(plan.rows);
   plan_buffers(plan, use, from.precision, wide, BlockMemory(memory_limit));
   plan.own_bytes = aligned(plan.own_bytes);
-  const int64_t block_rows = int64_t{wide} * kTile, limit = kSums ? kBackwardBlocks : kForwardBlocks;
+  const int64_t block_rows = int64_t{wide} * kTile, limit = (kSums ? kBackwardTiles : kForwardTiles) / wide;
   plan.tiles = (plan.rows + block_rows - 1) / block_rows;
   plan.blocks = plan.tiles < limit ? plan.tiles : limit;
 

@@ -12,10 +12,10 @@ namespace kernels {
 
 constexpr int kLayerSlots = kMaxHiddenLayers + 1;
 
-// At most so many blocks, however many rows: they fill the largest GPU, and what they share out does not
-// depend on the one at hand. The backward kernels keep sums per block.
-constexpr int64_t kForwardBlocks = 528;
-constexpr int64_t kBackwardBlocks = 264;
+// At most so many tiles of rows are under way at a time: they fill the largest GPU, and what they share out
+// does not depend on the one at hand. The backward kernels keep sums per block.
+constexpr int64_t kForwardTiles = 528;
+constexpr int64_t kBackwardTiles = 264;
 // More rows than this get blocks of 32, which read the weights half as often; fewer would leave processors
 // idle.
 constexpr int64_t kRowsForWideBlocks = 4096;
