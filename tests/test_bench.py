@@ -348,7 +348,7 @@ def test_gpu_script_goes_on_after_a_failure_and_reports_it(gpu_script: Callable,
     assert done.returncode == 0 and ["python3", "-m", "pip", "install", "--no-build-isolation"] in [
         c[:5] for c in built
     ]
-    done, none = gpu_script(MINUTES="0")
+    done, _ = gpu_script(MINUTES="0")
     assert done.returncode == 1 and done.stdout.count("exit code 124") == len(parts)
 
 
