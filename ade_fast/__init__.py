@@ -7,7 +7,7 @@ PyTorch modules with exact back-propagation through time; `ADE` trains a potenti
 from . import data, functional, initial, metrics, reference
 from ._slow_paths import SlowPathWarning, slow_paths
 from .dynamics import Clip, DampedLeapfrog, DynamicsOutput, GeneralizedLeapfrog, Leapfrog, NonFiniteError
-from .fields import set_memory_budget
+from .fields import memory_in_use, release_memory, set_memory_budget
 from .potentials import ConvPotential, GaussianPotential, MLPPotential, NegativeEnergy
 from .training import ADE, DualSample, DualSampler, load
 
@@ -32,8 +32,10 @@ __all__ = [
     "functional",
     "initial",
     "load",
+    "memory_in_use",
     "metrics",
     "reference",
+    "release_memory",
     "set_memory_budget",
     "slow_paths",
 ]

@@ -23,19 +23,22 @@ _UNROLL_TENSORS = 6  # x0, v0, kick, drift, log_decay, log_stretch; the weights 
 def _register_fakes() -> None:
     @torch.library.register_fake("ade_fast::mlp_unroll")
     def mlp_unroll(x0, v0, kick, drift, log_decay, log_stretch, weights, biases, activation, *numbers):
-        keep_states, keep_bits = numbers[-2:]
+        keep_states, keep_bits, keep_products = numbers[-3:]
         steps, rows, dim = drift.shape[0], *x0.shape
         states = (steps + 1, rows, dim), (steps, rows, dim)
         x, v = (x0.new_empty(shape if keep_states else (0,)) for shape in states)
-        units = sum(w.shape[0] for w in weights[:-1])
-        bits = (steps + 1, rows, units // 8) if keep_bits and activation in (0, 1) else (0,)
+        linear, widths = activation in (0, 1), [w.shape[0] for w in weights[:-1]]
+        bits = (steps + 1, rows, sum(widths) // 8) if keep_bits and linear else (0,)
+        columns = sum(widths[:-1]) + (0 if linear else sum(widths[1:]))
+        products = (steps + 1, columns, rows) if keep_products and x0.device.type != "cuda" else (0,)
         return (
             x0.new_empty(x0.shape), v0.new_empty(v0.shape), x, v, x0.new_empty(bits, dtype=torch.uint8),
+            x0.new_empty(products),
         )  # fmt: skip
 
     @torch.library.register_fake("ade_fast::mlp_unroll_backward")
     def mlp_unroll_backward(
-        dx_end, dv_end, v0, kick, drift, log_decay, log_stretch, weights, biases, x, v, bits, *numbers
+        dx_end, dv_end, v0, kick, drift, log_decay, log_stretch, weights, biases, x, v, bits, products, *numbers
     ):
         like = [_empty_like(t, dx_end) for t in (dx_end, dv_end, kick, drift, log_decay, log_stretch)]
         return (*like, *_gradients_like(weights, biases, wanted=numbers[-1]))
@@ -70,20 +73,20 @@ class _Unroll(_Function):
     @staticmethod
     def forward(ctx, numbers: Sequence[float], *tensors: Tensor | None):
         inputs, weights, biases = _split(tensors, _UNROLL_TENSORS)
-        *rest, keep_states, keep_bits = numbers
+        *rest, keep_states, keep_bits, keep_products = numbers
         with below_autograd():
-            x_end, v_end, x, v, bits = ops.mlp_unroll(*inputs, weights, biases, *rest, True, keep_bits)
+            x_end, v_end, x, v, *kept = ops.mlp_unroll(*inputs, weights, biases, *rest, True, keep_bits, keep_products)
         ctx.numbers = rest
-        ctx.save_for_backward(*tensors, x, v, bits)
+        ctx.save_for_backward(*tensors, x, v, *kept)
         ctx.set_materialize_grads(False)
         if not keep_states:
             x, v = x.new_empty(0), v.new_empty(0)
-        ctx.mark_non_differentiable(x, v, bits)
-        return x_end, v_end, x, v, bits
+        ctx.mark_non_differentiable(x, v, *kept)
+        return x_end, v_end, x, v, *kept
 
     @staticmethod
     def backward(ctx, dx_end: Tensor | None, dv_end: Tensor | None, *_):
-        *saved, x, v, bits = ctx.saved_tensors
+        *saved, x, v, bits, products = ctx.saved_tensors
         (x0, v0, *steps), weights, biases = _split(saved, _UNROLL_TENSORS)
         dx_end = torch.zeros_like(v0) if dx_end is None else dx_end
         dv_end = torch.zeros_like(v0) if dv_end is None else dv_end
@@ -91,7 +94,7 @@ class _Unroll(_Function):
         *rest, stopped = ctx.numbers
         want_weights = not stopped and any(wanted[_UNROLL_TENSORS:])
         *dinputs, dweights, dbiases = _unroll_backward(
-            dx_end, dv_end, v0, *steps, weights, biases, x, v, bits, *rest, stopped, want_weights
+            dx_end, dv_end, v0, *steps, weights, biases, x, v, bits, products, *rest, stopped, want_weights
         )
         if torch.is_grad_enabled():  # create_graph=True: x0 is not among the operator's inputs, but they depend on it
             dinputs = refuse_derivative(dinputs, [x0])
@@ -136,20 +139,21 @@ def _where(wanted: Sequence[bool], derivatives: Sequence[Tensor]) -> list[Tensor
     return [d if want else None for d, want in zip(derivatives, wanted, strict=True)]
 
 
-def _wants_grad(*tensors: Tensor | None) -> bool:
+def wants_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd records an operation on these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _register_derivatives() -> None:
     def unroll(x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *numbers):
         inputs = (x0, v0, kick, drift, log_decay, log_stretch)
-        if _wants_grad(*inputs, *weights, *biases):
+        if wants_grad(*inputs, *weights, *biases):
             return _Unroll.apply(numbers, *inputs, *weights, *biases)
         with below_autograd():
             return ops.mlp_unroll(*inputs, weights, biases, *numbers)
 
     def field(x, weights, biases, *numbers):
-        if _wants_grad(x, *weights, *biases):
+        if wants_grad(x, *weights, *biases):
             return _Field.apply(numbers, x, *weights, *biases)
         with below_autograd():
             return ops.mlp_field(x, weights, biases, *numbers)
@@ -181,7 +185,7 @@ def _refusing(op: Callable, name: str) -> Callable:
         tensors = [
             t for value in values for t in (value if isinstance(value, list) else [value]) if isinstance(t, Tensor)
         ]
-        if not _wants_grad(*tensors):
+        if not wants_grad(*tensors):
             with below_autograd():
                 return op(*values)
         outputs = Refusal.apply(values, *tensors)

@@ -50,6 +50,8 @@ def build_info() -> dict[str, str | bool]:
 def select_isa(name: str) -> None:
     """Run the CPU kernels in another instruction set, for tests or to track down a difference.
 
+    Not between an unroll's forward and backward passes: the order of kept products is the instruction set's.
+
     Raises: ValueError if the processor lacks it.
     """
     _C.select_isa(name)

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from records import RESULTS, ROOT, SCHEMA, slug, write_results
 
+import ade_fast
+
 # A shorter sample is mostly timer and scheduler noise: short runs are repeated until one is this long.
 _SHORTEST_SAMPLE_S = 0.05
 # A longer call needs no more than one warm-up: what caches and waking threads cost is lost in it.
@@ -184,7 +186,7 @@ def _status_bytes(field: str) -> int:
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     """By how much one call of a warmed-up `run` raises this process's memory at most; median of 3.
 
-    CPU: growth of the resident set, its high-water mark reset before the call and the allocator's free pages
+    CPU: growth of the resident set, its high-water mark reset before the call and the allocators' free pages
     given back, so that every library is measured alike, to about 0.5 MB. CUDA: growth of torch's allocated
     bytes.
     """
@@ -199,6 +201,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
             synchronize(device)
             growth.append(torch.cuda.max_memory_allocated(device) - before)
         else:
+            ade_fast.release_memory()
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to VmRSS (man 5 proc)
             before = _status_bytes("VmRSS")
@@ -208,10 +211,10 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 
 def kept_bytes(forward: Callable[[], object], device: torch.device) -> int:
-    """Bytes that torch's allocator handed out during `forward` and has not got back while its result lives.
+    """Bytes that the allocators handed out during `forward` and have not got back while its result lives.
 
     That is what waits for the backward pass, whoever holds it (autograd, an autograd function, Python), and
-    the outputs themselves. Exact: the profiler sees every allocation.
+    the outputs themselves. Exact: the profiler sees every allocation of torch's, and ade_fast's pool counts its own.
     """
     gc.collect()
     if device.type == "cuda":
@@ -222,11 +225,13 @@ def kept_bytes(forward: Callable[[], object], device: torch.device) -> int:
         kept = torch.cuda.memory_allocated(device) - before
     else:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it announces each profile on stderr
+        pooled = ade_fast.memory_in_use()
         activities = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
             result = forward()
             gc.collect()
         kept = sum(event.self_cpu_memory_usage for event in profile.key_averages())
+        kept += ade_fast.memory_in_use() - pooled
     del result
     return kept
 

@@ -141,16 +141,25 @@ def named(outputs: tuple, *names: str) -> Results:
 
 def op_unroll(data: Data, precision: str = "highest") -> Results:
     out = torch.ops.ade_fast.mlp_unroll(
-        data.x0, data.v0, *data.steps(), data.weights, data.biases, *data.network(precision), *data.clips(), True, True
+        data.x0,
+        data.v0,
+        *data.steps(),
+        data.weights,
+        data.biases,
+        *data.network(precision),
+        *data.clips(),
+        True,
+        True,
+        False,
     )
-    return named(out, "x_end", "v_end", "x", "v", "bits")
+    return named(out, "x_end", "v_end", "x", "v", "bits", "products")
 
 
 def op_unroll_backward(data: Data, kept: Results, precision: str = "highest", weights: bool = True) -> Results:
     bits = kept["bits"] if "bits" in kept else torch.empty(0, dtype=torch.uint8, device=data.x0.device)
     out = torch.ops.ade_fast.mlp_unroll_backward(
         data.dx, data.dv, data.v0, *data.steps(), data.weights, data.biases, kept["x"], kept["v"], bits,
-        *data.network(precision), *data.clips(), weights,
+        data.x0.new_empty(0), *data.network(precision), *data.clips(), weights,
     )  # fmt: skip
     names = ("dx0", "dv0", "dkick", "ddrift", "dlog_decay", "dlog_stretch", "dweights", "dbiases")
     return named(out, *names)

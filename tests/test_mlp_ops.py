@@ -214,14 +214,38 @@ def test_plain_sequential() -> None:
 
 
 @every_option
-def test_backward_with_and_without_kept_bits_agree(option: str) -> None:
-    case = Case.make(make_potential("leaky_relu", 3), batch=9, dim=3, steps=3)
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
+def test_backward_agrees_whatever_is_kept(activation: str, option: str) -> None:
+    """Bit for bit: what was kept is what would be computed again. Three hidden layers of different widths."""
+    case = Case.make(make_potential(activation, 3, (32, 96, 64)), batch=70, dim=3, steps=3)
     results = []
-    for keep_bits in (False, True):
-        x, v, _ = case.fused(OPTIONS[option], keep_bits=keep_bits)
+    for bits, products in ((False, False), (True, False), (True, True)):
+        x, v, _ = case.fused(OPTIONS[option], keep_bits=bits, keep_products=products)
         leaves = case.leaves(OPTIONS[option].kind)
         results.append(derivatives([x, v], leaves, [torch.ones_like(x), torch.ones_like(v)]))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("layers", LAYERS)
+def test_products_take_the_bytes_that_are_foretold(activation: str, layers: int) -> None:
+    field = MLPField.match(make_potential(activation, 2, LAYERS[layers]))
+    weights, biases = field.weights()
+    x = torch.zeros(5, 2, dtype=torch.float64)
+    steps = torch.full((5, 2), 0.1, dtype=torch.float64)
+    for keep in (False, True):
+        *_, products = torch.ops.ade_fast.mlp_unroll(
+            x, x, steps, steps[1:], None, None, weights, biases, *field.spec._numbers, 1.0, 0, 0.0, 0, 0.0,
+            -math.inf, math.inf, False, False, True, keep,
+        )  # fmt: skip
+        assert products.nbytes == (field.spec.product_bytes(5, 4, torch.float64) if keep else 0)
+
+
+def test_products_need_the_bits() -> None:
+    case = Case.make(make_potential("relu", 3), batch=2, dim=3, steps=1)
+    with pytest.raises(ValueError, match="keep_products needs keep_bits"):
+        case.fused(OPTIONS["leapfrog"], keep_bits=False, keep_products=True)
 
 
 @pytest.mark.parametrize("gradient", ["full", "truncated", "stopped"])
@@ -462,7 +486,7 @@ def test_kept_bits_do_not_depend_on_the_instruction_set(isa) -> None:
     found = []
     for name in ("base", "avx2", "avx512"):
         if isa(name):
-            found.append(forward_op(field, case)[-1])
+            found.append(forward_op(field, case)[4])
     assert all(torch.equal(found[0], other) for other in found[1:])
     z = case.potential.linears[0](case.x0)
     unpacked = (found[0][0].unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1
@@ -472,11 +496,11 @@ def test_kept_bits_do_not_depend_on_the_instruction_set(isa) -> None:
 # -------------------------------------------------------------------------------------------------- the operators
 
 
-def forward_op(field: MLPField, case: Case, keep=(True, True), detach=True) -> tuple[Tensor, ...]:
+def forward_op(field: MLPField, case: Case, keep=(True, True, True), detach=True) -> tuple[Tensor, ...]:
     return torch.ops.ade_fast.mlp_unroll(*unroll_arguments(field, case, keep, detach))
 
 
-def unroll_arguments(field: MLPField, case: Case, keep=(True, True), detach=False) -> list:
+def unroll_arguments(field: MLPField, case: Case, keep=(True, True, True), detach=False) -> list:
     options = OPTIONS["generalized, norm and value clip, range"]
     kick, log_decay = generalized_kicks(case.eta / 2, case.scale_v)
     stretch = case.scale_x.expand(case.eta.shape).contiguous()
@@ -502,15 +526,15 @@ def test_opcheck(activation: str) -> None:
     case = Case.make(make_potential(activation, 2, (32, 32), dtype=torch.float32), 5, 2, 2, torch.float32)
     field = MLPField.match(case.potential)
     ops = torch.ops.ade_fast
-    for keep in ((True, True), (False, False)):
+    for keep in ((True, True, True), (True, True, False), (False, False, False)):
         torch.library.opcheck(ops.mlp_unroll.default, tuple(leaf_copies(unroll_arguments(field, case, keep))))
     given = unroll_arguments(field, case, detach=True)
-    x_end, v_end, x, v, bits = ops.mlp_unroll(*given)
-    numbers = given[8:-2]
+    x_end, v_end, x, v, bits, products = ops.mlp_unroll(*given)
+    numbers = given[8:-3]
     for want in (False, True):
         torch.library.opcheck(
             ops.mlp_unroll_backward.default,
-            (x_end, v_end, given[1], *given[2:8], x, v, bits, *numbers, want),
+            (x_end, v_end, given[1], *given[2:8], x, v, bits, products, *numbers, want),
         )
     weights, biases = given[6:8]
     for want in ((True, True), (True, False), (False, True)):

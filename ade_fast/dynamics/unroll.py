@@ -22,6 +22,7 @@ from ..fields import (
     choose_plan,
     effective_weights,
     keeps_kinks,
+    memory_budget,
     modules_of,
     own_parameters,
     pinned_to,
@@ -216,10 +217,19 @@ def _fused(
         if why is not None and type(potential) is MLPPotential:
             note_slow_path(f"mlp {why}", f"{layer}: the fused MLP kernels do not take this call ({why}): autograd does")
         return None
-    memory = "states" if options.memory == "states" else "graph"
+    keep = _keeps_products(field, program, args[0], options)
     with torch.set_grad_enabled(torch.is_grad_enabled() and options.gradient != "none"):
-        outputs = program.fused(field, args, gradient=options.gradient_mode, keep_bits=memory == "graph")
+        outputs = program.fused(
+            field, args, gradient=options.gradient_mode, keep_bits=options.memory != "states", keep_products=keep
+        )
+    memory = "graph" if keep else "states"
     return None if outputs is None else (outputs, Plan(memory, "mlp", field.spec.piecewise_linear))
+
+
+def _keeps_products(field: MLPField, program: Program, x0: Tensor, options: Options) -> bool:
+    if options.memory != "auto":
+        return options.memory == "graph"
+    return field.spec.product_bytes(len(x0), program.n_kicks - 1, x0.dtype) <= memory_budget(x0.device)
 
 
 class _TruncatedGradient(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear
 from .layout import Layout
-from .memory import memory_budget, set_memory_budget
+from .memory import memory_budget, memory_in_use, release_memory, set_memory_budget
 from .mlp import MLPField, generalized_kicks
 from .modules import (
     effective_weights,
@@ -31,11 +31,13 @@ __all__ = [
     "generalized_kicks",
     "keeps_kinks",
     "memory_budget",
+    "memory_in_use",
     "modules_of",
     "own_parameters",
     "pinned",
     "pinned_to",
     "probe_potential",
     "refuse_unfit_modules",
+    "release_memory",
     "set_memory_budget",
 ]

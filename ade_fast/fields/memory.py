@@ -1,4 +1,4 @@
-"""How many bytes the backward pass may hold, and how many an evaluation's graph would take."""
+"""How many bytes the backward pass may hold, how many an evaluation's graph would take, and the operators' pool."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from .. import _C
 
 _budget: int | None = None
 
@@ -31,6 +33,23 @@ def memory_budget(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory // 4
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def memory_in_use() -> int:
+    """Bytes of CPU memory that the operators hold: what unrolls keep for their backward pass, and workspaces.
+
+    They come from a pool of the package's own, which torch's profiler does not see.
+    """
+    return _C.pool_bytes()[0]
+
+
+def release_memory() -> None:
+    """Gives the operators' unused CPU memory back to the operating system.
+
+    Freed blocks wait for the next call, which usually asks for the same sizes: up to a sixteenth of the machine's
+    memory. (On CUDA there is torch's own pool: `torch.cuda.empty_cache`.)
+    """
+    _C.release_pool()
 
 
 WeakVersions = list[tuple["weakref.ref[Tensor]", int]]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .. import _mlp_ops  # noqa: F401  (registers the operators' derivatives)
+from .._mlp_ops import wants_grad  # (the import registers the operators' derivatives)
 from .._ops import build_info, ops
 from ..potentials.mlp import MLPPotential
 
@@ -49,6 +49,11 @@ class MLPSpec:
     @property
     def piecewise_linear(self) -> bool:
         return self.activation in ("relu", "leaky_relu")
+
+    def product_bytes(self, rows: int, n_steps: int, dtype: torch.dtype) -> int:
+        """What ``mlp_unroll(keep_products=True)`` keeps on the CPU, of an unroll of `n_steps` for `rows` samples."""
+        columns = sum(self.hidden[:-1]) + (0 if self.piecewise_linear else sum(self.hidden[1:]))
+        return (n_steps + 1) * columns * rows * dtype.itemsize
 
     @property
     def _numbers(self) -> tuple[int, float, int]:
@@ -174,6 +179,7 @@ def mlp_unroll(
     bounds: tuple[float, float] = _NO_RANGE,
     gradient: str = "full",
     keep_bits: bool = True,
+    keep_products: bool = False,
 ) -> UnrollEnd:
     """T + 1 merged kicks and T drifts of leapfrog, damped or generalized leapfrog with constant scales: one operator.
 
@@ -188,17 +194,22 @@ def mlp_unroll(
     Returns: x^T, v^T, and log_det [B] = Σ log decay + Σ log stretch, the same for every sample.
     Gradients: of every tensor; once differentiable. gradient "truncated" gives none to the weights, "stopped" takes
     ∇f(x_t) for constants.
-    Memory: x_t, v_t, and with `keep_bits` one bit per hidden unit of a piecewise-linear potential (its backward pass is
-    a quarter faster with them). The results do not depend on the number of threads.
+    Memory: x_t, v_t; with `keep_bits` one bit per hidden unit of a piecewise-linear potential; with `keep_products` on
+    the CPU `MLPSpec.product_bytes` for the matrix products that the backward pass would compute again (CUDA computes
+    them again in any case). Each makes the backward pass faster by about a quarter. Only a call that autograd records
+    keeps anything. The results do not depend on the number of threads.
     """
+    if keep_products and spec.piecewise_linear and not keep_bits:
+        raise ValueError("mlp_unroll: keep_products needs keep_bits where the potential is piecewise linear")
     if gradient not in ("full", "truncated", "stopped"):
         raise ValueError(f"mlp_unroll: gradient must be 'full', 'truncated' or 'stopped', got {gradient!r}")
     weights, biases = list(weights), list(biases)
     if gradient != "full":
         weights, biases = [w.detach() for w in weights], [b.detach() for b in biases]
+    recorded = wants_grad(x0, v0, kick, drift, log_decay, log_stretch, *weights, *biases)
     x, v, *_ = ops.mlp_unroll(
         x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *spec._numbers, damping, *grad_clip,
-        *momentum_clip, *bounds, gradient == "stopped", False, keep_bits,
+        *momentum_clip, *bounds, gradient == "stopped", False, recorded and keep_bits, recorded and keep_products,
     )  # fmt: skip
     log_det = x0.new_zeros(())
     if log_decay is not None:

@@ -100,12 +100,13 @@ MlpDynamics dynamics_of(Op& op, const Tensor& kick, const Tensor& drift,
   return dynamics;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
     const Tensor& x0, const Tensor& v0, const Tensor& kick, const Tensor& drift,
     const std::optional<Tensor>& log_decay, const std::optional<Tensor>& log_stretch, const Tensors& weights,
     const Tensors& biases, int64_t activation, double parameter, int64_t precision, double damping,
     int64_t grad_clip, double grad_bound, int64_t momentum_clip, double momentum_bound, double lo, double hi,
-    bool /* stopped: for the derivative */, bool keep_states, bool keep_bits) {
+    bool /* stopped: for the derivative */, bool keep_states, bool keep_bits,
+    bool keep_products) {
   Op op("mlp_unroll", "x0", x0);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpUnroll args{};
@@ -119,27 +120,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
   args.v0 = op.states("v0", v0);
   const int64_t rows = op.rows(), dim = op.cols(), steps = args.dynamics.steps;
   const Tensor x_end = op.new_states(), v_end = op.new_states();
-  const Tensor x = keep_states ? op.new_of_shape({steps + 1, rows, dim}) : op.absent();
-  const Tensor v = keep_states ? op.new_of_shape({steps, rows, dim}) : op.absent();
+  const Tensor x = keep_states ? op.keep_of_shape({steps + 1, rows, dim}) : op.absent();
+  const Tensor v = keep_states ? op.keep_of_shape({steps, rows, dim}) : op.absent();
   const bool bits_wanted = keep_bits && piecewise_linear(network.shape.activation);
   const Tensor bits =
-      op.new_bytes(bits_wanted ? std::initializer_list<int64_t>{steps + 1, rows, network.bit_bytes}
+      op.keep_bytes(bits_wanted ? std::initializer_list<int64_t>{steps + 1, rows, network.bit_bytes}
                                : std::initializer_list<int64_t>{0});
+  // On CUDA, computing them again is cheaper than fetching them.
+  const bool products_wanted = keep_products && !op.on_cuda();
+  const Tensor products =
+      products_wanted ? op.keep_of_shape({steps + 1, product_columns(network.shape), rows}) : op.absent();
   args.x_end = x_end.data_ptr();
   args.v_end = v_end.data_ptr();
   args.x = keep_states ? x.data_ptr() : nullptr;
   args.v = keep_states ? v.data_ptr() : nullptr;
   args.bits = bits_wanted ? static_cast<uint8_t*>(bits.data_ptr()) : nullptr;
+  args.products = products_wanted ? products.data_ptr() : nullptr;
   args.workers = workers();
   op.run(args);
-  return {x_end, v_end, x, v, bits};
+  return {x_end, v_end, x, v, bits, products};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensors, Tensors> mlp_unroll_backward(
     const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0, const Tensor& kick, const Tensor& drift,
     const std::optional<Tensor>& log_decay, const std::optional<Tensor>& log_stretch, const Tensors& weights,
-    const Tensors& biases, const Tensor& x, const Tensor& v, const Tensor& bits, int64_t activation,
-    double parameter, int64_t precision, double damping, int64_t grad_clip, double grad_bound,
+    const Tensors& biases, const Tensor& x, const Tensor& v, const Tensor& bits, const Tensor& products,
+    int64_t activation, double parameter, int64_t precision, double damping, int64_t grad_clip, double grad_bound,
     int64_t momentum_clip, double momentum_bound, double lo, double hi, bool stopped, bool want_weights) {
   Op op("mlp_unroll_backward", "dx_end", dx_end);
   const Network network(op, weights, biases, activation, parameter, precision);
@@ -156,6 +162,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensors, Tensors> mlp
   args.v = op.of_shape("v", v, "every kept state", {steps, rows, dim});
   if (bits.dim() == 3)
     args.bits = op.bytes("bits", bits, "every kept bit", {steps + 1, rows, network.bit_bytes});
+  if (products.dim() == 3 && !op.on_cuda()) {
+    if (!args.bits && piecewise_linear(network.shape.activation)) op.fail("products must come with bits");
+    args.products = op.of_shape("products", products, "every kept product",
+                                {steps + 1, product_columns(network.shape), rows});
+  }
   if (stopped && want_weights) op.fail("a stopped gradient has no gradients of the weights");
   args.stopped = stopped;
   args.dx_end = op.states("dx_end", dx_end);
@@ -241,11 +252,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
       "Tensor[] weights, Tensor[] biases, int activation, float parameter, int precision, float damping, int "
       "grad_clip, "
       "float grad_bound, int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, "
-      "bool keep_states, bool keep_bits) -> (Tensor x_end, Tensor v_end, Tensor x, Tensor v, Tensor bits)");
+      "bool keep_states, bool keep_bits, bool keep_products) -> (Tensor x_end, Tensor v_end, Tensor x, Tensor "
+      "v, Tensor bits, Tensor products)");
   m.def(
       "mlp_unroll_backward(Tensor dx_end, Tensor dv_end, Tensor v0, Tensor kick, Tensor drift, "
       "Tensor? log_decay, Tensor? log_stretch, Tensor[] weights, Tensor[] biases, Tensor x, Tensor v, "
-      "Tensor bits, int activation, float parameter, int precision, float damping, int grad_clip, float "
+      "Tensor bits, Tensor products, int activation, float parameter, int precision, float damping, int grad_clip, float "
       "grad_bound, "
       "int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, bool want_weights) "
       "-> (Tensor dx0, Tensor dv0, Tensor dkick, Tensor ddrift, Tensor dlog_decay, Tensor dlog_stretch, "

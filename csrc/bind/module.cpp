@@ -4,6 +4,7 @@
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
 
+#include "bind/pool.h"
 #include "launch/cpu_isa.h"
 
 namespace {
@@ -29,11 +30,24 @@ PyObject* select_isa(PyObject*, PyObject* name) {
   Py_RETURN_NONE;
 }
 
+PyObject* pool_bytes(PyObject*, PyObject*) {
+  return Py_BuildValue("(LL)", static_cast<long long>(ade::bind::pool::bytes_taken()),
+                       static_cast<long long>(ade::bind::pool::bytes_waiting()));
+}
+
+PyObject* release_pool(PyObject*, PyObject*) {
+  ade::bind::pool::release();
+  Py_RETURN_NONE;
+}
+
 PyMethodDef g_methods[] = {
     {"build_info", build_info, METH_NOARGS,
      "What this extension was built with, and the instruction set it runs in."},
     {"select_isa", select_isa, METH_O,
      "Run the CPU kernels in this instruction set: 'base', 'avx2' or 'avx512'."},
+    {"pool_bytes", pool_bytes, METH_NOARGS,
+     "Bytes of the CPU operators' pool that are in use, and that wait for the next call."},
+    {"release_pool", release_pool, METH_NOARGS, "Gives what waits in the pool back to the operating system."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -6,6 +6,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "bind/pool.h"
+
 // Renamed between 2.11 and 2.13.
 #ifdef STABLE_TORCH_ERROR_CODE_CHECK
 #define ADE_TORCH_CHECK STABLE_TORCH_ERROR_CODE_CHECK
@@ -179,19 +181,48 @@ void Op::range(double lo, double hi) const {
     fail("lo must not exceed hi, got lo " + std::to_string(lo) + " and hi " + std::to_string(hi));
 }
 
+// Returns the number of entries.
+static int64_t contiguous_strides(std::initializer_list<int64_t> shape, int64_t* strides) {
+  const int64_t* const sizes = shape.begin();
+  int64_t stride = 1, count = 1;
+  for (size_t i = shape.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= sizes[i] > 0 ? sizes[i] : 1;
+    count *= sizes[i];
+  }
+  return count;
+}
+
 Tensor Op::empty(std::initializer_list<int64_t> shape, int32_t torch_dtype) const {
   const int64_t* const sizes = shape.begin();
   int64_t strides[4];
-  int64_t stride = 1;
-  for (size_t i = shape.size(); i-- > 0; stride *= sizes[i] > 0 ? sizes[i] : 1) strides[i] = stride;
+  contiguous_strides(shape, strides);
   AtenTensorHandle handle;
   ADE_TORCH_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), sizes, strides, torch_dtype,
                                            device_type_, device_index_, &handle));
   return Tensor(handle);
 }
 
+// torch has a pool of its own on CUDA, and small blocks do not go back to the operating system.
+Tensor Op::pooled(std::initializer_list<int64_t> shape, int32_t torch_dtype, int64_t itemsize) const {
+  constexpr int64_t kSmall = 64 << 10;
+  const int64_t* const sizes = shape.begin();
+  int64_t strides[4];
+  const int64_t bytes = itemsize * contiguous_strides(shape, strides);
+  if (bytes < kSmall || on_cuda()) return empty(shape, torch_dtype);
+  void* const block = pool::take(bytes);
+  AtenTensorHandle handle;
+  const auto deleter = [](void* data, void*) { pool::give_back(data); };
+  const auto error = torch_from_blob(block, static_cast<int64_t>(shape.size()), sizes, strides, 0, torch_dtype,
+                                     device_type_, device_index_, &handle, aoti_torch_layout_strided(), nullptr,
+                                     0, deleter, nullptr);
+  if (error) pool::give_back(block);
+  ADE_TORCH_CHECK(error);
+  return Tensor(handle);
+}
+
 std::optional<Tensor> Op::workspace(int64_t bytes) const {
-  return bytes > 0 ? std::optional<Tensor>(empty({bytes}, aoti_torch_dtype_uint8())) : std::nullopt;
+  return bytes > 0 ? std::optional<Tensor>(pooled({bytes}, aoti_torch_dtype_uint8(), 1)) : std::nullopt;
 }
 
 Tensor Op::new_states() const { return empty({rows_, cols_}, torch_dtype_); }
@@ -202,8 +233,11 @@ Tensor Op::new_scale(const std::optional<Tensor>& scale) const {
 }
 Tensor Op::absent() const { return empty({0}, accumulate_); }
 Tensor Op::new_of_shape(std::initializer_list<int64_t> shape) const { return empty(shape, torch_dtype_); }
-Tensor Op::new_bytes(std::initializer_list<int64_t> shape) const {
-  return empty(shape, aoti_torch_dtype_uint8());
+Tensor Op::keep_of_shape(std::initializer_list<int64_t> shape) const {
+  return pooled(shape, torch_dtype_, dtype_ == kFloat64 ? 8 : dtype_ == kFloat32 ? 4 : 2);
+}
+Tensor Op::keep_bytes(std::initializer_list<int64_t> shape) const {
+  return pooled(shape, aoti_torch_dtype_uint8(), 1);
 }
 
 #ifdef ADE_WITH_CUDA

@@ -54,7 +54,9 @@ class Op {
   Tensor new_scale(const std::optional<Tensor>& scale) const;  // of the scale's shape; absent() without one
   Tensor absent() const;                                       // [0] A
   Tensor new_of_shape(std::initializer_list<int64_t> shape) const;  // S
-  Tensor new_bytes(std::initializer_list<int64_t> shape) const;     // uint8
+  // For the backward pass: on the CPU from the pool.
+  Tensor keep_of_shape(std::initializer_list<int64_t> shape) const;  // S
+  Tensor keep_bytes(std::initializer_list<int64_t> shape) const;     // uint8
 
   // Runs on the states' device, on torch's threads or current stream. Throws where the device reports an
   // error.
@@ -68,6 +70,7 @@ class Op {
              std::initializer_list<int64_t> shape) const;
   const void* contiguous_data(const Tensor& tensor);
   Tensor empty(std::initializer_list<int64_t> shape, int32_t torch_dtype) const;
+  Tensor pooled(std::initializer_list<int64_t> shape, int32_t torch_dtype, int64_t itemsize) const;
   std::optional<Tensor> workspace(int64_t bytes) const;
   void check_cuda(int code) const;
   void* cuda_stream() const;

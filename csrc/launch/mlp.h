@@ -49,6 +49,7 @@ struct MlpUnroll {
   void* x;          // [T+1, B, D] x_0 .. x_T for the backward pass, or null: not wanted
   void* v;          // [T, B, D] v_0 .. v_{T-1}, each after its kick, or null
   uint8_t* bits;    // [T+1, B, Σ n_l / 8] of a piecewise-linear potential: z > 0, unit by unit; or null
+  void* products;   // [T+1, product_columns, B], in an order of the kernels' own; or null. Of the CPU alone
   int32_t workers;  // at most so many threads will run; the results do not depend on it
   void* workspace;
 };
@@ -63,6 +64,7 @@ struct MlpUnrollBackward {
   const void* x;        // [T+1, B, D]
   const void* v;        // [T, B, D]
   const uint8_t* bits;  // [T+1, B, Σ n_l / 8], or null: not kept
+  const void* products;  // [T+1, product_columns, B], or null: not kept; with the bits, where there are bits
   bool stopped;         // F(x_t) is a constant: no second-order products; every dweights is null
   const void* dx_end;   // [B, D]
   const void* dv_end;   // [B, D]

@@ -42,7 +42,7 @@ struct Field {
       tile.want.gradient = args.grad != nullptr;
       for (int64_t task; (task = queue.next()) >= 0;) {
         const int64_t first = cut.begin(task), rows = cut.begin(task + 1) - first;
-        tile.begin(static_cast<int>(rows), nullptr);
+        tile.begin(static_cast<int>(rows), nullptr, {});
         memcpy(tile.x, static_cast<const T*>(args.x) + first * dim, rows * dim * sizeof(T));
         first_order(tile, tile.want);
         if (args.value) memcpy(static_cast<T*>(args.value) + first, tile.value, rows * sizeof(T));
@@ -105,7 +105,7 @@ struct FieldBackward {
         tile.sums = &sums;
         for (int64_t t = group.begin(g); t < group.begin(g + 1); ++t) {
           const int64_t first = cut.begin(t), rows = cut.begin(t + 1) - first, bytes = rows * dim * sizeof(T);
-          tile.begin(static_cast<int>(rows), nullptr);
+          tile.begin(static_cast<int>(rows), nullptr, {});
           memcpy(tile.x, static_cast<const T*>(args.x) + first * dim, bytes);
           if (args.dgrad) memcpy(tile.dgradient, static_cast<const T*>(args.dgrad) + first * dim, bytes);
           if (args.dvalue) memcpy(tile.dvalue, static_cast<const T*>(args.dvalue) + first, rows * sizeof(T));

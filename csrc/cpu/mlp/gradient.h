@@ -7,10 +7,10 @@ namespace ade {
 namespace ADE_ISA {
 namespace mlp {
 
-// panel_ holds z; leaves h_l, φ'_l, φ''_l and, at the top, f, δ_L and φ''_L G_L.
+// From a panel of z_l; leaves h_l, φ'_l, φ''_l and, at the top, f, δ_L and φ''_L G_L.
 template <class T>
 template <class Function, bool Last, bool Value>
-void Tile<T>::activate_smooth_rows(int l, int p) {
+void Tile<T>::activate_smooth_rows(int l, int p, const T* z) {
   const bool bend = bends();
   T* const h = hidden_[l] + p * panel_size();
   T* const slope = slope_[l] + p * panel_size();
@@ -21,7 +21,7 @@ void Tile<T>::activate_smooth_rows(int l, int p) {
 #pragma GCC unroll 4
     for (int j = 0; j < kRegisters; ++j) {
       const int64_t at = r * kPanel<T> + j * kLanes;
-      const auto phi = Function::at(simd::load(panel_ + at), parameter);
+      const auto phi = Function::at(simd::load(z + at), parameter);
       const V grad = Last ? simd::load(network_.out + p * kPanel<T> + j * kLanes) : simd::broadcast<T>(1);
       if (Value) simd::store<T>(h + at, phi.value);
       if (Value && Last && want.value) value[r] += simd::sum<T>(phi.value * grad);
@@ -34,18 +34,18 @@ void Tile<T>::activate_smooth_rows(int l, int p) {
 
 template <class T>
 template <class Function>
-void Tile<T>::activate_smooth(int l, int p) {
+void Tile<T>::activate_smooth(int l, int p, const T* z) {
   if (l < shape_.layers) {
-    activate_smooth_rows<Function, false, true>(l, p);
+    activate_smooth_rows<Function, false, true>(l, p, z);
   } else if (want.value || dvalue) {
-    activate_smooth_rows<Function, true, true>(l, p);
+    activate_smooth_rows<Function, true, true>(l, p, z);
   } else {  // nobody reads h_L
-    activate_smooth_rows<Function, true, false>(l, p);
+    activate_smooth_rows<Function, true, false>(l, p, z);
   }
 }
 
 template <class T>
-void Tile<T>::activate_linear(int l, int p) {
+void Tile<T>::activate_linear(int l, int p, const T* z) {
   const bool last = l == shape_.layers;
   T* const h = hidden_[l] + p * panel_size();
   T* const delta_l = delta_[l] + p * panel_size();
@@ -56,9 +56,9 @@ void Tile<T>::activate_linear(int l, int p) {
 #pragma GCC unroll 4
     for (int j = 0; j < kRegisters; ++j) {
       const int64_t at = r * kPanel<T> + j * kLanes;
-      const V z = simd::load(panel_ + at);
-      const simd::Mask<T> positive = z > V{};
-      const V phi = PiecewiseLinear<simd::Math<T>>::value(z, a);
+      const V z_r = simd::load(z + at);
+      const simd::Mask<T> positive = z_r > V{};
+      const V phi = PiecewiseLinear<simd::Math<T>>::value(z_r, a);
       bits |= simd::bits_of(positive) << (j * kLanes);
       if (keep_value) simd::store<T>(h + at, phi);
       if (last) {
@@ -80,22 +80,25 @@ void Tile<T>::forward(int l) {
   const T* const in = l == 1 ? x : hidden_[l - 1];
   const int64_t packed_panel = static_cast<int64_t>(columns(l - 1)) * kPanel<T>;
   for (int p = 0; p < panel_count(l); ++p) {
-    multiply(in, l - 1, network_.forward[l] + p * packed_panel, network_.bias[l] + p * kPanel<T>);
+    T* const z = z_panel(l, p);
+    if (z == panel_ || !products_.known) {
+      multiply(in, l - 1, network_.forward[l] + p * packed_panel, network_.bias[l] + p * kPanel<T>, z);
+    }
     switch (shape_.activation) {
       case kSoftplus:
-        activate_smooth<Softplus<M>>(l, p);
+        activate_smooth<Softplus<M>>(l, p, z);
         break;
       case kSilu:
-        activate_smooth<Silu<M>>(l, p);
+        activate_smooth<Silu<M>>(l, p, z);
         break;
       case kTanh:
-        activate_smooth<Tanh<M>>(l, p);
+        activate_smooth<Tanh<M>>(l, p, z);
         break;
       case kElu:
-        activate_smooth<Elu<M>>(l, p);
+        activate_smooth<Elu<M>>(l, p, z);
         break;
       default:
-        activate_linear(l, p);
+        activate_linear(l, p, z);
     }
   }
 }
@@ -117,29 +120,29 @@ void Tile<T>::seed_from_bits() {
   }
 }
 
-// δ_l from panel_ = G_l; φ''_l becomes φ''_l G_l where second-order products will ask for it.
+// δ_l from a panel of G_l; φ''_l becomes φ''_l G_l where second-order products will ask for it.
 template <class T>
-void Tile<T>::backward_smooth(int l, int p) {
+void Tile<T>::backward_smooth(int l, int p, const T* grad) {
   const bool bend = bends();
   const T* const slope = slope_[l] + p * panel_size();
   T* const delta_l = delta_[l] + p * panel_size();
   T* const zeta_l = zeta_[l] + p * panel_size();
   for (int64_t at = 0; at < panel_size(); at += kLanes) {
-    const V grad = simd::load(panel_ + at);
-    simd::store<T>(delta_l + at, delta(grad, simd::load(slope + at)));
-    if (bend) simd::store<T>(zeta_l + at, simd::load(zeta_l + at) * grad);
+    const V g = simd::load(grad + at);
+    simd::store<T>(delta_l + at, delta(g, simd::load(slope + at)));
+    if (bend) simd::store<T>(zeta_l + at, simd::load(zeta_l + at) * g);
   }
 }
 
 template <class T>
-void Tile<T>::backward_linear(int l, int p) {
+void Tile<T>::backward_linear(int l, int p, const T* grad) {
   T* const delta_l = delta_[l] + p * panel_size();
   for (int r = 0; r < rows_; ++r) {
     const uint32_t bits = load_bits(l, p, r);
 #pragma GCC unroll 4
     for (int j = 0; j < kRegisters; ++j) {
       const int64_t at = r * kPanel<T> + j * kLanes;
-      simd::store<T>(delta_l + at, delta(simd::load(panel_ + at), slope_from_bits(bits, j)));
+      simd::store<T>(delta_l + at, delta(simd::load(grad + at), slope_from_bits(bits, j)));
     }
   }
 }
@@ -148,11 +151,13 @@ template <class T>
 void Tile<T>::backward(int l) {
   const int64_t packed_panel = static_cast<int64_t>(columns(l + 1)) * kPanel<T>;
   for (int p = 0; p < panel_count(l); ++p) {
-    multiply(delta_[l + 1], l + 1, network_.backward[l + 1] + p * packed_panel, zeros_);
+    T* const grad = grad_panel(l, p);
+    if (!products_.known)
+      multiply(delta_[l + 1], l + 1, network_.backward[l + 1] + p * packed_panel, zeros_, grad);
     if (linear()) {
-      backward_linear(l, p);
+      backward_linear(l, p, grad);
     } else {
-      backward_smooth(l, p);
+      backward_smooth(l, p, grad);
     }
   }
 }

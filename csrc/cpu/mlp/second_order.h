@@ -14,7 +14,7 @@ void Tile<T>::tangent(int l) {
   const T* const in = l == 1 ? dgradient : tangent_[l - 1];
   const int64_t packed_panel = static_cast<int64_t>(columns(l - 1)) * kPanel<T>;
   for (int p = 0; p < panel_count(l); ++p) {
-    multiply(in, l - 1, network_.forward[l] + p * packed_panel, zeros_);
+    multiply(in, l - 1, network_.forward[l] + p * packed_panel, zeros_, panel_);
     T* const t = tangent_[l] + p * panel_size();
     const T* const slope = slope_[l] + p * panel_size();
     T* const zeta_l = zeta_[l] + p * panel_size();
@@ -47,7 +47,7 @@ void Tile<T>::curvature(int l) {
     for (int r = 0; r < rows_; ++r) *sums->out_bias += dvalue[r];
   }
   for (int p = 0; p < panel_count(l); ++p) {
-    if (!last) multiply(zeta_[l + 1], l + 1, network_.backward[l + 1] + p * packed_panel, zeros_);
+    if (!last) multiply(zeta_[l + 1], l + 1, network_.backward[l + 1] + p * packed_panel, zeros_, panel_);
     const T* const h = hidden_[l] + p * panel_size();
     const T* const slope = slope_[l] + p * panel_size();
     const T* const delta_l = delta_[l] + p * panel_size();

@@ -33,8 +33,9 @@ struct Groups {
   int64_t tiles, count;
 
   explicit Groups(int64_t tiles)
-      : tiles(tiles), count(tiles <= 8 ? tiles : max_of(8, min_of(64, ceil_div(tiles, 2)))) {}
-  int64_t begin(int64_t group) const { return group * tiles / count; }
+      : tiles(tiles), count(tiles <= 8 ? tiles : max_of(8, min_of(64, ceil_div(tiles, 4) * 2))) {}
+  // The larger groups first, so that none of them is left for the end.
+  int64_t begin(int64_t group) const { return group * (tiles / count) + min_of(group, tiles % count); }
 };
 
 // Tasks 0 .. count - 1, each handed out once.

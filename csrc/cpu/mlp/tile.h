@@ -22,13 +22,29 @@ struct TileUse {
   }
 };
 
+// The products through hidden layers, z_l (l >= 2, of a smooth φ) and G_l (l < L), kept from the forward unroll
+// for the backward pass: panels [panel, B, kPanel] of one step. Their order is this folder's own.
+template <class T>
+struct Products {
+  T* data;       // at the tile's first row, or null: not kept
+  int64_t rows;  // B
+  bool known;    // to be read, not computed
+
+  // Step t of `kept` [T+1, ...], the tile's rows from `first` on.
+  static Products at(void* kept, const MlpShape& shape, int64_t rows, int64_t t, int64_t first, bool known) {
+    if (!kept) return {nullptr, 0, false};
+    return {static_cast<T*>(kept) + t * rows * product_columns(shape) + first * kPanel<T>, rows, known};
+  }
+};
+
 template <class T>
 class Tile {
  public:
   Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena);
 
-  // The samples at hand: rows of x, and where the piecewise-linear bits live (null: in the tile).
-  void begin(int rows, uint8_t* bits);
+  // The samples at hand: rows of x, where the piecewise-linear bits live (null: in the tile), and where the
+  // products do.
+  void begin(int rows, uint8_t* bits, Products<T> products);
 
   int layers() const { return shape_.layers; }
 
@@ -64,8 +80,16 @@ class Tile {
   bool linear() const { return piecewise_linear(shape_.activation); }
   bool bends() const { return want.tangent && !linear(); }
 
-  // panel_ [rows, kPanel] = start + (activations of layer l) times a packed panel.
-  void multiply(const T* activations, int l, const T* packed, const T* start);
+  // out [rows, kPanel] = start + (activations of layer l) times a packed panel.
+  void multiply(const T* activations, int l, const T* packed, const T* start, T* out);
+  // Where panel p of z_l and of G_l is computed, or lies already (products_.known).
+  T* z_panel(int l, int p) const {
+    const bool kept = products_.data && l > 1 && !linear();
+    return kept ? products_.data + (first_z_ + first_unit_[l] + p * kPanel<T>)*products_.rows : panel_;
+  }
+  T* grad_panel(int l, int p) const {
+    return products_.data ? products_.data + (first_unit_[l] + p * kPanel<T>)*products_.rows : panel_;
+  }
   // out [rows, D] = a W_1 for panels a of layer 1.
   void project(const T* a, T* out);
   template <int D, int R>
@@ -80,12 +104,12 @@ class Tile {
   void store_bits(int l, int p, int row, uint32_t bits) const;
 
   template <class Function>
-  void activate_smooth(int l, int p);
+  void activate_smooth(int l, int p, const T* z);
   template <class Function, bool Last, bool Value>
-  void activate_smooth_rows(int l, int p);
-  void activate_linear(int l, int p);
-  void backward_smooth(int l, int p);
-  void backward_linear(int l, int p);
+  void activate_smooth_rows(int l, int p, const T* z);
+  void activate_linear(int l, int p, const T* z);
+  void backward_smooth(int l, int p, const T* grad);
+  void backward_linear(int l, int p, const T* grad);
 
   // sums [kPanel] += total
   static void add_to(T* sums, const V (&total)[kRegisters]) {
@@ -108,6 +132,8 @@ class Tile {
   uint8_t* own_bits_;
   uint8_t* bits_;       // [rows, Σ n_l / 8]
   int64_t bit_stride_;  // bytes of one row
+  Products<T> products_;
+  int first_z_;  // column of the kept z_2, less first_unit_[2]
   int first_unit_[kMaxHiddenLayers + 2];
 };
 
@@ -120,6 +146,7 @@ Tile<T>::Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena
   first_unit_[1] = 0;
   for (int l = 1; l <= layers; ++l) first_unit_[l + 1] = first_unit_[l] + columns(l);
   bit_stride_ = first_unit_[layers + 1] / 8;
+  first_z_ = first_unit_[layers] - columns(1);
 
   const int64_t points = static_cast<int64_t>(capacity) * shape_.dim;
   zeros_ = arena.take<T>(kPanel<T>);
@@ -147,18 +174,19 @@ Tile<T>::Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena
 }
 
 template <class T>
-void Tile<T>::begin(int rows, uint8_t* bits) {
+void Tile<T>::begin(int rows, uint8_t* bits, Products<T> products) {
   rows_ = rows;
+  products_ = products;
   bits_ = bits ? bits : own_bits_;
 }
 
 template <class T>
-void Tile<T>::multiply(const T* activations, int l, const T* packed, const T* start) {
+void Tile<T>::multiply(const T* activations, int l, const T* packed, const T* start, T* out) {
   if (l == 0) {
-    product<T, 0, 1>(rows_, {activations, shape_.dim, 1, 0}, {packed, 0}, 1, shape_.dim, {start, 0}, panel_);
+    product<T, 0, 1>(rows_, {activations, shape_.dim, 1, 0}, {packed, 0}, 1, shape_.dim, {start, 0}, out);
   } else {
     product<T, kPanel<T>, 1>(rows_, {activations, kPanel<T>, 1, panel_size()},
-                             {packed, kPanel<T> * kPanel<T>}, panel_count(l), kPanel<T>, {start, 0}, panel_);
+                             {packed, kPanel<T> * kPanel<T>}, panel_count(l), kPanel<T>, {start, 0}, out);
   }
 }
 
@@ -197,7 +225,8 @@ void Tile<T>::project(const T* a, T* out) {
   if (dim == 3) return narrow(Constant<3>{}, Constant<2>{});
   if (dim == 4) return narrow(Constant<4>{}, Constant<2>{});
   for (int p = 0; p < panels(dim, kPanel<T>); ++p) {
-    multiply(a, 1, network_.backward[1] + static_cast<int64_t>(p) * columns(1) * kPanel<T>, zeros_);
+    multiply(a, 1, network_.backward[1] + static_cast<int64_t>(p) * columns(1) * kPanel<T>, zeros_,
+             panel_);
     const int first = p * kPanel<T>, size = dim - first < kPanel<T> ? dim - first : kPanel<T>;
     for (int r = 0; r < rows_; ++r) {
       for (int c = 0; c < size; ++c) out[r * dim + first + c] = panel_[r * kPanel<T> + c];

@@ -118,10 +118,12 @@ struct UnrollBackward {
     memcpy(dv, static_cast<const T*>(args.dv_end) + at, bytes);
     for (int64_t t = args.dynamics.steps; t >= 0; --t) {
       if (t < args.dynamics.steps) dynamics.drift_vjp(t, rows, x + t * all, v + t * all, dx, dv, steps);
-      // The tile only reads the bits that are given.
-      tile.begin(rows, args.bits
-                           ? const_cast<uint8_t*>(args.bits) + (t * args.dynamics.rows + first) * bit_stride
-                           : nullptr);
+      // The tile only reads the bits and products that are given.
+      tile.begin(
+          rows,
+          args.bits ? const_cast<uint8_t*>(args.bits) + (t * args.dynamics.rows + first) * bit_stride
+                    : nullptr,
+          Products<T>::at(const_cast<void*>(args.products), args.shape, args.dynamics.rows, t, first, true));
       memcpy(tile.x, x + t * all, bytes);
       first_order(tile, tile.want);
       const T* const v_before = t == 0 ? v0 : v + (t - 1) * all;

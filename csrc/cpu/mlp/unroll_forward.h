@@ -74,7 +74,8 @@ struct UnrollForward {
     memcpy(tile.x, static_cast<const T*>(args.x0) + at, bytes);
     memcpy(worker.v, static_cast<const T*>(args.v0) + at, bytes);
     for (int64_t t = 0; t <= args.dynamics.steps; ++t) {
-      tile.begin(rows, args.bits ? args.bits + (t * args.dynamics.rows + first) * bit_stride : nullptr);
+      tile.begin(rows, args.bits ? args.bits + (t * args.dynamics.rows + first) * bit_stride : nullptr,
+                 Products<T>::at(args.products, args.shape, args.dynamics.rows, t, first, false));
       first_order(tile, tile.want);
       dynamics.kick(t, rows, tile.gradient, worker.v);
       if (args.x) memcpy(static_cast<T*>(args.x) + t * all + at, tile.x, bytes);
