@@ -57,6 +57,16 @@ def select_isa(name: str) -> None:
     _C.select_isa(name)
 
 
+def pool_bytes() -> tuple[int, int]:
+    """Bytes of the CPU operators' pool that are in use, and that wait for the next call."""
+    return _C.pool_bytes()
+
+
+def release_pool() -> None:
+    """Gives what waits in the pool back to the operating system."""
+    _C.release_pool()
+
+
 class _WithoutAutograd:
     """The operators below autograd, by name: for callers whose derivatives are their own, at half the call's cost."""
 

@@ -33,7 +33,10 @@ MAY_INCLUDE = {
         "common|steps|potentials|launch|cuda",
         rf"cuda_runtime\.h|cuda_[a-z0-9]+\.h|mma\.h|{CPP_LIBRARY}",
     ),
-    "bind": ("launch|bind", rf"torch/csrc/stable/\w+\.h|torch/headeronly/[\w/]+\.h|dlfcn\.h|{CPP_LIBRARY}"),
+    "bind": (
+        "launch|bind",
+        rf"torch/csrc/stable/\w+\.h|torch/headeronly/[\w/]+\.h|(dlfcn|unistd|sys/mman)\.h|{CPP_LIBRARY}",
+    ),
     "testing": (
         "common|steps|potentials|launch|cpu|cuda|testing",
         rf"pybind11/\w+\.h|{CPP_LIBRARY}",

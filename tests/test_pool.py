@@ -6,7 +6,7 @@ import threading
 import torch
 
 import ade_fast as ade
-from ade_fast import _C
+from ade_fast._ops import pool_bytes
 
 T, B = 20, 200
 
@@ -25,24 +25,24 @@ def test_what_an_unroll_keeps_is_in_use_until_its_backward_pass() -> None:
     assert ade.memory_in_use() - before >= products
     x.sum().backward()
     assert ade.memory_in_use() == before, "freed as soon as it was used"
-    assert _C.pool_bytes()[1] >= products, "and waiting for the next call"
+    assert pool_bytes()[1] >= products, "and waiting for the next call"
 
 
 def test_the_next_call_takes_the_same_block() -> None:
     x, *_ = unroll()
     x.sum().backward()
-    waiting = _C.pool_bytes()[1]
+    waiting = pool_bytes()[1]
     for _ in range(3):
         x, *_ = unroll()
         x.sum().backward()
-    assert _C.pool_bytes()[1] == waiting
+    assert pool_bytes()[1] == waiting
 
 
 def test_release() -> None:
     unroll()[0].sum().backward()
     kept, *_ = unroll()
     ade.release_memory()
-    assert _C.pool_bytes()[1] == 0
+    assert pool_bytes()[1] == 0
     kept.sum().backward()  # what was in use is untouched
     assert torch.isfinite(kept).all()
 

@@ -142,8 +142,9 @@ class Leapfrog(Dynamics):
         sample_range: (lo, hi): x is clamped after every drift. log_det ignores this clip.
         gradient: "full" (21); "truncated" (38): the potential's parameters get no gradient through the unroll;
             "stopped": ∇f(x_t) is a constant; "none": outputs are detached.
-        memory: "graph" keeps autograd's graphs of the evaluations; "states" keeps the states and evaluates again;
-            "auto" takes "graph" while it fits ``ade.set_memory_budget``.
+        memory: "graph" keeps autograd's graphs of the evaluations (the MLP kernels, on the CPU: the products through
+            hidden layers); "states" keeps the states and evaluates again; "auto" takes "graph" while it fits
+            ``ade.set_memory_budget``.
         check_finite: raise `NonFiniteError` naming the step at which a state stops being finite (synchronises).
         check_potential: probe the potential at every call for randomness and for mixing samples of the batch.
 

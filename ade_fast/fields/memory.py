@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .. import _C
+from .._ops import pool_bytes, release_pool
 
 _budget: int | None = None
 
@@ -40,7 +40,7 @@ def memory_in_use() -> int:
 
     They come from a pool of the package's own, which torch's profiler does not see.
     """
-    return _C.pool_bytes()[0]
+    return pool_bytes()[0]
 
 
 def release_memory() -> None:
@@ -49,7 +49,7 @@ def release_memory() -> None:
     Freed blocks wait for the next call, which usually asks for the same sizes: up to a sixteenth of the machine's
     memory. (On CUDA there is torch's own pool: `torch.cuda.empty_cache`.)
     """
-    _C.release_pool()
+    release_pool()
 
 
 WeakVersions = list[tuple["weakref.ref[Tensor]", int]]

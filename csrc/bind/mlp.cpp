@@ -105,8 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
     const std::optional<Tensor>& log_decay, const std::optional<Tensor>& log_stretch, const Tensors& weights,
     const Tensors& biases, int64_t activation, double parameter, int64_t precision, double damping,
     int64_t grad_clip, double grad_bound, int64_t momentum_clip, double momentum_bound, double lo, double hi,
-    bool /* stopped: for the derivative */, bool keep_states, bool keep_bits,
-    bool keep_products) {
+    bool /* stopped: for the derivative */, bool keep_states, bool keep_bits, bool keep_products) {
   Op op("mlp_unroll", "x0", x0);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpUnroll args{};
@@ -125,7 +124,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
   const bool bits_wanted = keep_bits && piecewise_linear(network.shape.activation);
   const Tensor bits =
       op.keep_bytes(bits_wanted ? std::initializer_list<int64_t>{steps + 1, rows, network.bit_bytes}
-                               : std::initializer_list<int64_t>{0});
+                                : std::initializer_list<int64_t>{0});
   // On CUDA, computing them again is cheaper than fetching them.
   const bool products_wanted = keep_products && !op.on_cuda();
   const Tensor products =
@@ -145,8 +144,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensors, Tensors> mlp
     const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0, const Tensor& kick, const Tensor& drift,
     const std::optional<Tensor>& log_decay, const std::optional<Tensor>& log_stretch, const Tensors& weights,
     const Tensors& biases, const Tensor& x, const Tensor& v, const Tensor& bits, const Tensor& products,
-    int64_t activation, double parameter, int64_t precision, double damping, int64_t grad_clip, double grad_bound,
-    int64_t momentum_clip, double momentum_bound, double lo, double hi, bool stopped, bool want_weights) {
+    int64_t activation, double parameter, int64_t precision, double damping, int64_t grad_clip,
+    double grad_bound, int64_t momentum_clip, double momentum_bound, double lo, double hi, bool stopped,
+    bool want_weights) {
   Op op("mlp_unroll_backward", "dx_end", dx_end);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpUnrollBackward args{};
@@ -252,12 +252,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
       "Tensor[] weights, Tensor[] biases, int activation, float parameter, int precision, float damping, int "
       "grad_clip, "
       "float grad_bound, int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, "
-      "bool keep_states, bool keep_bits, bool keep_products) -> (Tensor x_end, Tensor v_end, Tensor x, Tensor "
+      "bool keep_states, bool keep_bits, bool keep_products) -> (Tensor x_end, Tensor v_end, Tensor x, "
+      "Tensor "
       "v, Tensor bits, Tensor products)");
   m.def(
       "mlp_unroll_backward(Tensor dx_end, Tensor dv_end, Tensor v0, Tensor kick, Tensor drift, "
       "Tensor? log_decay, Tensor? log_stretch, Tensor[] weights, Tensor[] biases, Tensor x, Tensor v, "
-      "Tensor bits, Tensor products, int activation, float parameter, int precision, float damping, int grad_clip, float "
+      "Tensor bits, Tensor products, int activation, float parameter, int precision, float damping, int "
+      "grad_clip, float "
       "grad_bound, "
       "int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, bool want_weights) "
       "-> (Tensor dx0, Tensor dv0, Tensor dkick, Tensor ddrift, Tensor dlog_decay, Tensor dlog_stretch, "

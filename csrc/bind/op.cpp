@@ -213,9 +213,9 @@ Tensor Op::pooled(std::initializer_list<int64_t> shape, int32_t torch_dtype, int
   void* const block = pool::take(bytes);
   AtenTensorHandle handle;
   const auto deleter = [](void* data, void*) { pool::give_back(data); };
-  const auto error = torch_from_blob(block, static_cast<int64_t>(shape.size()), sizes, strides, 0, torch_dtype,
-                                     device_type_, device_index_, &handle, aoti_torch_layout_strided(), nullptr,
-                                     0, deleter, nullptr);
+  const auto error =
+      torch_from_blob(block, static_cast<int64_t>(shape.size()), sizes, strides, 0, torch_dtype, device_type_,
+                      device_index_, &handle, aoti_torch_layout_strided(), nullptr, 0, deleter, nullptr);
   if (error) pool::give_back(block);
   ADE_TORCH_CHECK(error);
   return Tensor(handle);

@@ -36,7 +36,7 @@ struct MlpShape {
 
 // Columns of the matrix products that lead through hidden layers to the gradient: G_l, l < L, and of a smooth
 // potential z_l, l > 1 (potentials/mlp.h). They are what its backward pass would have to compute again.
-inline int product_columns(const MlpShape& shape) {
+ADE_HD int product_columns(const MlpShape& shape) {
   int count = 0;
   for (int l = 1; l < shape.layers; ++l) {
     count += shape.width[l - 1] + (piecewise_linear(shape.activation) ? 0 : shape.width[l]);

@@ -60,20 +60,20 @@ struct MlpUnrollBackward {
   int32_t precision;  // a MatmulPrecision
   MlpWeights weights;
   MlpDynamics dynamics;
-  const void* v0;       // [B, D]
-  const void* x;        // [T+1, B, D]
-  const void* v;        // [T, B, D]
-  const uint8_t* bits;  // [T+1, B, Σ n_l / 8], or null: not kept
+  const void* v0;        // [B, D]
+  const void* x;         // [T+1, B, D]
+  const void* v;         // [T, B, D]
+  const uint8_t* bits;   // [T+1, B, Σ n_l / 8], or null: not kept
   const void* products;  // [T+1, product_columns, B], or null: not kept; with the bits, where there are bits
-  bool stopped;         // F(x_t) is a constant: no second-order products; every dweights is null
-  const void* dx_end;   // [B, D]
-  const void* dv_end;   // [B, D]
-  void* dx0;            // [B, D]
-  void* dv0;            // [B, D]
-  void* dkick;          // [T+1, D], summed over the batch like all that follows
-  void* ddrift;         // [T, D]
-  void* dlog_decay;     // [T+1, D], null without log_decay
-  void* dlog_stretch;   // [T, D], null without log_stretch
+  bool stopped;          // F(x_t) is a constant: no second-order products; every dweights is null
+  const void* dx_end;    // [B, D]
+  const void* dv_end;    // [B, D]
+  void* dx0;             // [B, D]
+  void* dv0;             // [B, D]
+  void* dkick;           // [T+1, D], summed over the batch like all that follows
+  void* ddrift;          // [T, D]
+  void* dlog_decay;      // [T+1, D], null without log_decay
+  void* dlog_stretch;    // [T, D], null without log_stretch
   MlpWeightGradients dweights;
   int32_t workers;
   void* workspace;

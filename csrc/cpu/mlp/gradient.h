@@ -7,27 +7,34 @@ namespace ade {
 namespace ADE_ISA {
 namespace mlp {
 
-// From a panel of z_l; leaves h_l, φ'_l, φ''_l and, at the top, f, δ_L and φ''_L G_L.
+// From a panel of z_l; leaves h_l, φ'_l, φ''_l. Where G_l is known, at the top or kept, also δ_l and
+// φ''_l G_l, and at the top f.
 template <class T>
-template <class Function, bool Last, bool Value>
+template <class Function, Grad Known, bool Value>
 void Tile<T>::activate_smooth_rows(int l, int p, const T* z) {
+  constexpr bool Last = Known == Grad::kTop;
   const bool bend = bends();
   T* const h = hidden_[l] + p * panel_size();
   T* const slope = slope_[l] + p * panel_size();
   T* const zeta_l = zeta_[l] + p * panel_size();
   T* const delta_l = delta_[l] + p * panel_size();
+  const T* const grad_l = Known == Grad::kKept ? grad_panel(l, p) : nullptr;
   const V parameter = simd::broadcast<T>(parameter_);
   for (int r = 0; r < rows_; ++r) {
 #pragma GCC unroll 4
     for (int j = 0; j < kRegisters; ++j) {
       const int64_t at = r * kPanel<T> + j * kLanes;
       const auto phi = Function::at(simd::load(z + at), parameter);
-      const V grad = Last ? simd::load(network_.out + p * kPanel<T> + j * kLanes) : simd::broadcast<T>(1);
+      const V grad = Last                   ? simd::load(network_.out + p * kPanel<T> + j * kLanes)
+                     : Known == Grad::kKept ? simd::load(grad_l + at)
+                                            : simd::broadcast<T>(1);
       if (Value) simd::store<T>(h + at, phi.value);
       if (Value && Last && want.value) value[r] += simd::sum<T>(phi.value * grad);
       simd::store<T>(slope + at, phi.slope);
-      if (bend) simd::store<T>(zeta_l + at, Last ? phi.curvature * grad : phi.curvature);
-      if (Last) simd::store<T>(delta_l + at, delta(grad, phi.slope));
+      if (bend) {
+        simd::store<T>(zeta_l + at, Known == Grad::kLater ? phi.curvature : phi.curvature * grad);
+      }
+      if (Known != Grad::kLater) simd::store<T>(delta_l + at, delta(grad, phi.slope));
     }
   }
 }
@@ -36,11 +43,15 @@ template <class T>
 template <class Function>
 void Tile<T>::activate_smooth(int l, int p, const T* z) {
   if (l < shape_.layers) {
-    activate_smooth_rows<Function, false, true>(l, p, z);
+    if (products_.known) {
+      activate_smooth_rows<Function, Grad::kKept, true>(l, p, z);
+    } else {
+      activate_smooth_rows<Function, Grad::kLater, true>(l, p, z);
+    }
   } else if (want.value || dvalue) {
-    activate_smooth_rows<Function, true, true>(l, p, z);
+    activate_smooth_rows<Function, Grad::kTop, true>(l, p, z);
   } else {  // nobody reads h_L
-    activate_smooth_rows<Function, true, false>(l, p, z);
+    activate_smooth_rows<Function, Grad::kTop, false>(l, p, z);
   }
 }
 
@@ -149,6 +160,7 @@ void Tile<T>::backward_linear(int l, int p, const T* grad) {
 
 template <class T>
 void Tile<T>::backward(int l) {
+  if (products_.known && !linear()) return;  // done with the activations
   const int64_t packed_panel = static_cast<int64_t>(columns(l + 1)) * kPanel<T>;
   for (int p = 0; p < panel_count(l); ++p) {
     T* const grad = grad_panel(l, p);

@@ -22,8 +22,8 @@ struct TileUse {
   }
 };
 
-// The products through hidden layers, z_l (l >= 2, of a smooth φ) and G_l (l < L), kept from the forward unroll
-// for the backward pass: panels [panel, B, kPanel] of one step. Their order is this folder's own.
+// The products through hidden layers, z_l (l >= 2, of a smooth φ) and G_l (l < L), kept from the forward
+// unroll for the backward pass: panels [panel, B, kPanel] of one step. Their order is this folder's own.
 template <class T>
 struct Products {
   T* data;       // at the tile's first row, or null: not kept
@@ -36,6 +36,9 @@ struct Products {
     return {static_cast<T*>(kept) + t * rows * product_columns(shape) + first * kPanel<T>, rows, known};
   }
 };
+
+// Whence an activation knows G_l: not yet, from the forward unroll, or because it is w.
+enum class Grad { kLater, kKept, kTop };
 
 template <class T>
 class Tile {
@@ -105,7 +108,7 @@ class Tile {
 
   template <class Function>
   void activate_smooth(int l, int p, const T* z);
-  template <class Function, bool Last, bool Value>
+  template <class Function, Grad Known, bool Value>
   void activate_smooth_rows(int l, int p, const T* z);
   void activate_linear(int l, int p, const T* z);
   void backward_smooth(int l, int p, const T* grad);
@@ -225,8 +228,7 @@ void Tile<T>::project(const T* a, T* out) {
   if (dim == 3) return narrow(Constant<3>{}, Constant<2>{});
   if (dim == 4) return narrow(Constant<4>{}, Constant<2>{});
   for (int p = 0; p < panels(dim, kPanel<T>); ++p) {
-    multiply(a, 1, network_.backward[1] + static_cast<int64_t>(p) * columns(1) * kPanel<T>, zeros_,
-             panel_);
+    multiply(a, 1, network_.backward[1] + static_cast<int64_t>(p) * columns(1) * kPanel<T>, zeros_, panel_);
     const int first = p * kPanel<T>, size = dim - first < kPanel<T> ? dim - first : kPanel<T>;
     for (int r = 0; r < rows_; ++r) {
       for (int c = 0; c < size; ++c) out[r * dim + first + c] = panel_[r * kPanel<T> + c];
