@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 import ade_fast as ade
+from ade_fast.fields import memory_budget
 
 HIDDEN = (128, 128, 128)
 NAMES = ("eager-2t", "eager-t1", "compile", "cuda-graph", "jax", "ade-auto")
@@ -177,9 +178,10 @@ _KEEPERS = ("cuda-graph", "jax")
 def needed_bytes(name: str, which: str, case: Case, kept_per_gradient: float) -> float:
     """About how much memory a peer needs for a pass; `kept_per_gradient` by eager T+1, of one sample."""
     evaluations = case.batch * (case.n_steps + 1)
-    if name.startswith("ade-"):  # its kept states, and a bit per unit
+    if name.startswith("ade-"):  # its kept states, a bit per unit, and as many products as the budget allows
         states = 2 * 4 * case.dim + sum(HIDDEN) / 8
-        return 1.3 * evaluations * states
+        products = 4 * (sum(HIDDEN[:-1]) + sum(HIDDEN[1:]))
+        return 1.3 * evaluations * states + min(evaluations * products, memory_budget(torch.device("cpu")))
     if which == "forward":  # a graph of one gradient at a time
         return _PEAK[name] * case.batch * kept_per_gradient
     return _PEAK[name] * evaluations * kept_per_gradient

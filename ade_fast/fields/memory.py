@@ -21,7 +21,7 @@ def set_memory_budget(n_bytes: int | None) -> None:
     Default: a quarter of the device's memory (of the machine's, for the CPU).
     """
     global _budget
-    if n_bytes is not None and (not isinstance(n_bytes, int) or n_bytes < 0):
+    if n_bytes is not None and (isinstance(n_bytes, bool) or not isinstance(n_bytes, int) or n_bytes < 0):
         raise ValueError(f"set_memory_budget: n_bytes must be a non-negative integer or None, got {n_bytes!r}")
     _budget = n_bytes
 

@@ -3,7 +3,8 @@
 // weights.
 //
 // A piecewise-linear potential has no Hessian: x_t's cotangent passes kicks unchanged, and with φ' kept as
-// bits not even the forward sweep is repeated.
+// bits not even the forward sweep is repeated. Products through hidden layers that the forward unroll kept
+// are read, not computed again.
 #pragma once
 
 #include <cstring>
@@ -33,14 +34,9 @@ struct UnrollBackward {
       steps.scratch = arena.take<T>(2 * args.shape.dim);
     }
   };
-  struct Worker {
-    Tile<T> tile;
-    T* dv;  // [rows, D]
-
-    Worker(const MlpUnrollBackward& args, const Network<T>& network, Arena& arena)
-        : tile(network, TileUse{true, false}, Tiles(args.dynamics.rows).capacity(), arena),
-          dv(arena.take<T>(static_cast<int64_t>(Tiles(args.dynamics.rows).capacity()) * args.shape.dim)) {}
-  };
+  static Tile<T> make_tile(const MlpUnrollBackward& args, const Network<T>& network, Arena& arena) {
+    return {network, TileUse{true, false}, Tiles(args.dynamics.rows).capacity(), arena};
+  }
   // Everything that lives in the workspace, in its order: weights, sums of each group, workers.
   struct Layout {
     Arena arena;
@@ -55,7 +51,7 @@ struct UnrollBackward {
           sums_at(arena.used()) {
       Arena sums(nullptr), worker(nullptr);
       Sums(args, sums);
-      Worker(args, network, worker);
+      make_tile(args, network, worker);
       sums_bytes = sums.used();
       worker_bytes = worker.used();
       workers_at = sums_at + groups(args).count * sums_bytes;
@@ -80,16 +76,16 @@ struct UnrollBackward {
     Queue queue(group.count);
     run_workers(parallel, min_of(args.workers, group.count), [&](int64_t index) {
       Arena own(memory + layout.workers_at + index * layout.worker_bytes);
-      Worker worker(args, layout.network, own);
+      Tile<T> tile = make_tile(args, layout.network, own);
       for (int64_t g; (g = queue.next()) >= 0;) {
         char* const block = memory + layout.sums_at + g * layout.sums_bytes;
         memset(block, 0, layout.sums_bytes);
         Arena arena(block);
         Sums sums(args, arena);
-        worker.tile.sums = &sums.weights;
-        for (int64_t tile = group.begin(g); tile < group.begin(g + 1); ++tile) {
-          go_back(args, layout.dynamics, worker, sums.steps, cut.begin(tile),
-                  static_cast<int>(cut.begin(tile + 1) - cut.begin(tile)));
+        tile.sums = &sums.weights;
+        for (int64_t i = group.begin(g); i < group.begin(g + 1); ++i) {
+          go_back(args, layout.dynamics, tile, sums.steps, cut.begin(i),
+                  static_cast<int>(cut.begin(i + 1) - cut.begin(i)));
         }
       }
     });
@@ -97,7 +93,7 @@ struct UnrollBackward {
     reduce(args, Sums(args, arena), {group.count, layout.sums_bytes}, parallel);
   }
 
-  static void go_back(const MlpUnrollBackward& args, const Dynamics<T>& dynamics, Worker& worker,
+  static void go_back(const MlpUnrollBackward& args, const Dynamics<T>& dynamics, Tile<T>& tile,
                       const StepSums<T>& steps, int64_t first, int rows) {
     const int64_t dim = args.shape.dim, size = rows * dim, at = first * dim, all = args.dynamics.rows * dim;
     const int64_t bytes = size * sizeof(T), bit_stride = unit_count(args.shape) / 8;
@@ -106,7 +102,6 @@ struct UnrollBackward {
     const T* const v0 = static_cast<const T*>(args.v0) + at;
     T* const dx = static_cast<T*>(args.dx0) + at;  // the cotangents of x and v are carried in their outputs
     T* const dv = static_cast<T*>(args.dv0) + at;
-    Tile<T>& tile = worker.tile;
     const bool smooth = !piecewise_linear(args.shape.activation);
     tile.want = Wanted{};
     tile.want.gradient = true;
