@@ -19,6 +19,13 @@
 // The first is one pass of the network backwards over the tangent, the second carries what the gradient's own
 // curvature adds. For a piecewise-linear φ and no df, ζ is zero: dx = 0, and the forward sweep is needed for
 // φ' alone, so it is skipped when the bits of φ' were kept.
+//
+// A piecewise-linear φ is φ' z. With M = Σ φ'_L t_{L-1}ᵀ + (df φ'_L) h_{L-1}ᵀ and s = Σ df φ'_L then
+//
+//   top         dW_L = diag(w) M,   db_L = w s,   dw_i = Σ_k W_L,ik M_ik + b_L,i s_i
+//
+// without ż_L and h_L, and both M and G_{L-1} = φ'_L diag(w) W_L have a factor of two values. The CPU's tiles
+// take their top so (cpu/mlp/subsets.h).
 #pragma once
 
 #include "common/macros.h"

@@ -122,8 +122,8 @@ struct FieldBackward {
     });
     if (!args.dweights.weight[0]) return;
     Arena arena(memory + layout.sums_at);
-    reduce_weights<T>(args.shape, WeightSums<T>(args.shape, arena), {group.count, layout.sums_bytes},
-                      args.dweights, parallel);
+    reduce_weights<T>(args.shape, args.weights, WeightSums<T>(args.shape, arena),
+                      {group.count, layout.sums_bytes}, args.dweights, parallel);
   }
 };
 

@@ -60,7 +60,7 @@ void Tile<T>::activate_linear(int l, int p, const T* z) {
   const bool last = l == shape_.layers;
   T* const h = hidden_[l] + p * panel_size();
   T* const delta_l = delta_[l] + p * panel_size();
-  const bool keep_value = !last || dvalue;
+  const bool bits_suffice = by_bits(l), keep_value = !bits_suffice && (!last || dvalue);
   const V one = simd::broadcast<T>(1), a = simd::broadcast<T>(parameter_);
   for (int r = 0; r < rows_; ++r) {
     uint32_t bits = 0;
@@ -75,7 +75,7 @@ void Tile<T>::activate_linear(int l, int p, const T* z) {
       if (last) {
         const V w = simd::load(network_.out + p * kPanel<T> + j * kLanes);
         if (want.value) value[r] += simd::sum<T>(phi * w);
-        simd::store<T>(delta_l + at, delta(w, positive ? one : a));
+        if (!bits_suffice) simd::store<T>(delta_l + at, delta(w, positive ? one : a));
       }
     }
     store_bits(l, p, r, bits);
@@ -118,6 +118,7 @@ void Tile<T>::forward(int l) {
 template <class T>
 void Tile<T>::seed_from_bits() {
   const int l = shape_.layers;
+  if (by_bits(l)) return;
   for (int p = 0; p < panel_count(l); ++p) {
     T* const delta_l = delta_[l] + p * panel_size();
     for (int r = 0; r < rows_; ++r) {
@@ -164,8 +165,13 @@ void Tile<T>::backward(int l) {
   const int64_t packed_panel = static_cast<int64_t>(columns(l + 1)) * kPanel<T>;
   for (int p = 0; p < panel_count(l); ++p) {
     T* const grad = grad_panel(l, p);
-    if (!products_.known)
-      multiply(delta_[l + 1], l + 1, network_.backward[l + 1] + p * packed_panel, zeros_, grad);
+    if (!products_.known) {
+      if (by_bits(l + 1)) {
+        multiply_top(p, grad);
+      } else {
+        multiply(delta_[l + 1], l + 1, network_.backward[l + 1] + p * packed_panel, zeros_, grad);
+      }
+    }
     if (linear()) {
       backward_linear(l, p, grad);
     } else {

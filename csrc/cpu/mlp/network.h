@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cpu/mlp/arena.h"
-#include "cpu/mlp/product.h"
+#include "cpu/mlp/subsets.h"
 #include "launch/mlp.h"
 
 namespace ade {
@@ -22,11 +22,24 @@ inline int unit_count(const MlpShape& shape) {
   return count;
 }
 
+// Whether φ'_L is taken as bits: of a piecewise-linear potential, but for the shallowest, whose W_L is
+// narrow.
+inline bool top_is_bits(const MlpShape& shape) {
+  return piecewise_linear(shape.activation) && shape.layers > 1;
+}
+// φ' of a piecewise-linear φ below zero.
+template <class T>
+T lower_slope(const MlpShape& shape) {
+  return shape.activation == kRelu ? T(0) : static_cast<T>(shape.parameter);
+}
+
 template <class T>
 struct Network {
   MlpShape shape;
   T* forward[kMaxHiddenLayers + 1];   // W_lᵀ [n_{l-1}, n_l]
-  T* backward[kMaxHiddenLayers + 1];  // W_l [n_l, n_{l-1}], the last panel padded with zeros
+  T* backward[kMaxHiddenLayers + 1];  // W_l [n_l, n_{l-1}], the last panel padded with zeros; with
+                                      // top_is_bits, diag(w) W_L
+  T* top;                             // with top_is_bits, the tables of diag(w) W_L's columns; else null
   const T* bias[kMaxHiddenLayers + 1];
   const T* out;  // w [n_L]
   T out_bias;
@@ -37,9 +50,17 @@ struct Network {
       forward[l] = arena.take<T>(static_cast<int64_t>(in) * out);
       backward[l] = arena.take<T>(static_cast<int64_t>(panels(in, kPanel<T>)) * kPanel<T> * out);
     }
+    const int last = shape.layers;
+    top = top_is_bits(shape) ? arena.take<T>(width(shape, last - 1) / simd::kLanes<T> * top_table_size())
+                             : nullptr;
   }
 
+  // Of one register of columns.
+  int64_t top_table_size() const { return subset_table_size<T>(width(shape, shape.layers)); }
+
   void pack(const MlpWeights& weights) {
+    out = static_cast<const T*>(weights.weight[shape.layers]);
+    out_bias = *static_cast<const T*>(weights.bias[shape.layers]);
     for (int l = 1; l <= shape.layers; ++l) {
       pack_forward(static_cast<const T*>(weights.weight[l - 1]), width(shape, l - 1), width(shape, l),
                    forward[l]);
@@ -47,11 +68,24 @@ struct Network {
                     backward[l]);
       bias[l] = static_cast<const T*>(weights.bias[l - 1]);
     }
-    out = static_cast<const T*>(weights.weight[shape.layers]);
-    out_bias = *static_cast<const T*>(weights.bias[shape.layers]);
+    if (top_is_bits(shape)) pack_top();
   }
 
  private:
+  void pack_top() {
+    const int units = width(shape, shape.layers);
+    T* table = top;
+    for (int p = 0; p < panels(width(shape, shape.layers - 1), kPanel<T>); ++p) {
+      T* const panel = backward[shape.layers] + static_cast<int64_t>(p) * units * kPanel<T>;
+      for (int k = 0; k < units; ++k) {
+        for (int c = 0; c < kPanel<T>; ++c) panel[k * kPanel<T> + c] *= out[k];
+      }
+      for (int j = 0; j < simd::kPanelRegisters<T>; ++j, table += top_table_size()) {
+        tabulate(panel + j * simd::kLanes<T>, units, lower_slope<T>(shape), table);
+      }
+    }
+  }
+
   // w [out, in], row-major. Panel p of Wᵀ holds rows p * kPanel ... of W.
   static void pack_forward(const T* w, int in, int out, T* packed) {
     for (int p = 0; p < out / kPanel<T>; ++p) {
@@ -75,7 +109,8 @@ struct Network {
   }
 };
 
-// Gradients of the weights, summed over samples and steps.
+// Gradients of the weights, summed over samples and steps; with top_is_bits, M for dW_L, s for db_L, and no
+// dw (potentials/mlp.h).
 template <class T>
 struct WeightSums {
   T* weight[kMaxHiddenLayers + 1];  // l = 1: dW_1ᵀ [D, n_1]; else dW_l [n_l, n_{l-1}]; panels

@@ -32,16 +32,54 @@ struct OverGroups {
   }
 };
 
-// dweights = Σ over the groups of `first`, the sums of group 0. Panels are the tasks.
+// The top's gradients from M and s (potentials/mlp.h). Units are the tasks.
 template <class T>
-void reduce_weights(const MlpShape& shape, const WeightSums<T>& first, const OverGroups<T>& groups,
-                    const MlpWeightGradients& dweights, cpu::Parallel parallel) {
-  const int layers = shape.layers;
+void reduce_top(const MlpShape& shape, const MlpWeights& weights, const WeightSums<T>& first,
+                const OverGroups<T>& groups, const MlpWeightGradients& dweights, cpu::Parallel parallel) {
+  const int l = shape.layers;
+  const int64_t in = width(shape, l - 1), units = width(shape, l);
+  const T* const w = static_cast<const T*>(weights.weight[l]);
+  const T* const b = static_cast<const T*>(weights.bias[l - 1]);
+  T* const dw = static_cast<T*>(dweights.weight[l]);
+  T* const db = static_cast<T*>(dweights.bias[l - 1]);
+  const auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const T* const weight = static_cast<const T*>(weights.weight[l - 1]) + unit * in;
+      T* const dweight = static_cast<T*>(dweights.weight[l - 1]) + unit * in;
+      const T s = groups.sum(first.bias[l] + unit);
+      T total[kPanel<T>] = {};
+      for (int64_t p = 0; p < in / kPanel<T>; ++p) {
+        T row[kPanel<T>];
+        groups.sum(first.weight[l] + (p * units + unit) * kPanel<T>, kPanel<T>, row);
+        for (int64_t c = 0; c < kPanel<T>; ++c) {
+          total[c] += weight[p * kPanel<T> + c] * row[c];
+          dweight[p * kPanel<T> + c] = w[unit] * row[c];
+        }
+      }
+      T dot = 0;
+      for (int64_t c = 0; c < kPanel<T>; ++c) dot += total[c];
+      dw[unit] = dot + b[unit] * s;
+      db[unit] = w[unit] * s;
+    }
+  };
+  parallel_for(parallel, units, groups.count * in, body);
+}
+
+// dweights from the sums over the groups; `first` are those of group 0. Panels are the tasks.
+template <class T>
+void reduce_weights(const MlpShape& shape, const MlpWeights& weights, const WeightSums<T>& first,
+                    const OverGroups<T>& groups, const MlpWeightGradients& dweights, cpu::Parallel parallel) {
+  const bool bits = top_is_bits(shape);
+  const int layers = shape.layers - (bits ? 1 : 0);  // that are no more than their sums
+  groups.sum(first.out_bias, 1, static_cast<T*>(dweights.bias[shape.layers]));
+  if (bits) {
+    reduce_top(shape, weights, first, groups, dweights, parallel);
+  } else {
+    groups.sum(first.out, width(shape, layers), static_cast<T*>(dweights.weight[layers]));
+  }
   for (int l = 1; l <= layers; ++l) {
     groups.sum(first.bias[l], width(shape, l), static_cast<T*>(dweights.bias[l - 1]));
   }
-  groups.sum(first.out, width(shape, layers), static_cast<T*>(dweights.weight[layers]));
-  groups.sum(first.out_bias, 1, static_cast<T*>(dweights.bias[layers]));
 
   int64_t first_panel[kMaxHiddenLayers + 2] = {0,
                                                0};  // layer 1's panels run over n_1, the others' over n_{l-1}

@@ -82,6 +82,7 @@ class Tile {
   int64_t panel_size() const { return static_cast<int64_t>(rows_) * kPanel<T>; }
   bool linear() const { return piecewise_linear(shape_.activation); }
   bool bends() const { return want.tangent && !linear(); }
+  bool by_bits(int l) const { return l == shape_.layers && top_is_bits(shape_); }
 
   // out [rows, kPanel] = start + (activations of layer l) times a packed panel.
   void multiply(const T* activations, int l, const T* packed, const T* start, T* out);
@@ -97,6 +98,9 @@ class Tile {
   void project(const T* a, T* out);
   template <int D, int R>
   void project_narrow(const T* a, T* out, int row);
+  // A panel of G_{L-1} = φ'_L diag(w) W_L, and M += Σ φ'_L t_{L-1}ᵀ, by the bits of φ'_L.
+  void multiply_top(int p, T* out);
+  void add_top_weight_gradient();
 
   uint8_t* bits_of_panel(int l, int p, int row) const {
     return bits_ + row * bit_stride_ + (first_unit_[l] + p * kPanel<T>) / 8;
@@ -132,6 +136,8 @@ class Tile {
   T* delta_[kMaxHiddenLayers + 1];    // δ_l
   T* tangent_[kMaxHiddenLayers + 1];  // t_l
   T* zeta_[kMaxHiddenLayers + 1];     // φ''_l, then φ''_l G_l, then φ''_l G_l ż_l, then ζ_l
+  T* subsets_;                        // a table of t_{L-1}'s rows
+  uint64_t* unit_bits_;               // [n_L], bits of φ'_L by units
   uint8_t* own_bits_;
   uint8_t* bits_;       // [rows, Σ n_l / 8]
   int64_t bit_stride_;  // bytes of one row
@@ -145,7 +151,7 @@ Tile<T>::Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena
     : sums(nullptr), network_(network), shape_(network.shape), rows_(capacity) {
   const int layers = shape_.layers;
   const bool smooth = !linear(), curvature = use.curvature(shape_);
-  parameter_ = shape_.activation == kRelu ? T(0) : static_cast<T>(shape_.parameter);
+  parameter_ = linear() ? lower_slope<T>(shape_) : static_cast<T>(shape_.parameter);
   first_unit_[1] = 0;
   for (int l = 1; l <= layers; ++l) first_unit_[l + 1] = first_unit_[l] + columns(l);
   bit_stride_ = first_unit_[layers + 1] / 8;
@@ -162,15 +168,20 @@ Tile<T>::Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena
   dvalue = use.dvalue ? arena.take<T>(capacity) : nullptr;
   own_bits_ = linear() ? arena.take<uint8_t>(capacity * bit_stride_) : nullptr;
   for (int l = 1; l <= layers; ++l) {
+    const bool bits = by_bits(l);
     const int64_t size = static_cast<int64_t>(capacity) * columns(l);
     // Without a use for h or φ' later, δ_l takes their place: h_l is read by layer l + 1 before δ_l is
     // written.
-    hidden_[l] = arena.take<T>(size);
+    hidden_[l] = bits ? nullptr : arena.take<T>(size);
     slope_[l] = smooth ? arena.take<T>(size) : nullptr;
-    delta_[l] = curvature || use.dgradient ? arena.take<T>(size) : (smooth ? slope_[l] : hidden_[l]);
+    const bool own_delta = (curvature || use.dgradient) && !bits;
+    delta_[l] = own_delta ? arena.take<T>(size) : (smooth ? slope_[l] : hidden_[l]);
     tangent_[l] = use.dgradient && l < layers ? arena.take<T>(size) : nullptr;
     zeta_[l] = curvature ? arena.take<T>(size) : nullptr;
   }
+  const bool top_gradient = by_bits(layers) && use.dgradient;
+  subsets_ = top_gradient ? arena.take<T>(subset_table_size<T>(capacity)) : nullptr;
+  unit_bits_ = top_gradient ? arena.take<uint64_t>(columns(layers)) : nullptr;
   if (zeros_) {
     for (int c = 0; c < kPanel<T>; ++c) zeros_[c] = 0;
   }
@@ -207,6 +218,16 @@ template <class T>
 inline simd::Vector<T> Tile<T>::slope_from_bits(uint32_t bits, int j) const {
   const simd::Mask<T> m = simd::mask_of<T>(bits >> (j * kLanes));
   return m ? simd::broadcast<T>(1) : simd::broadcast<T>(parameter_);
+}
+
+template <class T>
+void Tile<T>::multiply_top(int p, T* out) {
+  const int units = columns(shape_.layers);
+  for (int j = 0; j < kRegisters; ++j) {
+    const T* const table = network_.top + (p * kRegisters + j) * network_.top_table_size();
+    subset_product<T, false>(rows_, bits_of_panel(shape_.layers, 0, 0), bit_stride_, units / kSubsetTerms,
+                             table, out + j * kLanes);
+  }
 }
 
 template <int N>

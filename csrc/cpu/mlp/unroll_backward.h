@@ -132,7 +132,8 @@ struct UnrollBackward {
   static void reduce(const MlpUnrollBackward& args, const Sums& first, const OverGroups<T>& groups,
                      cpu::Parallel parallel) {
     const int64_t drifts = args.dynamics.steps * args.shape.dim, kicks = drifts + args.shape.dim;
-    if (args.dweights.weight[0]) reduce_weights(args.shape, first.weights, groups, args.dweights, parallel);
+    if (args.dweights.weight[0])
+      reduce_weights(args.shape, args.weights, first.weights, groups, args.dweights, parallel);
     groups.sum(first.steps.kick, kicks, static_cast<T*>(args.dkick));
     groups.sum(first.steps.drift, drifts, static_cast<T*>(args.ddrift));
     if (args.dlog_decay) groups.sum(first.steps.decay, kicks, static_cast<T*>(args.dlog_decay));
