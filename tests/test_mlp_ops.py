@@ -126,10 +126,10 @@ def fused(field: MLPField, case: Case, options: Options, **more) -> tuple[Tensor
     steps, dim = case.eta.shape
     more |= options.fused
     if options.kind == "leapfrog":
-        return field.unroll(case.x0, case.v0, merged_kicks(case.eta), case.eta, **more)
+        return field.unroll(case.x0, case.v0, merged_kicks(case.eta, len(case.eta)), case.eta, **more)
     if options.kind == "damped":
         drift = case.drift.expand(steps, dim)
-        return field.unroll(case.x0, case.v0, merged_kicks(case.eta), drift, damping=DAMPING, **more)
+        return field.unroll(case.x0, case.v0, merged_kicks(case.eta, len(case.eta)), drift, damping=DAMPING, **more)
     kick, log_decay = generalized_kicks(case.eta / 2, case.scale_v)
     stretch = case.scale_x.expand(steps, dim)
     return field.unroll(case.x0, case.v0, kick, case.eta, log_decay=log_decay, log_stretch=stretch, **more)
@@ -760,7 +760,7 @@ for name, code in (("tf32", 2), ("ieee", 3)):
 def test_mlp_unroll_takes_weights_as_they_are() -> None:
     case = Case.make(make_potential("tanh", 2), batch=4, dim=2, steps=2)
     field = MLPField.match(case.potential)
-    kick = merged_kicks(case.eta)
+    kick = merged_kicks(case.eta, len(case.eta))
     direct = mlp_unroll(field.spec, *field.weights(), case.x0, case.v0, kick, case.eta)
     assert all(torch.equal(a, b) for a, b in zip(direct, case.fused(OPTIONS["leapfrog"]), strict=True))
 

@@ -211,7 +211,7 @@ def step_rows(
     name: str = "step_size",
     what: str = "event",
 ) -> Tensor:
-    """A step size as one row per step, [T, D], in the accumulation dtype; differentiable.
+    """A step size as one row per step, [T, D], or for all of them, [1, D], in the accumulation dtype; differentiable.
 
     A tensor with one dimension more than the event has one step size per step along its first axis.
     """
@@ -231,12 +231,14 @@ def step_rows(
             f"{layer}: {name} must be a number or broadcast to the {what} {event}, with or without a leading axis of "
             f"{n_steps} steps, got shape {tuple(step.shape)}"
         ) from None
-    return layout.rows(shaped).expand(n_steps, layout.size)
+    return layout.rows(shaped)
 
 
-def merged_kicks(eta: Tensor) -> Tensor:
-    """[T, D] step sizes -> [T + 1, D] steps of the merged kicks: η⁰/2, (ηᵗ⁻¹ + ηᵗ)/2, ηᵀ⁻¹/2."""
+def merged_kicks(eta: Tensor, n_steps: int) -> Tensor:
+    """[T, D] or [1, D] step sizes -> [T + 1, D] steps of the merged kicks: η⁰/2, (ηᵗ⁻¹ + ηᵗ)/2, ηᵀ⁻¹/2."""
     half = 0.5 * eta
+    if len(eta) == 1:
+        return torch.cat([half, eta.expand(n_steps - 1, -1), half])
     return torch.cat([half[:1], half[:-1] + half[1:], half[-1:]])
 
 

@@ -263,8 +263,8 @@ def run_generalized_leapfrog(
     args = (
         layout.rows(x0),
         momentum.rows(v0),
-        0.5 * eta_v,
-        drift,
+        (0.5 * eta_v).expand(n_steps, -1),
+        drift.expand(n_steps, -1),
         _scale_rows(layer, "scale_v", couplings.scale_v, momentum, x0),
         _scale_rows(layer, "scale_x", couplings.scale_x, layout, x0),
     )

@@ -114,7 +114,7 @@ def run_leapfrog(
     eta = base.step_rows(layer, step_size, n_steps, layout, x0)
     drift = eta if drift_step is None else base.step_rows(layer, drift_step, n_steps, layout, x0, "drift_step")
     program = LeapfrogProgram(layer, n_steps, damping, options)
-    args = (layout.rows(x0), layout.rows(v0), base.merged_kicks(eta), drift)
+    args = (layout.rows(x0), layout.rows(v0), base.merged_kicks(eta, n_steps), drift.expand(n_steps, -1))
     (x, v), plan = differentiate(layer, potential, program, args, layout, options, captured)
     return DynamicsOutput(layout.events(x), layout.events(v), base.zero_log_det(x0)), plan
 
