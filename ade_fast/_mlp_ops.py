@@ -63,6 +63,8 @@ def _gradients_like(weights: Tensors, biases: Tensors, wanted: bool) -> tuple[Te
     return fresh(weights), fresh(biases)
 
 
+# Overloads, not their packets: resolving those costs small calls as much as a tensor.
+_unroll, _field = ops.mlp_unroll.default, ops.mlp_field.default
 _unroll_backward = _skipping_autograd(ops.mlp_unroll_backward.default)
 _field_backward = _skipping_autograd(ops.mlp_field_backward.default)
 
@@ -75,7 +77,7 @@ class _Unroll(_Function):
         inputs, weights, biases = _split(tensors, _UNROLL_TENSORS)
         *rest, keep_states, keep_bits, keep_products = numbers
         with below_autograd():
-            x_end, v_end, x, v, *kept = ops.mlp_unroll(*inputs, weights, biases, *rest, True, keep_bits, keep_products)
+            x_end, v_end, x, v, *kept = _unroll(*inputs, weights, biases, *rest, True, keep_bits, keep_products)
         ctx.numbers = rest
         ctx.save_for_backward(*tensors, x, v, *kept)
         ctx.set_materialize_grads(False)
@@ -108,7 +110,7 @@ class _Field(_Function):
     def forward(ctx, numbers: Sequence[float], *tensors: Tensor):
         (x,), weights, biases = _split(tensors, 1)
         with below_autograd():
-            outputs = ops.mlp_field(x, weights, biases, *numbers)
+            outputs = _field(x, weights, biases, *numbers)
         ctx.numbers = numbers
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
@@ -150,13 +152,13 @@ def _register_derivatives() -> None:
         if wants_grad(*inputs, *weights, *biases):
             return _Unroll.apply(numbers, *inputs, *weights, *biases)
         with below_autograd():
-            return ops.mlp_unroll(*inputs, weights, biases, *numbers)
+            return _unroll(*inputs, weights, biases, *numbers)
 
     def field(x, weights, biases, *numbers):
         if wants_grad(x, *weights, *biases):
             return _Field.apply(numbers, x, *weights, *biases)
         with below_autograd():
-            return ops.mlp_field(x, weights, biases, *numbers)
+            return _field(x, weights, biases, *numbers)
 
     _library.impl("mlp_unroll", unroll, "Autograd")
     _library.impl("mlp_field", field, "Autograd")

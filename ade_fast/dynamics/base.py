@@ -231,7 +231,7 @@ def step_rows(
             f"{layer}: {name} must be a number or broadcast to the {what} {event}, with or without a leading axis of "
             f"{n_steps} steps, got shape {tuple(step.shape)}"
         ) from None
-    return layout.rows(shaped)
+    return shaped if len(event) == 1 else layout.rows(shaped)
 
 
 def merged_kicks(eta: Tensor, n_steps: int) -> Tensor:

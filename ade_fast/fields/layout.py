@@ -33,12 +33,16 @@ class Layout:
 
     def rows(self, x: Tensor) -> Tensor:
         """[B, *event] -> [B, D], contiguous."""
+        if x.dim() == 2:  # as they are: a view costs small batches as much as a step
+            return x.contiguous()
         if self.channels_last:
             x = x.movedim(1, -1)
         return x.reshape(x.shape[0], self.size).contiguous()
 
     def events(self, rows: Tensor) -> Tensor:
-        """[B, D] -> [B, *event]: a view."""
+        """[B, D] -> [B, *event]: a view, or the rows themselves."""
+        if len(self.event) == 1:
+            return rows
         if self.channels_last:
             return rows.view(rows.shape[0], *self.event[1:], self.event[0]).movedim(-1, 1)
         return rows.view(rows.shape[0], *self.event)

@@ -143,19 +143,19 @@ class MLPField:
 
     def value(self, x: Tensor) -> Tensor:
         """f(x), [B]."""
-        return ops.mlp_field(x, *self.weights(), *self.spec._numbers, True, False)[0]
+        return ops.mlp_field.default(x, *self.weights(), *self.spec._numbers, True, False)[0]
 
     def grad(self, x: Tensor) -> Tensor:
         """∇f(x), [B, D]."""
-        return ops.mlp_field(x, *self.weights(), *self.spec._numbers, False, True)[1]
+        return ops.mlp_field.default(x, *self.weights(), *self.spec._numbers, False, True)[1]
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(f(x), ∇f(x)) from one evaluation."""
-        return tuple(ops.mlp_field(x, *self.weights(), *self.spec._numbers, True, True))
+        return tuple(ops.mlp_field.default(x, *self.weights(), *self.spec._numbers, True, True))
 
     def vjp(self, x: Tensor, u: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """(H u, ∂⟨∇f(x), u⟩ by the weights, and by the biases), H the Hessian of f at each row of x."""
-        return tuple(ops.mlp_field_backward(None, u, x, *self.weights(), *self.spec._numbers, True))
+        return tuple(ops.mlp_field_backward.default(None, u, x, *self.weights(), *self.spec._numbers, True))
 
     def unroll(self, x0: Tensor, v0: Tensor, kick: Tensor, drift: Tensor, **options) -> UnrollEnd:
         """`mlp_unroll` with this potential's weights."""
@@ -207,18 +207,16 @@ def mlp_unroll(
     if gradient != "full":
         weights, biases = [w.detach() for w in weights], [b.detach() for b in biases]
     recorded = wants_grad(x0, v0, kick, drift, log_decay, log_stretch, *weights, *biases)
-    x, v, *_ = ops.mlp_unroll(
+    x, v, *_ = ops.mlp_unroll.default(
         x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *spec._numbers, damping, *grad_clip,
         *momentum_clip, *bounds, gradient == "stopped", False, recorded and keep_bits, recorded and keep_products,
     )  # fmt: skip
-    log_det = x0.new_zeros(())
-    if log_decay is not None:
-        log_det = log_det + log_decay.sum()
-    elif damping != 1.0:
-        log_det = log_det + kick.numel() * math.log(damping)
-    if log_stretch is not None:
-        log_det = log_det + log_stretch.sum()
-    return UnrollEnd(x, v, log_det.expand(len(x0)))
+    damped = log_decay is None and damping != 1.0
+    log_det = x0.new_full((len(x0),), kick.numel() * math.log(damping) if damped else 0.0)
+    for scale in (log_decay, log_stretch):
+        if scale is not None:
+            log_det = log_det + scale.sum()
+    return UnrollEnd(x, v, log_det)
 
 
 def generalized_kicks(half: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
