@@ -38,6 +38,7 @@ format: $(ENV)
 bench: $(BUILD)
 	$(BIN)/pip install -q "jax>=0.4.30"
 	$(BIN)/python bench/dynamics.py
+	$(BIN)/python bench/mlp.py
 	$(BIN)/python bench/report.py
 
 $(ENV): requirements-dev.txt
