@@ -17,7 +17,8 @@ namespace ade {
 namespace ADE_ISA {
 namespace kernels {
 
-// Older GPUs have none; builds for them take pack_pair's other branch, and nobody launches products there.
+// Older GPUs have none; builds for them take pack_pair's other branch, and the bindings refuse to launch
+// products there.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 #define ADE_BF16_INSTRUCTIONS
 #endif
@@ -93,10 +94,14 @@ class DeviceWarp {
 
   // Transposes each of the four 8 x 8 blocks of a tile.
   __device__ __forceinline__ void transpose_blocks(Reg<Quad>& q) const {
+#ifdef ADE_BF16_INSTRUCTIONS
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(q.value.v[i]));
     }
+#else
+    __trap();
+#endif
   }
 
   // Over the four lanes that share a row of a tile; every lane gets it.
