@@ -53,6 +53,7 @@ def add_options(parser: argparse.ArgumentParser, peers: Sequence[str]) -> None:
     parser.add_argument("--cases", default="*", help="which cases, a shell pattern: 'mlp-relu-*'")
     parser.add_argument("--peers", type=peer_names, default=list(peers), help=f"of {','.join(peers)}")
     parser.add_argument("--compile-limit", type=float, default=180.0, help="seconds (default 180)")
+    parser.add_argument("--stop-after", type=float, default=math.inf, help="begin no case after so many seconds")
     parser.add_argument("--quick", action="store_true", help="the smallest cases, 2 rounds; a smoke test")
     parser.add_argument("--out", type=Path, help="results file (default: bench/results/ for a full run)")
 
@@ -77,26 +78,32 @@ def run_cases(
     peers: Sequence[str],
     measure: Callable[[Any], dict[str, Any]],
     variant: str = "",
+    whole: bool = True,
 ) -> dict[str, Any]:
     """Measures the selected cases, and writes the results after each: where ``--out`` says, else in bench/results/
-    when it is a whole run. `variant`: of the benchmark, for the file's name."""
+    when it is a `whole` run of all cases and peers. `variant`: of the benchmark, for the file's name."""
     limit_threads(args.threads)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the other peers need memory too
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, for everyone
     results = described_run(benchmark, torch.device(args.device), args.threads)
     results["settings"] = {"runs": args.runs, "warmups": args.warmups, "dtype": "float32"}
-    results["cases"] = []
-    whole = not args.quick and args.cases == "*" and args.peers == list(peers)
+    results["cases"], results["left_out"] = [], []
+    whole = whole and not args.quick and args.cases == "*" and args.peers == list(peers)
     out = args.out or (RESULTS / f"{benchmark}{variant}-{slug(results)}.json" if whole else None)
+    start = time.monotonic()
     with _cold_compiler_cache():
         for case in args.selected:
+            if time.monotonic() - start > args.stop_after:
+                results["left_out"].append(case.name)
+                continue
             print(f"{case.name} ...", file=sys.stderr, flush=True)
             results["cases"].append(measure(case))
             if sys.modules.get("jax") is not None:
                 results["versions"]["jax"] = sys.modules["jax"].__version__
             if out is not None:
                 write_results(results, out)
-    if out is not None:
+    if out is not None and results["cases"]:
+        write_results(results, out)
         print(f"written: {out}; `python bench/report.py` puts it into the documents", file=sys.stderr)
     return results
 
@@ -107,6 +114,11 @@ def _cold_compiler_cache() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="ade_fast_bench_", ignore_cleanup_errors=True) as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         yield
+
+
+def exit_code(results: Mapping[str, Any]) -> int:
+    """124, as of a command that ran out of time, where ``--stop-after`` left cases out."""
+    return 124 if results["left_out"] else 0
 
 
 # --- Time ---------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ What is measured, and how: bench/README.md.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     results = common.run_cases("dynamics", args, NAMES, lambda case: measure(case, args))
     print(report.full(results))
+    sys.exit(common.exit_code(results))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ def _rate(measured: Pass, name: str) -> str:
 
 
 def _both(case: Mapping[str, Any], cell: Callable[[Pass], str]) -> str:
-    return " / ".join(cell(case["passes"][which]) for which in (FORWARD, BOTH))
+    found = case["passes"]
+    return " / ".join(cell(found[which]) if which in found else "-" for which in (FORWARD, BOTH))
 
 
 def _names(results: Results) -> list[str]:
@@ -56,6 +57,8 @@ def summary(results: Results) -> str:
     others = [name for name in _names(results) if name in timed and not name.startswith("ade-")]
     rows = []
     for case in results["cases"]:
+        if BOTH not in case["passes"]:
+            continue
         measured = case["passes"][BOTH]
         faster = [tables.times(tables.ratio(measured["peers"], "ms", name, "ade-auto")) for name in others]
         time = tables.ms(measured["peers"].get("ade-auto", {}))
@@ -80,8 +83,11 @@ def full(results: Results) -> str:
     def rows(cells: Callable[[Mapping[str, Any]], list[str]]) -> list[list[str]]:
         return [[f"`{case['case']}`", *cells(case)] for case in cases]
 
+    nothing: Mapping[str, Any] = {"peers": {}}
     for which, title in TITLES.items():
-        times = rows(lambda c, w=which: tables.cells(c["passes"][w]["peers"], names, tables.ms))
+        if not any(which in case["passes"] for case in cases):
+            continue
+        times = rows(lambda c, w=which: tables.cells(c["passes"].get(w, nothing)["peers"], names, tables.ms))
         parts.append(tables.table([f"{title}, ms, median of {runs}", *labels], times))
 
     def faster(case: Mapping[str, Any], name: str) -> str:
@@ -115,7 +121,7 @@ def full(results: Results) -> str:
 
     error = rows(
         lambda c: [
-            *tables.cells(c["passes"][BOTH]["peers"], names, tables.error),
+            *tables.cells(c["passes"].get(BOTH, nothing)["peers"], names, tables.error),
             _both(c, lambda p: over_eager(p["peers"].get("ade-auto", {}))),
         ]
     )
@@ -126,7 +132,7 @@ def full(results: Results) -> str:
         for case in cases
         for which, measured in case["passes"].items()
     ]
-    parts += tables.compilation(flat) + tables.not_measured(flat) + _unfused(flat)
+    parts += tables.compilation(flat) + tables.not_measured(flat) + tables.left_out(results) + _unfused(flat)
     return "\n\n".join(parts)
 
 

@@ -82,7 +82,7 @@ def full(results: Results) -> str:
     error = tables.table(["relative error", *labels], rows(tables.error))
     flat = [(f"`{case['case']}`", case["peers"]) for case in results["cases"]]
     parts = [tables.origin(results), speed, peak, kept, error]
-    return "\n\n".join(parts + tables.compilation(flat) + tables.not_measured(flat))
+    return "\n\n".join(parts + tables.compilation(flat) + tables.not_measured(flat) + tables.left_out(results))
 
 
 def _recipe(name: str) -> Callable[[Results], str]:

@@ -81,6 +81,12 @@ def not_measured(rows: Sequence[tuple[str, Row]]) -> list[str]:
     return ["Not measured:\n\n" + "\n".join(lines)] if lines else []
 
 
+def left_out(results: Results) -> list[str]:
+    """The cases that were not begun for want of time, if any."""
+    names = results.get("left_out", [])
+    return [f"Out of time, not begun: {', '.join(f'`{name}`' for name in names)}"] if names else []
+
+
 def origin(results: Results) -> str:
     """One line: machine, versions, commit, command, date."""
     machine, versions = results["machine"], results["versions"]

@@ -1,9 +1,16 @@
 # Sets ADE_CUDA_ARCHS, which GPUs to compile for, and ADE_GENCODE, how to say so to nvcc.
 #
-# TORCH_CUDA_ARCH_LIST, as torch's own extensions read it: "8.0 9.0+PTX" or "8.0;9.0+PTX".
+# TORCH_CUDA_ARCH_LIST, as torch's own extensions read it: "8.0 9.0+PTX", "8.0;9.0+PTX" or "Ampere Hopper".
 set(ADE_CUDA_ARCHS "8.0;9.0+PTX")
-if(NOT "$ENV{TORCH_CUDA_ARCH_LIST}" STREQUAL "")
-  string(REGEX REPLACE "[ ,]+" ";" ADE_CUDA_ARCHS "$ENV{TORCH_CUDA_ARCH_LIST}")
+string(STRIP "$ENV{TORCH_CUDA_ARCH_LIST}" list)
+if(NOT list STREQUAL "")
+  string(REGEX REPLACE "[ ,;]+" ";" ADE_CUDA_ARCHS "${list}")
+  list(REMOVE_ITEM ADE_CUDA_ARCHS "")
+  foreach(named IN ITEMS "Volta=7.0+PTX" "Turing=7.5+PTX" "Ampere=8.0;8.6+PTX" "Ada=8.9+PTX" "Hopper=9.0+PTX"
+          "Blackwell=10.0;10.3;12.0;12.1+PTX")
+    string(REGEX MATCH "^([A-Za-z]+)=(.*)$" _ "${named}")
+    list(TRANSFORM ADE_CUDA_ARCHS REPLACE "^${CMAKE_MATCH_1}$" "${CMAKE_MATCH_2}")
+  endforeach()
 endif()
 set(ADE_GENCODE "")
 foreach(arch IN LISTS ADE_CUDA_ARCHS)

@@ -42,6 +42,10 @@ class Problem:
         return "kinked" if self.linear or self.activation == "elu" else "smooth"  # elu's slope jumps unless alpha = 1
 
     @property
+    def bounded(self) -> bool:
+        return any(map(math.isfinite, self.bounds))
+
+    @property
     def units(self) -> int:
         return sum(self.hidden)
 
@@ -81,7 +85,8 @@ class Data:
     dvalue: Tensor  # [B]
 
     @staticmethod
-    def draw(problem: Problem, seed: int = 0) -> Data:
+    def draw(problem: Problem, seed: int = 0, margin: float = 0.0) -> Data:
+        """Random; with a margin, samples that come nearer than that to a kink are drawn again."""
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
@@ -90,7 +95,7 @@ class Data:
         p, sizes = problem, [problem.dim, *problem.hidden, 1]
         states = (p.rows, p.dim)
         scaled = [0.3 * normal(p.steps + 1, p.dim), 0.2 * normal(p.steps, p.dim)] if p.scaled else [None, None]
-        return Data(
+        data = Data(
             p,
             [1.7 * normal(n, m) / math.sqrt(m) for m, n in itertools.pairwise(sizes)],
             [0.3 * normal(n) for n in sizes[1:]],
@@ -103,6 +108,10 @@ class Data:
             normal(*states),
             normal(p.rows),
         )
+        while margin and (near := kink_distance(data) < margin).any():
+            count = int(near.sum())
+            data.x0[near], data.v0[near] = 0.8 * normal(count, p.dim), normal(count, p.dim)
+        return data
 
     def clips(self) -> list[float]:
         p = self.problem
@@ -122,6 +131,49 @@ class Data:
             return value.to(**to) if isinstance(value, Tensor) else value
 
         return Data(**{name: move(value) for name, value in vars(self).items()})
+
+
+def kink_distance(data: Data) -> Tensor:
+    """How near each sample's trajectory, in float64, comes to where a derivative jumps: kinks of units, clips, and the
+    range of x. [B]"""
+    p, d = data.problem, data.to(dtype=torch.float64)
+    slope = PARAMETERS.get(p.activation, 0.0)
+    nearest = d.x0.new_full((p.rows,), math.inf)
+
+    def near(distance: Tensor) -> None:
+        nonlocal nearest
+        nearest = torch.minimum(nearest, distance.abs().reshape(p.rows, -1).amin(1))
+
+    def clipped(u: Tensor, mode: int, bound: float) -> Tensor:
+        if mode == VALUE:
+            near(u.abs() - bound)
+            return u.clamp(-bound, bound)
+        if mode == NORM:
+            norm = u.norm(dim=1, keepdim=True)
+            near(norm - bound)
+            return u * (bound / norm.clamp_min(bound))
+        return u
+
+    x, v = d.x0, d.v0
+    for t in range(p.steps + 1):
+        h = x
+        for weight, bias in zip(d.weights[:-1], d.biases[:-1], strict=True) if p.kind == "kinked" else ():
+            z = h @ weight.T + bias
+            near(z)
+            h = z.where(z > 0, slope * (z if p.linear else z.clamp_max(0).expm1()))
+        if p.kind == "smooth" and not (p.grad_clip[0] or p.momentum_clip[0] or p.bounded):
+            return nearest
+        force = op_field(replace(d, x0=x))["grad"]
+        decay = p.damping if d.log_decay is None else d.log_decay[t].exp()
+        v = v * decay + d.kick[t] * clipped(force, *p.grad_clip)
+        if t == p.steps:
+            return nearest
+        x = x * (1.0 if d.log_stretch is None else d.log_stretch[t].exp()) + d.drift[t] * clipped(v, *p.momentum_clip)
+        if p.bounded:
+            near(x - p.bounds[0])
+            near(x - p.bounds[1])
+        x = x.clamp(*p.bounds)
+    return nearest
 
 
 Results = dict[str, Tensor]

@@ -280,10 +280,42 @@ def test_ade_fast_may_not_round_worse_than_eager(bench: Callable[[str], ModuleTy
     assert judge("jax", [t + 1e-3 for t in right])[1] == "wrong: relative error 1.0e-03, allowed 1e-04"
 
 
+def test_what_there_is_no_time_for_is_named(tmp_path: Path, bench: Callable[[str], ModuleType]) -> None:
+    file = tmp_path / "mlp-here.json"
+    command = [
+        sys.executable,
+        str(BENCH / "mlp.py"),
+        "--quick",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        "--stop-after",
+        "0",
+    ]
+    command += ["--peers", "ade-auto", "--passes", "forward", "--out", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 124, done.stderr
+    assert "Out of time, not begun: `mlp-relu-B100-T10-d2`, `mlp-silu-B100-T10-d2`" in done.stdout
+    assert not file.exists()
+
+
+def test_one_pass_alone_has_tables(mlp_results: Path, bench: Callable[[str], ModuleType]) -> None:
+    tables, written = bench("mlp_tables"), json.loads(mlp_results.read_text())
+    del written["cases"][0]["passes"]["forward"]
+    text = tables.full(written)
+    assert "forward alone, ms" not in text and "forward + backward, ms" in text
+    written["left_out"] = ["another"]
+    assert "Out of time, not begun: `another`" in tables.full(written)
+
+
 def test_every_selection_is_part_of_the_full_grid(bench: Callable[[str], ModuleType]) -> None:
     mlp = bench("mlp")
     assert set(mlp.SELECTION["cpu"]) <= set(mlp.full_grid("cpu"))
     assert set(mlp.SELECTION["cuda"]) <= set(mlp.full_grid("cuda"))
+    for activation in ("relu", "silu"):
+        for precision in mlp.PRODUCTS:
+            assert mlp.Case(activation, 1000, 100, precision=precision) in mlp.SELECTION["cuda"]
     assert len(mlp.full_grid("cpu")) == 3 * 4 * 2 * 2 and len(mlp.full_grid("cuda")) == 3 * 3 * 4 * 2 * 2
     names = [case.name for case in mlp.full_grid("cuda")]
     assert len(set(names)) == len(names)
@@ -335,7 +367,7 @@ def test_gpu_script_goes_on_after_a_failure_and_reports_it(gpu_script: Callable,
     assert done.returncode == 0, done.stdout
     log = (tmp_path / "out" / "gpu.log").read_text()
     assert log == done.stdout
-    parts = ("info", "tests", "mlp", "dynamics", "memcheck", "racecheck", "mlp-compile", "tables")
+    parts = ("info", "tests", "memcheck", "racecheck", "mlp", "dynamics", "mlp-compile", "tables")
     assert re.findall(r"^([\w-]+): exit code 0 after \d+ s$", log, re.MULTILINE) == list(parts)
     assert (tmp_path / "out" / "gpu.md").read_text().count("<!-- bench:") == 2
 
@@ -349,7 +381,21 @@ def test_gpu_script_goes_on_after_a_failure_and_reports_it(gpu_script: Callable,
         c[:5] for c in built
     ]
     done, _ = gpu_script(MINUTES="0")
-    assert done.returncode == 1 and done.stdout.count("exit code 124") == len(parts)
+    assert done.returncode == 1
+    assert done.stdout.count("exit code 124") == len(parts) - 1 and "tables: exit code 0" in done.stdout
+
+
+def test_gpu_script_sets_time_aside(gpu_script: Callable) -> None:
+    """What the parts may take adds up to the nine minutes, with some left for torch.compile."""
+    done, calls = gpu_script(fails="build_info")
+    limits = dict(re.findall(r"^== ([\w-]+), at most (\d+) s:", done.stdout, re.MULTILINE))
+    rest = int(limits.pop("mlp-compile"))
+    assert sum(map(int, limits.values())) <= 540 - 60 < 540 <= sum(map(int, limits.values())) + 80
+    assert 400 < rest + int(limits["tables"]) <= 540  # nothing took any time
+    cases = [call[call.index("--cases") + 1] for call in calls if "--cases" in call]
+    assert cases == ["mlp-silu-B1000-T100-d2-medium"]
+    _, calls = gpu_script(MINUTES="20")
+    assert [call[call.index("--cases") + 1] for call in calls if "--cases" in call] == ["mlp-*-B1000-T100-d2*"]
 
 
 def test_gpu_script_uses_what_exists(

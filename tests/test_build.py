@@ -269,6 +269,9 @@ def gencode(arch_list: str | None) -> subprocess.CompletedProcess:
         ("8.6", ["86,code=sm_86"]),
         ("8.0 9.0a", ["80,code=sm_80", "90a,code=sm_90a"]),
         ("8.9;12.0+PTX", ["89,code=sm_89", "120,code=sm_120", "120,code=compute_120"]),
+        (" 8.6 ", ["86,code=sm_86"]),
+        ("Hopper", ["90,code=sm_90", "90,code=compute_90"]),
+        ("Ampere;9.0", ["80,code=sm_80", "86,code=sm_86", "86,code=compute_86", "90,code=sm_90"]),
     ],
 )
 def test_arch_list(arch_list: str | None, flags: list[str]) -> None:
@@ -278,6 +281,6 @@ def test_arch_list(arch_list: str | None, flags: list[str]) -> None:
 
 
 def test_a_wrong_arch_list_is_refused() -> None:
-    result = gencode("Hopper")
+    result = gencode("Grace")
     assert result.returncode != 0
-    assert "TORCH_CUDA_ARCH_LIST: 'Hopper' is not of the form 8.0, 9.0a or 9.0+PTX" in result.stderr
+    assert "TORCH_CUDA_ARCH_LIST: 'Grace' is not of the form 8.0, 9.0a or 9.0+PTX" in result.stderr

@@ -121,6 +121,49 @@ def test_same_bits_on_every_run(activation: str, shape: str, precision: str) -> 
             assert all(torch.equal(first[op][name], again[op][name]) for name in first[op]), op
 
 
+KERNELS = {  # a few rows and many, buffers in shared memory and beyond: every kernel once, for compute-sanitizer
+    "narrow": ((32, 64), 3, 17),
+    "wide blocks": ((32, 32), 2, 4100),
+    "beyond shared memory": ((256, 224, 256), 33, 17),
+}
+
+
+@every_precision
+@pytest.mark.parametrize("shape", KERNELS)
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
+def test_every_kernel(activation: str, shape: str, precision: str) -> None:
+    hidden, dim, rows = KERNELS[shape]
+    data = Data.draw(Problem(activation, hidden, dim, rows, steps=1))
+    unroll = op_unroll(data, precision)
+    results = on_device(data, {name: unroll[name] for name in ("x", "v", "bits") if name in unroll}, precision)
+    assert all(t.isfinite().all() for found in results.values() for t in found.values())
+
+
+def test_in_a_cuda_graph() -> None:
+    """Forward and backward of a layer, captured once and replayed on other numbers: those of an ordinary call."""
+    torch.manual_seed(0)
+    potential, layer = ade.MLPPotential(2, (64, 64), "silu").cuda(), ade.Leapfrog(5, 0.1).cuda()
+    x, v = (torch.randn(100, 2, device="cuda").requires_grad_() for _ in range(2))
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            gradients(layer, potential, x, v)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gradients(layer, potential, x, v)
+    for _ in range(2):
+        with torch.no_grad():
+            x.copy_(torch.randn(100, 2))
+            v.copy_(torch.randn(100, 2))
+        graph.replay()
+        torch.cuda.synchronize()
+        replayed = [t.clone() for t in captured]
+        for got, want in zip(replayed, gradients(layer, potential, x, v), strict=True):
+            assert torch.equal(got, want)
+
+
 def test_runs_on_the_current_stream() -> None:
     """Inputs that a slow side stream has yet to write: an op on any other stream would read zeros."""
     data = Data.draw(with_option(Problem("silu", rows=1000), OPTION)).to(device="cuda")

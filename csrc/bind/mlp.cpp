@@ -20,6 +20,7 @@ struct Network {
           int64_t precision) {
     if (op.dtype() == kBFloat16) op.fail("states must be float32 or float64, got bfloat16");
     if (op.dtype() == kFloat64 && op.on_cuda()) op.fail("states must be float32 on CUDA, got float64");
+    op.mlp_device();
     if (weight.size() < 2 || weight.size() > kMaxHiddenLayers + 1 || bias.size() != weight.size()) {
       op.fail("weights and biases must be those of 1 to " + std::to_string(kMaxHiddenLayers) +
               " hidden layers and the output, got " + std::to_string(weight.size()) + " weights and " +

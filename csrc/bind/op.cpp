@@ -240,6 +240,15 @@ Tensor Op::keep_bytes(std::initializer_list<int64_t> shape) const {
   return pooled(shape, aoti_torch_dtype_uint8(), 1);
 }
 
+void Op::mlp_device() const {
+#ifdef ADE_WITH_CUDA
+  if (!on_cuda()) return;
+  const torch::stable::accelerator::DeviceGuard guard(device_index_);
+  if (!cuda::runs_mlp())
+    fail("the GPU has no bfloat16 tensor cores, which the MLP kernels need (compute capability 8.0)");
+#endif
+}
+
 #ifdef ADE_WITH_CUDA
 void Op::check_cuda(int code) const {
   if (code == 0) return;

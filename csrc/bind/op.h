@@ -47,6 +47,9 @@ class Op {
   double finite(const char* argument, double value) const;
   void range(double lo, double hi) const;
 
+  // The states' device can run the MLP kernels.
+  void mlp_device() const;
+
   // Outputs, uninitialised.
   Tensor new_states() const;                                   // [B, D] S
   Tensor new_row() const;                                      // [D] A

@@ -17,7 +17,8 @@ namespace ade {
 namespace ADE_ISA {
 namespace kernels {
 
-// Older GPUs have none; builds for them take pack_pair's other branch, and nobody launches products there.
+// Older GPUs have none; builds for them take pack_pair's other branch, and the bindings refuse to launch
+// products there.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 #define ADE_BF16_INSTRUCTIONS
 #endif
@@ -93,10 +94,14 @@ class DeviceWarp {
 
   // Transposes each of the four 8 x 8 blocks of a tile.
   __device__ __forceinline__ void transpose_blocks(Reg<Quad>& q) const {
+#ifdef ADE_BF16_INSTRUCTIONS
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(q.value.v[i]));
     }
+#else
+    __trap();
+#endif
   }
 
   // Over the four lanes that share a row of a tile; every lane gets it.
@@ -156,9 +161,8 @@ class HostWarp {
       for (int i = 0; i < 4; ++i) {
         const float* const row = left[tile_row(lane, i)];
         const float* const column = right[tile_column(lane, i)];
-        float sum = 0;
-        for (int k = 0; k < kTile; ++k) sum += row[k] * column[k];
-        c.at(lane).v[4 * Half + i] += sum;
+        float& sum = c.at(lane).v[4 * Half + i];
+        sum = tensor_core_sum(sum, row, column);
       }
     }
   }
@@ -199,6 +203,32 @@ class HostWarp {
   }
 
  private:
+  // c + Σ row column as a tensor core adds: the exact products and c, aligned to the largest of them, lose
+  // what lies kTensorCoreBits below its leading bit, and the sum is truncated to a float.
+  static float tensor_core_sum(float c, const float* row, const float* column) {
+    constexpr int kTensorCoreBits = 25;
+    float terms[kTile + 1], plain = c, largest = std::fabs(c);
+    terms[kTile] = c;
+    for (int k = 0; k < kTile; ++k) terms[k] = row[k] * column[k];  // exact: 8 bits by 8 bits
+    for (int k = 0; k < kTile; ++k) plain += terms[k];
+    for (int k = 0; k < kTile; ++k) largest = std::fabs(terms[k]) > largest ? std::fabs(terms[k]) : largest;
+    // Not a number, 0, or so small or large that the integers below would need care.
+    if (!std::isfinite(plain) || !(largest > 1e-25f && largest < 1e25f)) return plain;
+    const int exponent = static_cast<int>(bits_of(largest) >> 23) - 127;
+    const float scale = power_of_two(kTensorCoreBits - exponent);
+    int32_t sum = 0;  // 17 terms below 2^26
+    for (int k = 0; k <= kTile; ++k) sum += static_cast<int32_t>(terms[k] * scale);
+    int32_t size = sum < 0 ? -sum : sum;
+    for (int32_t bit = 1; size / bit >= 1 << 24; bit *= 2) size &= ~bit;
+    return static_cast<float>(sum < 0 ? -size : size) * power_of_two(exponent - kTensorCoreBits);
+  }
+  static uint32_t bits_of(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return bits;
+  }
+  static float power_of_two(int n) { return float_of(static_cast<uint32_t>(127 + n) << 23); }
+
   int index_;
 };
 

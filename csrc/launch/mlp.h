@@ -124,6 +124,9 @@ void launch(const MlpFieldBackward& args, Parallel parallel);
 
 namespace cuda {  // float32 alone
 
+// Whether the current device can run these: it has bfloat16 tensor cores.
+bool runs_mlp();
+
 int64_t workspace_bytes(const MlpUnroll& args);
 int64_t workspace_bytes(const MlpUnrollBackward& args);
 int64_t workspace_bytes(const MlpField& args);

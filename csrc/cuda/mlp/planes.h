@@ -3,6 +3,9 @@
 // A number is split into S parts of 8 bits each, a = a_0 + a_1 + a_2. A product of two numbers keeps the
 // terms a_i b_j with i + j < S: 1, 3 or 6 products with relative errors of about 2^-8, 2^-16 and, where all
 // 24 bits are kept, float32's own.
+//
+// Tensor cores truncate what they add to. Where that would show, at 3 planes, the terms of 16 columns are
+// summed there, and these sums by float additions, which round to nearest.
 #pragma once
 
 #include "cuda/block.h"
@@ -68,7 +71,18 @@ ADE_HD int float_index(int row, int column) {
   return (column / 8 * kWarp + lane) * 4 + row / 8 * 2 + column % 2;
 }
 
-// c[r][p] += a[r] b[p], for S planes of R left and P right operands.
+template <class Warp, int R, int P>
+ADE_HD void clear(Warp& warp, typename Warp::template Reg<Eight> (&c)[R][P]) {
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      warp.each([&](int lane) { c[r][p].at(lane) = Eight{}; });
+    }
+  }
+}
+
+// c[r][p] += a[r] b[p] on the tensor cores, for S planes of R left and P right operands.
 template <int S, int R, int P, class Warp>
 ADE_HD void multiply_tiles(Warp& warp, typename Warp::template Reg<Eight> (&c)[R][P],
                            const typename Warp::template Reg<Quad> (&a)[S][R],
@@ -90,13 +104,26 @@ ADE_HD void multiply_tiles(Warp& warp, typename Warp::template Reg<Eight> (&c)[R
   }
 }
 
-template <class Warp, int R, int P>
-ADE_HD void clear(Warp& warp, typename Warp::template Reg<Eight> (&c)[R][P]) {
+// c[r][p] += a[r] b[p] as precise as S planes are.
+template <int S, int R, int P, class Warp>
+ADE_HD void add_product(Warp& warp, typename Warp::template Reg<Eight> (&c)[R][P],
+                        const typename Warp::template Reg<Quad> (&a)[S][R],
+                        const typename Warp::template Reg<Quad> (&b)[S][P]) {
+  if constexpr (S < kMaxPlanes) {
+    multiply_tiles<S>(warp, c, a, b);
+  } else {
+    typename Warp::template Reg<Eight> part[R][P];
+    clear(warp, part);
+    multiply_tiles<S>(warp, part, a, b);
 #pragma unroll
-  for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < R; ++r) {
 #pragma unroll
-    for (int p = 0; p < P; ++p) {
-      warp.each([&](int lane) { c[r][p].at(lane) = Eight{}; });
+      for (int p = 0; p < P; ++p) {
+        warp.each([&](int lane) {
+#pragma unroll
+          for (int i = 0; i < 8; ++i) c[r][p].at(lane).v[i] += part[r][p].at(lane).v[i];
+        });
+      }
     }
   }
 }
@@ -130,7 +157,7 @@ ADE_HD void product(Warp& warp, typename Warp::template Reg<Eight> (&c)[R][P], c
         for (int r = 0; r < R; ++r) left[s][r].at(lane) = (a.at(r0 + r, k) + s * a.plane)[lane];
       }
     });
-    multiply_tiles<S>(warp, c, left, right);
+    add_product<S>(warp, c, left, right);
   }
 }
 
@@ -165,7 +192,7 @@ ADE_HD void add_outer_product(Warp& warp, typename Warp::template Reg<Eight> (&c
 #pragma unroll
       for (int p = 0; p < P; ++p) warp.transpose_blocks(right[s][p]);
     }
-    multiply_tiles<S>(warp, c, left, right);
+    add_product<S>(warp, c, left, right);
   }
 }
 
