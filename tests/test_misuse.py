@@ -215,6 +215,17 @@ class Batched(nn.Module):
         return self.net(x)
 
 
+class OfX(nn.Module):
+    """A network of (F, x) that looks at x alone."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, grad: Tensor, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
 CALLS: dict[str, Misuse] = {
     "x_of_numpy": (
         lambda: leapfrog()(silu(), np.zeros((B, D)), v0()),
@@ -349,7 +360,7 @@ CALLS: dict[str, Misuse] = {
         ("Leapfrog: potential is random", "Dropout"),
     ),
     "dropout_in_a_network": (
-        lambda: generalized(scale_v=Batched(nn.Dropout(0.5)))(silu(), x0(), v0()),
+        lambda: generalized(scale_v=OfX(Batched(nn.Dropout(0.5))))(silu(), x0(), v0()),
         ValueError,
         ("GeneralizedLeapfrog: scale_v is random", "Dropout"),
     ),

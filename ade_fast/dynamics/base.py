@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..fields import GradientMode, Layout, Plan, modules_of, probe_potential, refuse_unfit_modules
+from ..fields import GradientMode, Layout, Plan, probe_potential
 
 _STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _GRADIENTS = ("full", "truncated", "stopped", "none")
@@ -179,7 +179,6 @@ def draw_momentum(layer: str, x0: Tensor, momentum: tuple[int, ...], generator: 
 def check_potential(layer: str, potential: object, x0: Tensor, probe: bool) -> Callable:
     if not callable(potential):
         raise TypeError(f"{layer}: potential must be callable, (B, *event) -> (B,), got {type(potential).__name__}")
-    refuse_unfit_modules(layer, modules_of(potential))
     if isinstance(potential, nn.Module):
         parameter = next(potential.parameters(), None)
         if parameter is not None and parameter.device != x0.device:

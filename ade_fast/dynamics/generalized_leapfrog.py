@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._ops import ops, ops_without_autograd
-from ..fields import GradientSide, Layout, MLPField, Plan, Sum, generalized_kicks, modules_of, refuse_unfit_modules
+from ..fields import Ancestry, GradientSide, Layout, MLPField, Plan, Sum, generalized_kicks
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
 from .networks import NetworkPair
@@ -74,12 +74,12 @@ class GeneralizedLeapfrogProgram:
         return (self._kick_nets, self._drift_nets)
 
     def prepare(
-        self, known: Sequence[Tensor], args: tuple, grad: Tensor, keep: bool
-    ) -> tuple[list[Tensor], str | None]:
-        """Inputs of the networks, found by evaluating them at the first step's arguments."""
-        kick_inputs, kick_captured = self._kick_nets.prepare(known, (grad, args[0]), keep)
-        drift_inputs, drift_captured = self._drift_nets.prepare(known, (args[1],), keep)
-        return kick_inputs + drift_inputs, kick_captured or drift_captured
+        self, known: Sequence[Tensor], behind_known: Ancestry, args: tuple, grad: Tensor, keep: bool
+    ) -> str | None:
+        """Finds the networks' inputs by evaluating them at the first step's arguments."""
+        kick_captured = self._kick_nets.prepare(known, behind_known, (grad, args[0]), keep)
+        drift_captured = self._drift_nets.prepare(known, behind_known, (args[1],), keep)
+        return kick_captured or drift_captured
 
     def _halves(self, halves: Sequence[Tensor], t: int) -> tuple[Tensor, Tensor | None]:
         """Steps of the kick at x_t: of the half kick that ends a step, and of the one that begins the next."""
@@ -251,8 +251,6 @@ def run_generalized_leapfrog(
         else base.check_v0(layer, v0, x0, momentum_event)
     )
     base.check_potential(layer, potential, x0, options.check_potential)
-    for name in ("scale_v", "scale_x", "shift_v", "shift_x"):
-        refuse_unfit_modules(layer, modules_of(getattr(couplings, name)), name)
     drift = base.step_rows(layer, step_size, n_steps, layout, x0)
     if momentum_step_size is not None:
         eta_v = base.step_rows(layer, momentum_step_size, n_steps, momentum, x0, "momentum_step_size", "momentum")

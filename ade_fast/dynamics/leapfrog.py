@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._ops import ops, ops_without_autograd
-from ..fields import GradientSide, Layout, MLPField, Plan
+from ..fields import Ancestry, GradientSide, Layout, MLPField, Plan
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
 from .networks import NetworkPair
@@ -41,9 +41,9 @@ class LeapfrogProgram:
         return ()
 
     def prepare(
-        self, known: Sequence[Tensor], args: tuple, grad: Tensor, keep: bool
-    ) -> tuple[list[Tensor], str | None]:
-        return [], None  # no networks
+        self, known: Sequence[Tensor], behind_known: Ancestry, args: tuple, grad: Tensor, keep: bool
+    ) -> str | None:
+        return None  # no networks
 
     def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, Tensor]:
         x, v, kick_steps, drift_steps = args
