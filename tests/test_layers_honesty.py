@@ -142,6 +142,26 @@ def test_a_custom_function_is_not_what_its_name_says():
     assert_same(ours(potential, x0, v0, inputs), eager(potential, x0, v0, inputs))
 
 
+def test_a_custom_function_with_a_variable_is_no_leaf():
+    a, other, (x0, v0) = nn.Linear(2, 5).double(), torch.randn(5, dtype=D, requires_grad=True), start()
+
+    class Odd(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.variable = other
+            ctx.save_for_backward(x)
+            return x.sin()
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            return g * x.cos()
+
+    potential = lambda x: Odd.apply(a(x)).sum(1)  # noqa: E731
+    inputs = [a.weight, a.bias]
+    assert_same(ours(potential, x0, v0, inputs), eager(potential, x0, v0, inputs))
+
+
 class Bent(nn.Module):
     """Piecewise linear near the origin, smooth away from it."""
 

@@ -90,6 +90,7 @@ class LeapfrogProgram:
         return dx, dv, torch.stack(dkicks), torch.stack(ddrifts)
 
 
+@base.outside_of_graphs
 def run_leapfrog(
     layer: str,
     potential: Callable,
@@ -177,8 +178,8 @@ class Leapfrog(Dynamics):
         generator: torch.Generator | None = None,
         context: Tensor | Sequence[Tensor] | None = None,
     ) -> DynamicsOutput:
-        output, self.last_plan = run_leapfrog(
+        output, plan = run_leapfrog(
             "Leapfrog", potential, x0, v0, self.step_size, self.n_steps, self.options,
             generator=generator, context=context,
         )  # fmt: skip
-        return output
+        return self._planned(output, plan)

@@ -121,6 +121,8 @@ class NetworkPair:
             if not isinstance(output, Tensor) or tuple(output.shape) != wanted:
                 got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
                 raise ValueError(f"{self._layer}: {name} must return shape {wanted}, got {got}")
+            if not output.is_floating_point():
+                raise TypeError(f"{self._layer}: {name} must return real numbers, got {output.dtype}")
             # Under autocast a network answers in another dtype. Scales are in the accumulation dtype.
             is_scale = len(outputs) == 0
             dtype = torch.float32 if is_scale and events[0].dtype == torch.bfloat16 else events[0].dtype

@@ -244,7 +244,7 @@ def _refuse_transforms(layer: str, args: Sequence[Tensor | None]) -> None:
 
 def _fused(
     layer: str, potential: Callable, program: Program, args: tuple, layout: Layout, options: Options
-) -> tuple[tuple[Tensor, ...], Plan] | None:
+) -> tuple[tuple[Tensor, ...], Plan | None] | None:
     """The whole unroll in one operator where the potential is an MLP that the kernels know, else None."""
     field = MLPField.match(potential)
     if isinstance(field, MLPField) and layout.event != (field.spec.dim,):
@@ -260,12 +260,20 @@ def _fused(
             note_slow_path(f"mlp {why}", f"{layer}: the fused MLP kernels do not take this call ({why}): autograd does")
         return None
     keep = _keeps_products(field, program, args[0], options)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and options.gradient != "none"):
-        outputs = program.fused(
-            field, args, gradient=options.gradient_mode, keep_bits=options.memory != "states", keep_products=keep
-        )
+    differentiable = torch.is_grad_enabled() and options.gradient != "none"
+    try:
+        with torch.set_grad_enabled(differentiable):
+            outputs = program.fused(
+                field, args, gradient=options.gradient_mode, keep_bits=options.memory != "states", keep_products=keep
+            )
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:
+            raise
+        raise RuntimeError(f"{layer}: potential's layers do not fit each other or x0: {error}") from error
+    if outputs is None:
+        return None
     memory = "graph" if keep else "states"
-    return None if outputs is None else (outputs, Plan(memory, "mlp", field.spec.piecewise_linear))
+    return outputs, Plan(memory, "mlp", field.spec.piecewise_linear) if differentiable else None
 
 
 def _keeps_products(field: MLPField, program: Program, x0: Tensor, options: Options) -> bool:

@@ -190,9 +190,9 @@ class AutogradField:
         try:
             y = self.potential(x)
         except RuntimeError as error:
-            if (explained := self._explained(error, x)) is None:
+            if type(error) is not RuntimeError:  # out of memory, say
                 raise
-            raise explained from error
+            raise self._explained(error, x) from error
         return check_value(self.layer, y, x)
 
     @contextlib.contextmanager
@@ -209,8 +209,8 @@ class AutogradField:
                 f"({error})"
             ) from error
 
-    def _explained(self, error: RuntimeError, x: Tensor) -> TypeError | None:
-        """What PyTorch says deep inside a layer when dtypes differ, said of the arguments; None for other errors."""
+    def _explained(self, error: RuntimeError, x: Tensor) -> Exception:
+        """What PyTorch says deep inside a layer, said of the arguments."""
         for module in modules_of(self.potential):
             for parameter in module.parameters(recurse=False):
                 if parameter.dtype != x.dtype and "dtype" in str(error):
@@ -218,7 +218,7 @@ class AutogradField:
                         f"{self.layer}: potential's parameters are {parameter.dtype}, x0 is {x.dtype}: convert one of "
                         f"them with .to(...) ({error})"
                     )
-        return None
+        return RuntimeError(f"{self.layer}: potential failed at x of shape {tuple(x.shape)}, {x.dtype}: {error}")
 
 
 @dataclass
@@ -272,6 +272,8 @@ def check_value(layer: str, y: object, x: Tensor) -> Tensor:
     """The potential's output, [B] or [B, 1], as [B]."""
     if not isinstance(y, Tensor):
         raise TypeError(f"{layer}: potential must return a tensor of shape ({x.shape[0]},), got {type(y).__name__}")
+    if not y.is_floating_point():
+        raise TypeError(f"{layer}: potential must return real numbers, got {y.dtype}")
     if tuple(y.shape) not in ((x.shape[0],), (x.shape[0], 1)):
         raise ValueError(
             f"{layer}: potential must map x {tuple(x.shape)} to one value per sample, shape ({x.shape[0]},) or "
