@@ -1,7 +1,8 @@
 """Functional forms of the dynamics: the layers' computation with step sizes (and scales) as arguments.
 
 Each takes the arguments of the layer of the same name, and returns `ade.DynamicsOutput`. `step_size` is a number or
-a tensor (which may require grad and need not be a leaf); positivity is the caller's affair here.
+a tensor (which may require grad and need not be a leaf). Numbers must be positive; of a tensor, that is the caller's
+affair here.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ from .dynamics.leapfrog import run_leapfrog
 __all__ = ["damped_leapfrog", "generalized_leapfrog", "leapfrog"]
 
 
-def _options(layer: str, n_steps: int, options: dict) -> Options:
-    base.check_n_steps(layer, n_steps)
+def _options(layer: str, options: dict) -> Options:
     unknown = sorted(options.keys() - Options.__dataclass_fields__.keys())
     if unknown:
         raise TypeError(f"{layer}: unknown option {unknown[0]!r}; options are {sorted(Options.__dataclass_fields__)}")
@@ -37,7 +37,9 @@ def _options(layer: str, n_steps: int, options: dict) -> Options:
 
 
 def _step(layer: str, step_size: float | Tensor, name: str = "step_size") -> Tensor:
-    return step_size if isinstance(step_size, Tensor) else base.check_step_size(layer, step_size, name)
+    if isinstance(step_size, Tensor):
+        return base.check_real(layer, step_size, name)
+    return base.check_step_size(layer, step_size, name, torch.float64)  # cast to the states' dtype at every call
 
 
 def leapfrog(
@@ -53,7 +55,8 @@ def leapfrog(
 ) -> DynamicsOutput:
     """T leapfrog steps, eqs. (10), (11). Options: those of `ade.Leapfrog`."""
     layer = "leapfrog"
-    checked, step = _options(layer, n_steps, options), _step(layer, step_size)
+    checked, step = _options(layer, options), _step(layer, step_size)
+    n_steps = base.check_n_steps(layer, n_steps)
     return run_leapfrog(layer, potential, x0, v0, step, n_steps, checked, generator=generator, context=context)[0]
 
 
@@ -72,7 +75,8 @@ def damped_leapfrog(
 ) -> DynamicsOutput:
     """The released image code's update. Options: those of `ade.DampedLeapfrog`; `drift_step` may require grad."""
     layer = "damped_leapfrog"
-    checked, step = _options(layer, n_steps, options), _step(layer, step_size)
+    checked, step = _options(layer, options), _step(layer, step_size)
+    n_steps = base.check_n_steps(layer, n_steps)
     return run_damped_leapfrog(
         layer, potential, x0, v0, step, n_steps, checked, damping=check_damping(layer, damping),
         drift_step=_step(layer, drift_step, "drift_step"), generator=generator, context=context,
@@ -98,7 +102,8 @@ def generalized_leapfrog(
 ) -> DynamicsOutput:
     """T generalized leapfrog steps, eq. (13). Options: those of `ade.GeneralizedLeapfrog`."""
     layer = "generalized_leapfrog"
-    checked, step = _options(layer, n_steps, options), _step(layer, step_size)
+    checked, step = _options(layer, options), _step(layer, step_size)
+    n_steps = base.check_n_steps(layer, n_steps)
     couplings = Couplings(scale_v, scale_x, shift_v, shift_x)
     check_couplings(layer, couplings)
     eta_v = None if momentum_step_size is None else _step(layer, momentum_step_size, "momentum_step_size")

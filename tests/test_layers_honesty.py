@@ -84,7 +84,7 @@ def test_an_all_frozen_potential_changed_in_place_is_noticed():
     out = ade.Leapfrog(3, 0.3, memory="states").double()(potential, x0, v0)
     with torch.no_grad():
         potential.inner[0].weight.mul_(1.5)
-    with pytest.raises(RuntimeError, match="a frozen parameter of the potential was modified"):
+    with pytest.raises(RuntimeError, match="frozen parameter of the potential or of a network was modified"):
         out.x.sum().backward()
 
 
@@ -142,6 +142,26 @@ def test_a_custom_function_is_not_what_its_name_says():
     assert_same(ours(potential, x0, v0, inputs), eager(potential, x0, v0, inputs))
 
 
+def test_a_custom_function_with_a_variable_is_no_leaf():
+    a, other, (x0, v0) = nn.Linear(2, 5).double(), torch.randn(5, dtype=D, requires_grad=True), start()
+
+    class Odd(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.variable = other
+            ctx.save_for_backward(x)
+            return x.sin()
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            return g * x.cos()
+
+    potential = lambda x: Odd.apply(a(x)).sum(1)  # noqa: E731
+    inputs = [a.weight, a.bias]
+    assert_same(ours(potential, x0, v0, inputs), eager(potential, x0, v0, inputs))
+
+
 class Bent(nn.Module):
     """Piecewise linear near the origin, smooth away from it."""
 
@@ -162,6 +182,92 @@ def test_a_potential_that_bends_at_a_later_step_is_noticed(gradient, frozen):
     wanted = eager(potential, x0, v0, [x0])  # x0's derivative has the Hessian in it in either mode
     potential.requires_grad_(not frozen)
     assert_same(ours(potential, x0, v0, [x0], gradient=gradient), wanted)
+
+
+@pytest.mark.parametrize("memory", ["graph", "states"])
+@pytest.mark.parametrize("gradient", ["full", "truncated"])
+def test_networks_count_once_where_the_adjoint_starts_anew(gradient, memory):
+    """The potential turns out to bend midway through the backward pass, when networks have summed up some already."""
+    potential, scale, shift = Bent(), nn.Linear(2, 2).double(), nn.Linear(2, 2).double()
+    x0, v0 = 0.1 * torch.randn(6, 2, dtype=D), 4 * torch.randn(6, 2, dtype=D)
+    step, wanted = torch.tensor(0.3, dtype=D), [*scale.parameters(), *shift.parameters()]
+    nets = {"scale_x": lambda v: 0.1 * torch.tanh(scale(v)), "shift_v": lambda grad, x: shift(grad + x)}
+    found = ade.functional.generalized_leapfrog(potential, x0, v0, step, 3, gradient=gradient, memory=memory, **nets)
+    exact = ade.reference.generalized_leapfrog(potential, x0, v0, step, 3, gradient=gradient, **nets)
+    sums = [out[0].sum() + out[1].square().sum() + out[2].sum() for out in (found, exact)]
+    assert_same(*(torch.autograd.grad(total, wanted) for total in sums))
+
+
+@pytest.mark.parametrize("memory", ["graph", "states"])
+@pytest.mark.parametrize("retain", [True, False])
+def test_networks_count_once_after_a_backward_pass_that_raised(memory, retain):
+    potential, scale, (x0, v0) = Wrap(net(nn.SiLU)), nn.Linear(2, 2).double(), start()
+    fails = []
+
+    class Failing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, t):
+            return t.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            if fails and (fails.append(1) or len(fails) == 3):
+                raise ArithmeticError
+            return g
+
+    out = ade.functional.generalized_leapfrog(
+        potential, x0, v0, torch.tensor(0.3, dtype=D), 3, memory=memory,
+        scale_x=lambda v: 0.1 * torch.tanh(Failing.apply(scale(v))),
+    )  # fmt: skip
+    (wanted,) = torch.autograd.grad(out.x.sum(), scale.weight, retain_graph=True)
+    fails.append(1)
+    with pytest.raises(ArithmeticError):
+        torch.autograd.grad(out.x.sum(), scale.weight, retain_graph=True)
+    assert_same(torch.autograd.grad(out.x.sum(), scale.weight, retain_graph=retain), [wanted])
+
+
+@pytest.mark.parametrize("memory", ["graph", "states"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_hook_on_a_network_runs_once_or_is_refused(when, memory):
+    potential, scale, (x0, v0) = Wrap(net(nn.SiLU)), nn.Linear(2, 2).double(), start()
+    layer = ade.GeneralizedLeapfrog(3, 0.2, scale_x=scale, memory=memory).double()
+    calls = []
+    if when == "before":
+        scale.weight.register_hook(calls.append)
+    out = layer(potential, x0, v0)
+    if when == "before":
+        out.x.sum().backward()
+        assert len(calls) == 1
+        return
+    scale.weight.register_hook(calls.append)
+    with pytest.raises(RuntimeError, match=r"hook was registered .* of a network .* after the forward pass"):
+        out.x.sum().backward()
+
+
+@pytest.mark.parametrize("memory", ["graph", "states"])
+def test_a_network_may_call_autograd_itself(memory):
+    a, (x0, v0), step = nn.Linear(2, 2).double(), start(), torch.tensor(0.3, dtype=D)
+
+    def scale(v):
+        return 0.1 * torch.autograd.grad(torch.tanh(a(v)).sum(), v, create_graph=True)[0]
+
+    potential = net(nn.SiLU)
+    found = ade.functional.generalized_leapfrog(potential, x0, v0, step, 3, scale_x=scale, memory=memory)
+    exact = ade.reference.generalized_leapfrog(potential, x0, v0, step, 3, scale_x=scale)
+    assert_same(*(torch.autograd.grad(out[0].sum() + out[2].sum(), a.weight) for out in (found, exact)))
+
+
+def test_a_tensor_cached_from_one_evaluation_to_the_next_is_explained():
+    a, (x0, v0), cache = nn.Linear(2, 9).double(), start(), {}
+
+    def potential(x):
+        if "w" not in cache:
+            cache["w"] = a.weight.square().exp()
+        return F.silu(x @ cache["w"].t()).sum(1)
+
+    with pytest.raises(RuntimeError, match=r"leapfrog: potential keeps a tensor of one evaluation for the next"):
+        out = ade.functional.leapfrog(potential, x0, v0, 0.3, 3)
+        out.x.sum().backward()
 
 
 @pytest.mark.parametrize("width", [9, 32])

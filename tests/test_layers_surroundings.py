@@ -1,5 +1,7 @@
 """The layers inside what users put around them: inference mode, torch.func, hooks, autocast, checkpointing."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -119,3 +121,91 @@ def test_autocast_leaves_states_and_gradients_in_their_dtype(layer: nn.Module, p
     assert found.dtype == torch.float32
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in potential.parameters())
     torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("memory", ["graph", "states", "auto"])
+def test_an_empty_batch_has_gradients(layer: nn.Module, potential: nn.Module, memory: str) -> None:
+    layer.options = dataclasses.replace(layer.options, memory=memory)
+    x0 = torch.randn(0, 2, dtype=torch.float64, requires_grad=True)
+    layer(potential, x0).x.sum().backward()
+    assert x0.grad.shape == (0, 2)
+    assert all(p.grad is None or not p.grad.any() for p in (*potential.parameters(), *layer.parameters()))
+
+
+def test_torch_compile_around_a_layer_leaves_it_to_python(layer: nn.Module, potential: nn.Module) -> None:
+    x0, v0 = (t.requires_grad_() for t in start())
+
+    def step(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out = layer(potential, 2 * x, v)
+        return out.x.square().sum() + out.v.sin().sum()
+
+    wanted = torch.autograd.grad(step(x0, v0), [x0, v0, layer.step_size])
+    torch._dynamo.reset()
+    found = torch.autograd.grad(torch.compile(step, backend="aot_eager")(x0, v0), [x0, v0, layer.step_size])
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_torch_compile_around_a_functional_form() -> None:
+    potential, (x0, v0) = POTENTIALS["autograd silu"]().double(), start()
+    run = lambda x: ade.functional.leapfrog(potential, x, v0, 0.1, 3).x.sum()  # noqa: E731
+    x0.requires_grad_()
+    wanted = torch.autograd.grad(run(x0), x0)
+    torch._dynamo.reset()
+    assert torch.allclose(torch.autograd.grad(torch.compile(run, backend="aot_eager")(x0), x0)[0], wanted[0])
+
+
+def test_a_hook_on_all_modules_runs(potential: nn.Module) -> None:
+    """The fused kernels call no module."""
+    called = []
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: called.append(1))
+    try:
+        ade.Leapfrog(3, 0.1).double()(potential, *start())
+    finally:
+        handle.remove()
+    assert called
+
+
+def test_the_probe_holds_spectral_norm_still() -> None:
+    potential = nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Linear(2, 9)), nn.SiLU(), nn.Linear(9, 1)
+    ).double()
+    ade.Leapfrog(3, 0.1, check_potential=True).double()(potential.train(), *start())
+
+
+def test_log_det_may_be_written_to(layer: nn.Module, potential: nn.Module) -> None:
+    """It has memory of its own for every sample."""
+    with torch.no_grad():
+        log_det = layer(potential, *start()).log_det
+        log_det[0] += 1.0
+    assert log_det[0] != log_det[1]
+
+
+@pytest.mark.parametrize("clips", [{}, {"momentum_clip": ade.Clip.value(5.0)}, {"sample_range": (-9.0, 9.0)}])
+def test_nan_is_as_loud_as_in_eager_code(potential: nn.Module, clips: dict) -> None:
+    x0, v0 = start()
+    x0[0, 0] = float("nan")
+    x0.requires_grad_()
+    step = torch.tensor(0.1, dtype=torch.float64)
+    ours, eager = (
+        torch.autograd.grad(out[0].square().sum() + out[1].sum(), x0)[0].isnan()
+        for out in (
+            ade.functional.leapfrog(potential, x0, v0, step, 3, **clips),
+            ade.reference.leapfrog(potential, x0, v0, step, 3, **clips),
+        )
+    )
+    assert (ours | ~eager).all(), "a NaN of eager code is missing"
+
+
+def test_elu_bends_nowhere_at_zero() -> None:
+    """At exactly 0, torch's second derivative of ELU is 0."""
+    potential = ade.MLPPotential(2, (32,), "elu").double()
+    nn.init.zeros_(potential.layers[0].bias)
+    x0, v0 = (torch.zeros(1, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    step = torch.tensor(0.5, dtype=torch.float64)
+    layer = ade.Leapfrog(1, step)
+    found = torch.autograd.grad(layer(potential, x0, v0).x.sum(), [x0, v0])
+    exact = torch.autograd.grad(ade.reference.leapfrog(potential, x0, v0, step, 1)[0].sum(), [x0, v0])
+    assert layer.last_plan.field == "mlp"
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -196,6 +196,46 @@ CONSTRUCTION: dict[str, Misuse] = {
         ValueError,
         ("GeneralizedLeapfrog: momentum_step_size must be positive", "got -1.0"),
     ),
+    "complex_step_size": (
+        lambda: ade.Leapfrog(3, torch.tensor(0.1 + 0.1j)),
+        TypeError,
+        ("Leapfrog: step_size must be real", "got torch.complex64"),
+    ),
+    "boolean_step_size": (
+        lambda: ade.DampedLeapfrog(3, torch.ones(D, dtype=torch.bool)),
+        TypeError,
+        ("DampedLeapfrog: step_size must be real", "got torch.bool"),
+    ),
+    "nan_scale": (
+        lambda: generalized(scale_v=float("nan")),
+        ValueError,
+        ("GeneralizedLeapfrog: scale_v must be finite", "got nan"),
+    ),
+    "infinite_scale": (
+        lambda: generalized(scale_x=torch.tensor([0.0, float("inf")])),
+        ValueError,
+        ("GeneralizedLeapfrog: scale_x must be finite", "got inf"),
+    ),
+    "complex_scale": (
+        lambda: generalized(scale_x=torch.zeros(D, dtype=torch.complex64)),
+        TypeError,
+        ("GeneralizedLeapfrog: scale_x must be real", "got torch.complex64"),
+    ),
+    "boolean_momentum": (
+        lambda: generalized(momentum_shape=True),
+        ValueError,
+        ("GeneralizedLeapfrog: momentum_shape must be", "got True"),
+    ),
+    "check_finite_as_a_word": (
+        lambda: ade.Leapfrog(3, check_finite="no"),
+        TypeError,
+        ("Leapfrog: check_finite must be True or False", "got 'no'"),
+    ),
+    "check_potential_as_a_number": (
+        lambda: ade.Leapfrog(3, check_potential=1),
+        TypeError,
+        ("Leapfrog: check_potential must be True or False", "got 1"),
+    ),
     "negative_budget": (
         lambda: ade.set_memory_budget(-1),
         ValueError,
@@ -213,6 +253,29 @@ class Batched(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
+
+
+class OfX(nn.Module):
+    """A network of (F, x) that looks at x alone."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, grad: Tensor, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class Stateful(nn.Module):
+    """A network that is another one at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=DOUBLE))
+
+    def forward(self, v: Tensor) -> Tensor:
+        self.calls += 1
+        return v * self.calls
 
 
 CALLS: dict[str, Misuse] = {
@@ -349,7 +412,7 @@ CALLS: dict[str, Misuse] = {
         ("Leapfrog: potential is random", "Dropout"),
     ),
     "dropout_in_a_network": (
-        lambda: generalized(scale_v=Batched(nn.Dropout(0.5)))(silu(), x0(), v0()),
+        lambda: generalized(scale_v=OfX(Batched(nn.Dropout(0.5))))(silu(), x0(), v0()),
         ValueError,
         ("GeneralizedLeapfrog: scale_v is random", "Dropout"),
     ),
@@ -430,6 +493,51 @@ CALLS: dict[str, Misuse] = {
         ValueError,
         ("leapfrog: step_size must be positive", "got -0.1"),
     ),
+    "x_sparse": (
+        lambda: leapfrog()(silu(), x0().to_sparse()),
+        TypeError,
+        ("Leapfrog: x0 must be a dense tensor", "got layout torch.sparse_coo"),
+    ),
+    "event_of_another_width": (
+        lambda: leapfrog()(silu(), normal(B, 5, seed=1)),
+        RuntimeError,
+        (f"Leapfrog: potential failed at x of shape ({B}, 5)", "mat1 and mat2"),
+    ),
+    "event_of_another_width_for_a_known_mlp": (
+        lambda: leapfrog()(mlp((D, 32, 1), nn.SiLU).double(), normal(B, 5, seed=1)),
+        RuntimeError,
+        (f"Leapfrog: potential failed at x of shape ({B}, 5)", "mat1 and mat2"),
+    ),
+    "layers_of_several_dtypes": (
+        lambda: leapfrog()(nn.Sequential(nn.Linear(D, 32).double(), nn.SiLU(), nn.Linear(32, 1)), x0()),
+        RuntimeError,
+        ("Leapfrog: potential's layers do not fit", "weights[1]"),
+    ),
+    "potential_complex": (
+        lambda: leapfrog()(lambda x: torch.complex(x, x).sum(1), x0()),
+        TypeError,
+        ("Leapfrog: potential must return real numbers", "got torch.complex128"),
+    ),
+    "network_complex": (
+        lambda: generalized(shift_x=lambda v: torch.complex(v, v))(silu(), x0(), v0()),
+        TypeError,
+        ("GeneralizedLeapfrog: shift_x must return real numbers", "got torch.complex128"),
+    ),
+    "functional_boolean_step": (
+        lambda: ade.functional.leapfrog(silu(), x0(), v0(), torch.tensor(True), 3),
+        TypeError,
+        ("leapfrog: step_size must be real", "got torch.bool"),
+    ),
+    "network_that_changes_its_buffers": (
+        lambda: generalized(shift_x=Stateful())(silu(), x0(), v0()),
+        ValueError,
+        ("GeneralizedLeapfrog: shift_x changes its own buffers",),
+    ),
+    "potential_that_changes_its_buffers_without_gradients": (
+        lambda: leapfrog(gradient="none")(Batched(nn.utils.spectral_norm(nn.Linear(8, 8))), x0(), v0()),
+        ValueError,
+        ("Leapfrog: potential changes its own buffers",),
+    ),
     "functional_no_steps": (
         lambda: ade.functional.generalized_leapfrog(silu(), x0(), v0(), 0.1, 0),
         ValueError,
@@ -469,3 +577,34 @@ def test_a_refused_call_leaves_the_layer_usable() -> None:
     with pytest.raises(ValueError, match="v0"):
         layer(potential, x0(), v0()[:1])
     assert torch.equal(layer(potential, x0(), v0()).x, expected.x)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    layer = ade.Leapfrog(np.int64(3), np.float32(0.5), grad_clip=ade.Clip.norm(np.float32(2.0)))
+    expected = ade.Leapfrog(3, 0.5, grad_clip=ade.Clip.norm(2.0))
+    assert type(layer.n_steps) is int
+    assert torch.equal(layer.double()(silu(), x0(), v0()).x, expected.double()(silu(), x0(), v0()).x)
+    general = ade.GeneralizedLeapfrog(2, np.float64(0.1), scale_v=np.float32(0.5), momentum_shape=np.int64(3))
+    assert general.scale_v.item() == 0.5 and general.momentum_shape((3,)) == (3,)
+    assert ade.DampedLeapfrog(2, 0.1, np.float64(0.5)).damping == 0.5
+
+
+def test_numbers_given_to_functional_forms_are_not_rounded() -> None:
+    """0.1 is 0.1 in float64, whatever torch's default dtype."""
+    for numbers, tensors in (
+        ({"step_size": 0.1}, {"step_size": step()}),
+        ({"step_size": step(), "scale_v": 0.1}, {"step_size": step(), "scale_v": step()}),
+    ):
+        form = ade.functional.generalized_leapfrog if "scale_v" in numbers else ade.functional.leapfrog
+        one, other = (form(silu(), x0(), v0(), n_steps=3, **given) for given in (numbers, tensors))
+        assert torch.equal(one.x, other.x) and torch.equal(one.log_det, other.log_det)
+
+
+def test_the_plan_of_the_latest_differentiable_call_is_kept() -> None:
+    for potential in (silu(), ade.MLPPotential(D, (32,)).double()):
+        layer = leapfrog()
+        layer(potential, x0(), v0())
+        plan = layer.last_plan
+        with torch.no_grad():
+            layer(potential, x0(), v0())
+        assert plan is not None and layer.last_plan is plan

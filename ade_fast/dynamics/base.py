@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -10,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..fields import GradientMode, Layout, Plan, modules_of, probe_potential, refuse_unfit_modules
+from ..fields import GradientMode, Layout, Plan, generalized_kicks, probe_potential
 
 _STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _GRADIENTS = ("full", "truncated", "stopped", "none")
@@ -32,6 +34,11 @@ class NonFiniteError(RuntimeError):
     """A state, a loss or a gradient is NaN or infinite."""
 
 
+def is_number(value: object) -> bool:
+    """A real number, numpy's included, and no truth value."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Clip:
     """A clip of ∇f or of the momentum: `Clip.value(c)` or `Clip.norm(c)`.
@@ -46,7 +53,7 @@ class Clip:
     def __post_init__(self) -> None:
         if self.mode not in ("value", "norm"):
             raise ValueError(f"Clip: mode must be 'value' or 'norm', got {self.mode!r}")
-        if isinstance(self.bound, bool) or not isinstance(self.bound, (int, float)):
+        if not is_number(self.bound):
             raise TypeError(f"Clip: bound must be a number, got {type(self.bound).__name__}")
         if not (self.bound > 0 and math.isfinite(self.bound)):
             raise ValueError(f"Clip: bound must be positive and finite, got {self.bound}")
@@ -90,6 +97,9 @@ class Options:
             raise ValueError(f"{layer}: gradient must be one of {_GRADIENTS}, got {self.gradient!r}")
         if self.memory not in _MEMORY:
             raise ValueError(f"{layer}: memory must be one of {_MEMORY}, got {self.memory!r}")
+        for name in ("check_finite", "check_potential"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{layer}: {name} must be True or False, got {getattr(self, name)!r}")
         if self.sample_range is not None:
             try:
                 lo, hi = (float(bound) for bound in self.sample_range)
@@ -115,21 +125,29 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_n_steps(layer: str, n_steps: object) -> int:
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int):
+    if isinstance(n_steps, bool) or not isinstance(n_steps, numbers.Integral):
         raise TypeError(f"{layer}: n_steps must be an integer, got {type(n_steps).__name__}")
     if n_steps < 1:
         raise ValueError(f"{layer}: n_steps must be at least 1, got {n_steps}")
-    return n_steps
+    return int(n_steps)
 
 
-def check_step_size(layer: str, step_size: object, name: str = "step_size") -> Tensor:
-    """A step size as a new floating-point tensor, of the shape that was given."""
-    if isinstance(step_size, bool) or not isinstance(step_size, (int, float, Tensor)):
-        raise TypeError(f"{layer}: {name} must be a number or a tensor, got {type(step_size).__name__}")
-    if isinstance(step_size, Tensor) and step_size.is_floating_point():
-        step = step_size.detach().clone()
+def check_real(layer: str, tensor: Tensor, name: str) -> Tensor:
+    """A tensor of numbers: neither complex nor of truth values."""
+    if tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise TypeError(f"{layer}: {name} must be real, got {tensor.dtype}")
+    return tensor
+
+
+def check_step_size(layer: str, step_size: object, name: str = "step_size", dtype: torch.dtype | None = None) -> Tensor:
+    """A step size as a new floating-point tensor, of the shape that was given; a number in `dtype`, or the default."""
+    if isinstance(step_size, Tensor):
+        check_real(layer, step_size, name)
+        step = step_size.detach().clone() if step_size.is_floating_point() else step_size.to(torch.get_default_dtype())
+    elif is_number(step_size):
+        step = torch.tensor(float(step_size), dtype=dtype or torch.get_default_dtype())
     else:
-        step = torch.as_tensor(step_size).to(torch.get_default_dtype())
+        raise TypeError(f"{layer}: {name} must be a number or a tensor, got {type(step_size).__name__}")
     if not bool(torch.isfinite(step).all()):
         raise ValueError(f"{layer}: {name} must be finite, got {_first(step, ~torch.isfinite(step))}")
     if not bool((step > 0).all()):
@@ -146,6 +164,8 @@ def check_x0(layer: str, x0: object) -> Tensor:
         raise TypeError(f"{layer}: x0 must be a tensor, got {type(x0).__name__}")
     if x0.dtype not in _STATE_DTYPES:
         raise TypeError(f"{layer}: x0 must be float32, float64 or bfloat16, got {x0.dtype}")
+    if x0.layout is not torch.strided:
+        raise TypeError(f"{layer}: x0 must be a dense tensor, got layout {x0.layout}")
     if x0.dim() < 2:
         raise ValueError(f"{layer}: x0 must have shape (B, *event), got {tuple(x0.shape)}")
     return x0
@@ -179,7 +199,6 @@ def draw_momentum(layer: str, x0: Tensor, momentum: tuple[int, ...], generator: 
 def check_potential(layer: str, potential: object, x0: Tensor, probe: bool) -> Callable:
     if not callable(potential):
         raise TypeError(f"{layer}: potential must be callable, (B, *event) -> (B,), got {type(potential).__name__}")
-    refuse_unfit_modules(layer, modules_of(potential))
     if isinstance(potential, nn.Module):
         parameter = next(potential.parameters(), None)
         if parameter is not None and parameter.device != x0.device:
@@ -239,7 +258,7 @@ def merged_kicks(eta: Tensor, n_steps: int) -> Tensor:
     half = 0.5 * eta
     if len(eta) == 1:
         return torch.cat([half, eta.expand(n_steps - 1, -1), half])
-    return torch.cat([half[:1], half[:-1] + half[1:], half[-1:]])
+    return generalized_kicks(half, None)[0]
 
 
 def zero_log_det(x0: Tensor) -> Tensor:
@@ -254,6 +273,18 @@ def check_finite(enabled: bool, layer: str, t: int, n_steps: int, *states: Tenso
             f"{layer}: a state is not finite after step {t + 1} of {n_steps}: reduce step_size, or set grad_clip and "
             f"momentum_clip"
         )
+
+
+def outside_of_graphs(run: Callable) -> Callable:
+    """`torch.compile` leaves `run` to Python: its graphs have no second derivatives, which an unroll of a potential
+    takes."""
+    eager = torch._disable_dynamo(run)
+
+    @functools.wraps(run)
+    def call(*args, **kwargs):
+        return (eager if torch.compiler.is_dynamo_compiling() else run)(*args, **kwargs)
+
+    return call
 
 
 class Dynamics(nn.Module):
@@ -271,6 +302,11 @@ class Dynamics(nn.Module):
         self.options = options
         self._register_step("step_size", check_step_size(layer, step_size), learn_step_size)
         self.last_plan: Plan | None = None
+
+    def _planned(self, output: DynamicsOutput, plan: Plan | None) -> DynamicsOutput:
+        if plan is not None:
+            self.last_plan = plan
+        return output
 
     def _register_step(self, name: str, step: Tensor, learn: bool) -> None:
         if learn:

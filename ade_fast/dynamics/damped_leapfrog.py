@@ -15,7 +15,7 @@ from .leapfrog import run_leapfrog
 
 
 def check_damping(layer: str, damping: object) -> float:
-    if isinstance(damping, bool) or not isinstance(damping, (int, float)):
+    if not base.is_number(damping):
         raise TypeError(f"{layer}: damping must be a number, got {type(damping).__name__}")
     if not 0 < damping <= 1:
         raise ValueError(f"{layer}: damping must be in (0, 1], got {damping}")
@@ -78,9 +78,8 @@ class DampedLeapfrog(Dynamics):
         options = Options(grad_clip, momentum_clip, sample_range, gradient, memory, check_finite, check_potential)
         super().__init__(n_steps, step_size, learn_step_size, options)
         self.damping = check_damping("DampedLeapfrog", damping)
-        if isinstance(drift_step, (int, float)) and not isinstance(drift_step, bool):
-            drift_step = torch.tensor(float(drift_step), dtype=torch.float64)  # cast to the states' dtype at every call
-        self.register_buffer("drift_step", base.check_step_size("DampedLeapfrog", drift_step, "drift_step"))
+        drift_step = base.check_step_size("DampedLeapfrog", drift_step, "drift_step", torch.float64)
+        self.register_buffer("drift_step", drift_step)  # cast to the states' dtype at every call
 
     def forward(
         self,
@@ -91,11 +90,11 @@ class DampedLeapfrog(Dynamics):
         generator: torch.Generator | None = None,
         context: Tensor | Sequence[Tensor] | None = None,
     ) -> DynamicsOutput:
-        output, self.last_plan = run_damped_leapfrog(
+        output, plan = run_damped_leapfrog(
             "DampedLeapfrog", potential, x0, v0, self.step_size, self.n_steps, self.options,
             damping=self.damping, drift_step=self.drift_step, generator=generator, context=context,
         )  # fmt: skip
-        return output
+        return self._planned(output, plan)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, damping={self.damping}"

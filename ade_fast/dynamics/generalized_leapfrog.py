@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._ops import ops, ops_without_autograd
-from ..fields import GradientSide, Layout, MLPField, Plan, Sum, generalized_kicks, modules_of, refuse_unfit_modules
+from ..fields import Ancestry, GradientSide, Layout, MLPField, Plan, Sum, generalized_kicks
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
 from .networks import NetworkPair
@@ -74,12 +75,12 @@ class GeneralizedLeapfrogProgram:
         return (self._kick_nets, self._drift_nets)
 
     def prepare(
-        self, known: Sequence[Tensor], args: tuple, grad: Tensor, keep: bool
-    ) -> tuple[list[Tensor], str | None]:
-        """Inputs of the networks, found by evaluating them at the first step's arguments."""
-        kick_inputs, kick_captured = self._kick_nets.prepare(known, (grad, args[0]), keep)
-        drift_inputs, drift_captured = self._drift_nets.prepare(known, (args[1],), keep)
-        return kick_inputs + drift_inputs, kick_captured or drift_captured
+        self, known: Sequence[Tensor], behind_known: Ancestry, args: tuple, grad: Tensor, keep: bool
+    ) -> str | None:
+        """Finds the networks' inputs by evaluating them at the first step's arguments."""
+        kick_captured = self._kick_nets.prepare(known, behind_known, (grad, args[0]), keep)
+        drift_captured = self._drift_nets.prepare(known, behind_known, (args[1],), keep)
+        return kick_captured or drift_captured
 
     def _halves(self, halves: Sequence[Tensor], t: int) -> tuple[Tensor, Tensor | None]:
         """Steps of the kick at x_t: of the half kick that ends a step, and of the one that begins the next."""
@@ -199,7 +200,7 @@ def _scale_rows(layer: str, name: str, scale: Scale, layout: Layout, x0: Tensor)
     """A constant S as one row [1, D]; None where S is absent or a network."""
     if scale is None or callable(scale):
         return None
-    scale = torch.as_tensor(scale)
+    scale = scale if isinstance(scale, Tensor) else torch.tensor(float(scale), dtype=torch.float64)
     if scale.dim() > 0 and scale.device != x0.device:
         raise ValueError(f"{layer}: {name} is on {scale.device}, x0 is on {x0.device}: move the layer with .to(...)")
     scale = scale.to(device=x0.device, dtype=base.accumulation_dtype(x0.dtype))
@@ -211,6 +212,7 @@ def _scale_rows(layer: str, name: str, scale: Scale, layout: Layout, x0: Tensor)
         ) from None
 
 
+@base.outside_of_graphs
 def run_generalized_leapfrog(
     layer: str,
     potential: Callable,
@@ -251,8 +253,6 @@ def run_generalized_leapfrog(
         else base.check_v0(layer, v0, x0, momentum_event)
     )
     base.check_potential(layer, potential, x0, options.check_potential)
-    for name in ("scale_v", "scale_x", "shift_v", "shift_x"):
-        refuse_unfit_modules(layer, modules_of(getattr(couplings, name)), name)
     drift = base.step_rows(layer, step_size, n_steps, layout, x0)
     if momentum_step_size is not None:
         eta_v = base.step_rows(layer, momentum_step_size, n_steps, momentum, x0, "momentum_step_size", "momentum")
@@ -276,9 +276,11 @@ def run_generalized_leapfrog(
 def check_couplings(layer: str, couplings: Couplings) -> None:
     for name in ("scale_v", "scale_x"):
         scale = getattr(couplings, name)
-        if scale is None or isinstance(scale, Tensor) or callable(scale):
-            continue
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        if isinstance(scale, Tensor):
+            base.check_real(layer, scale, name)
+        elif base.is_number(scale):
+            check_finite_scale(layer, torch.tensor(float(scale)), name)
+        elif scale is not None and not callable(scale):
             raise TypeError(
                 f"{layer}: {name} must be None, a number, a tensor, a parameter or a module, got {type(scale).__name__}"
             )
@@ -288,15 +290,21 @@ def check_couplings(layer: str, couplings: Couplings) -> None:
             raise TypeError(f"{layer}: {name} must be None (identity) or a module, got {type(shift).__name__}")
 
 
+def check_finite_scale(layer: str, scale: Tensor, name: str) -> None:
+    if not bool(torch.isfinite(scale).all()):
+        raise ValueError(f"{layer}: {name} must be finite, got {scale[~torch.isfinite(scale)].flatten()[0].item()}")
+
+
 def check_momentum_shape(layer: str, momentum_shape: object) -> tuple[int, ...] | None:
     if momentum_shape is None:
         return None
-    shape = (momentum_shape,) if isinstance(momentum_shape, int) else momentum_shape
-    if not isinstance(shape, (tuple, list, torch.Size)) or not all(isinstance(n, int) and n > 0 for n in shape):
+    shape = (momentum_shape,) if isinstance(momentum_shape, numbers.Integral) else momentum_shape
+    sizes = shape if isinstance(shape, (tuple, list)) else (None,)
+    if not all(isinstance(n, numbers.Integral) and not isinstance(n, bool) and n > 0 for n in sizes):
         raise ValueError(
             f"{layer}: momentum_shape must be a positive integer or a tuple of them, got {momentum_shape!r}"
         )
-    return tuple(shape)
+    return tuple(map(int, sizes))
 
 
 class GeneralizedLeapfrog(Dynamics):
@@ -355,8 +363,10 @@ class GeneralizedLeapfrog(Dynamics):
         self.shift_v, self.shift_x = shift_v, shift_x
 
     def _register_scale(self, name: str, scale: Scale) -> None:
-        if isinstance(scale, (int, float)):
+        if base.is_number(scale):
             scale = torch.tensor(float(scale), dtype=torch.float64)  # cast to the states' dtype at every call
+        if isinstance(scale, Tensor):
+            check_finite_scale("GeneralizedLeapfrog", scale, name)
         if isinstance(scale, Tensor) and not isinstance(scale, nn.Parameter):
             self.register_buffer(name, scale)
         else:  # None, a parameter, a module or a plain callable
@@ -375,9 +385,9 @@ class GeneralizedLeapfrog(Dynamics):
         context: Tensor | Sequence[Tensor] | None = None,
     ) -> DynamicsOutput:
         couplings = Couplings(self.scale_v, self.scale_x, self.shift_v, self.shift_x)
-        output, self.last_plan = run_generalized_leapfrog(
+        output, plan = run_generalized_leapfrog(
             "GeneralizedLeapfrog", potential, x0, v0, self.step_size, self.n_steps, self.options, couplings,
             momentum_shape=self._momentum_shape, momentum_step_size=self.momentum_step_size,
             generator=generator, context=context,
         )  # fmt: skip
-        return output
+        return self._planned(output, plan)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._ops import ops, ops_without_autograd
-from ..fields import GradientSide, Layout, MLPField, Plan
+from ..fields import Ancestry, GradientSide, Layout, MLPField, Plan
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
 from .networks import NetworkPair
@@ -41,9 +41,9 @@ class LeapfrogProgram:
         return ()
 
     def prepare(
-        self, known: Sequence[Tensor], args: tuple, grad: Tensor, keep: bool
-    ) -> tuple[list[Tensor], str | None]:
-        return [], None  # no networks
+        self, known: Sequence[Tensor], behind_known: Ancestry, args: tuple, grad: Tensor, keep: bool
+    ) -> str | None:
+        return None  # no networks
 
     def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, Tensor]:
         x, v, kick_steps, drift_steps = args
@@ -90,6 +90,7 @@ class LeapfrogProgram:
         return dx, dv, torch.stack(dkicks), torch.stack(ddrifts)
 
 
+@base.outside_of_graphs
 def run_leapfrog(
     layer: str,
     potential: Callable,
@@ -177,8 +178,8 @@ class Leapfrog(Dynamics):
         generator: torch.Generator | None = None,
         context: Tensor | Sequence[Tensor] | None = None,
     ) -> DynamicsOutput:
-        output, self.last_plan = run_leapfrog(
+        output, plan = run_leapfrog(
             "Leapfrog", potential, x0, v0, self.step_size, self.n_steps, self.options,
             generator=generator, context=context,
         )  # fmt: skip
-        return output
+        return self._planned(output, plan)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..fields import Layout, Sum
+from ..fields import Ancestry, Inputs, Layout, Sum, contents_of, possible_inputs, refuse_observed
 from ..fields.engine import derivatives
 from ..fields.graph import inspect_graph, sequence_number
 
@@ -34,39 +34,53 @@ class NetworkPair:
     ) -> None:
         self._layer, self._names = layer, names
         self._parts = (scale, shift)
-        self.functions = tuple(f for f in self._parts if f is not None)
+        self.functions = {name: f for name, f in zip(names, self._parts, strict=True) if f is not None}
+        self.inputs = Inputs()
         self._arguments, self._result = arguments, result
-        self._inputs: list[Tensor] = []
-        self._keep = False
+        self._keep: bool | None = None  # None: there is no backward pass
+        self._retain = False
         self._tapes: dict[int, tuple[list[Tensor], tuple[Tensor | None, Tensor | None]]] = {}
         self._total = Sum(0)
 
-    def prepare(self, known: Sequence[Tensor], rows: tuple[Tensor, ...], keep: bool) -> tuple[list[Tensor], str | None]:
-        """Finds the tensors the networks depend on, by one evaluation; (inputs, captured node's name or None)."""
+    def prepare(
+        self, known: Sequence[Tensor], behind_known: Ancestry, rows: tuple[Tensor, ...], keep: bool
+    ) -> str | None:
+        """Finds the tensors the networks depend on (`inputs`), by one evaluation; returns a captured node's name."""
         self._keep = keep
         if not self.functions:
-            return [], None
+            return None
         with torch.enable_grad():
             born_after = sequence_number()
             leaves, outputs = self._tape(rows)
-            inputs: dict[int, Tensor] = {}
+            met: dict[int, Tensor] = {}
             captured = None
             for output in outputs:
                 if output is not None and output.requires_grad:
                     facts = inspect_graph(output, leaves[0], [*leaves[1:], *known], born_after)
-                    inputs |= {id(t): t for t in (*facts.known, *facts.leaves)}
+                    met |= {id(t): t for t in (*facts.known, *facts.leaves)}
                     captured = captured or facts.captured
-        self._inputs = [t for t in inputs.values() if all(t is not leaf for leaf in leaves)]
-        self._total = Sum(len(self._inputs))
-        return self._inputs, captured
+        certain = [t for t in met.values() if all(t is not leaf for leaf in leaves)]
+        contents = contents_of(*self.functions.values())
+        self.inputs = Inputs(certain, possible_inputs(contents, certain, known, behind_known))
+        return captured
 
     def __call__(self, t: int, *rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        if not self._keep or torch.is_grad_enabled():  # under autograd's own graph, or not differentiable
+        if self._keep is None or torch.is_grad_enabled():  # not differentiable, or under autograd's own graph
             return self._evaluate([layout.events(r) for layout, r in zip(self._arguments, rows, strict=True)])
-        with torch.enable_grad():
-            self._tapes[t] = self._tape(rows)
-        _, outputs = self._tapes[t]
-        return tuple(None if o is None else o.detach() for o in outputs)
+        with torch.enable_grad():  # a network may call autograd itself
+            tape = self._tape(rows)
+        if self._keep:
+            self._tapes[t] = tape
+        return tuple(None if o is None else o.detach() for o in tape[1])
+
+    def begin_backward(self) -> None:
+        """Another backward pass may have come before, and stopped midway."""
+        refuse_observed(self._layer, self.inputs)
+        self._total = Sum(len(self.inputs.tensors))
+        if not self._keep:
+            self._tapes.clear()
+        # Freed as the pass goes, unless autograd retains its graph. (A tape that is gone is recorded again.)
+        self._retain = bool(self._keep) and torch._C._autograd._get_current_graph_task_keep_graph()
 
     def recall(self, t: int, *rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """S and g at step t in the backward pass: from the tape, or evaluated again."""
@@ -80,17 +94,17 @@ class NetworkPair:
         """Cotangents of the arguments, rows, from those of S and g at step t."""
         if not self.functions:
             return [None] * len(self._arguments)
-        leaves, outputs = self._tapes[t] if self._keep else self._tapes.pop(t)
+        leaves, outputs = self._tapes[t] if self._retain else self._tapes.pop(t)
         pairs = [(o, d) for o, d in zip(outputs, (dscale, dshift), strict=True) if o is not None and o.requires_grad]
         if not pairs:
             return [None] * len(leaves)
-        found = derivatives([o for o, _ in pairs], [*leaves, *self._inputs], [d for _, d in pairs], retain_graph=True)
+        targets, cotangents = [*leaves, *self.inputs.tensors], [d for _, d in pairs]
+        found = derivatives([o for o, _ in pairs], targets, cotangents, retain_graph=self._retain)
         self._total.add(found[len(leaves) :])
         return [None if d is None else layout.rows(d) for layout, d in zip(self._arguments, found, strict=False)]
 
-    def finish(self) -> list[Tensor]:
-        total, self._total = self._total, Sum(len(self._inputs))
-        return total.zeros_for_none(self._inputs)
+    def finish(self) -> list[Tensor | None]:
+        return self.inputs.derivatives(self._layer, self._total.terms)
 
     def _tape(self, rows: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Tensor | None, Tensor | None]]:
         leaves = [layout.events(r.detach()).requires_grad_() for layout, r in zip(self._arguments, rows, strict=True)]
@@ -107,6 +121,8 @@ class NetworkPair:
             if not isinstance(output, Tensor) or tuple(output.shape) != wanted:
                 got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
                 raise ValueError(f"{self._layer}: {name} must return shape {wanted}, got {got}")
+            if not output.is_floating_point():
+                raise TypeError(f"{self._layer}: {name} must return real numbers, got {output.dtype}")
             # Under autocast a network answers in another dtype. Scales are in the accumulation dtype.
             is_scale = len(outputs) == 0
             dtype = torch.float32 if is_scale and events[0].dtype == torch.bfloat16 else events[0].dtype

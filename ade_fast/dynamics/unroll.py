@@ -13,19 +13,21 @@ from torch.autograd.function import once_differentiable
 from .._once import refuse_derivative
 from .._slow_paths import note_slow_path
 from ..fields import (
+    Ancestry,
     AutogradField,
     GradientSide,
+    Inputs,
     Layout,
     MLPField,
     NotPiecewiseLinear,
     Plan,
+    Surroundings,
+    Watch,
     choose_plan,
-    effective_weights,
+    is_observed,
     keeps_kinks,
     memory_budget,
-    modules_of,
-    own_parameters,
-    pinned_to,
+    possible_inputs,
 )
 from ..potentials import MLPPotential
 from .base import Options
@@ -38,7 +40,8 @@ class Program(Protocol):
     """The steps of one dynamics, over rows, and their adjoint.
 
     `fused` runs the whole program in one operator, for the potentials that have one, or returns None where it cannot.
-    `networks` are its learned parts and `prepare` finds their inputs (see `NetworkPair.prepare`).
+    `networks` are its learned parts and `prepare` finds their inputs (see `NetworkPair.prepare`); it returns the name
+    of a captured node or None.
     `forward` may run under autograd (then it must be made of differentiable operations alone) or without; it appends
     what `backward` needs to `saved` when that is a list. `backward` gets the same `args`, the saved tensors and the
     cotangents of the outputs, and returns the cotangents of `args`.
@@ -51,8 +54,8 @@ class Program(Protocol):
     def networks(self) -> Sequence[NetworkPair]: ...
 
     def prepare(
-        self, known: Sequence[Tensor], args: tuple, grad: Tensor, keep: bool
-    ) -> tuple[list[Tensor], str | None]: ...
+        self, known: Sequence[Tensor], behind_known: Ancestry, args: tuple, grad: Tensor, keep: bool
+    ) -> str | None: ...
 
     def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, ...]: ...
 
@@ -71,11 +74,14 @@ class _Unroll(torch.autograd.Function):
     def forward(ctx: Any, program: Program, side: GradientSide, n_args: int, *tensors: Tensor | None):
         args, saved = tensors[:n_args], []
         outputs = program.forward(side.grad, args, saved)
-        grads = side.take_grads()
+        grads = side.end_forward()
         ctx.program, ctx.side, ctx.n_args = program, side, n_args
         # Saved through autograd, everything that the potential depends on included: changes in place before the
-        # backward pass, where states are evaluated again, raise instead of giving a wrong gradient.
-        ctx.save_for_backward(*tensors, *saved, *grads, *side.guarded)
+        # backward pass, where states are evaluated again, raise instead of giving a wrong gradient. What it possibly
+        # depends on may change as long as it does not (`Inputs.derivatives`).
+        possible = {id(t) for part in (side, *program.networks()) for t in part.inputs.possible}
+        certain = [None if id(t) in possible else t for t in tensors]
+        ctx.save_for_backward(*certain, *saved, *grads, *side.guarded)
         ctx.ends = (len(tensors), len(tensors) + len(saved), len(tensors) + len(saved) + len(grads))
         return outputs
 
@@ -112,6 +118,8 @@ def _adjoint(
     wants: tuple,
 ) -> list[Tensor | None]:
     with side.backward_context(grads):
+        for network in program.networks():
+            network.begin_backward()
         derivatives = list(program.backward(side, args, saved, cotangents, wants))
         for network in program.networks():
             derivatives += network.finish()
@@ -141,46 +149,80 @@ def differentiate(
     x0 = args[0]
     if (fused := _fused(layer, potential, program, args, layout, options)) is not None:
         return fused
-    modules = modules_of(potential, *(f for network in program.networks() for f in network.functions))
+    functions = {"potential": potential} | {k: f for pair in program.networks() for k, f in pair.functions.items()}
     if options.gradient == "none" or not torch.is_grad_enabled():
-        with torch.no_grad(), pinned_to(modules, effective_weights(modules)):
-            field = AutogradField(layer, potential, layout)
-            return program.forward(lambda t, x: field.gradient(x), args, None), None
+        with torch.no_grad():
+            return _without_gradients(layer, potential, program, args, layout, functions), None
 
-    weights = effective_weights(modules)
-    with pinned_to(modules, weights):
-        mode = options.gradient_mode
-        known = tuple(t for t in (*weights, *context) if t.requires_grad)
-        field = AutogradField(layer, potential, layout, known)
+    mode = options.gradient_mode
+    surroundings = Surroundings(layer, functions, x0.device)
+    known = tuple(t for t in (*surroundings.weights, *context) if t.requires_grad)
+    behind_known = Ancestry(known)
+    watch, of_networks = Watch(), Watch()
+    field = AutogradField(layer, potential, layout, known, watch)
+    with surroundings.held():
         first_value = field.first_value(x0)
         reached = [*first_value.facts.known, *first_value.facts.leaves]
-        inputs = reached if mode == "full" else []
-        n_certain = len(inputs)
-        if mode == "full" and not context:
-            # Control flow may lead to parameters that x⁰ does not reach. (Not with a context: the parameters behind
-            # it get their gradients through it.)
-            there = {id(t) for t in reached}
-            inputs = inputs + [p for p in own_parameters(modules_of(potential)) if id(p) not in there]
+        inputs = Inputs()
+        if mode == "full":
+            inputs = Inputs(reached, possible_inputs(surroundings.contents["potential"], reached, known, behind_known))
         plan = choose_plan(first_value, options.memory, program.n_kicks)
-        kinks = keeps_kinks(plan, mode, inputs)
+        kinks = keeps_kinks(plan, mode, inputs.tensors)
         tape = plan.memory == "graph" and not plan.piecewise_linear and mode != "stopped"
         first = first_value.gradient(keep_graph=tape, keep_kinks=kinks)
-        captured = first_value.facts.captured if mode == "full" else None
-        network_inputs, captured_there = program.prepare(known, args, first.grad, plan.memory == "graph")
-        captured = captured or captured_there
-        if captured is not None or any(t._backward_hooks for t in (*inputs, *network_inputs)):
-            outputs = _under_autograd(layer, field, program, args, layout, mode, captured)
+        with of_networks.noting():
+            captured = program.prepare(known, behind_known, args, first.grad, plan.memory == "graph")
+        if mode == "full":
+            captured = first_value.facts.captured or captured
+        network_inputs = [t for network in program.networks() for t in network.inputs.tensors]
+        if (why := _why_under_autograd([*inputs.tensors, *network_inputs], behind_known, captured)) is not None:
+            outputs = _under_autograd(layer, field, program, args, layout, mode, why)
             return outputs, Plan("graph", captured=captured)
-        side = GradientSide(
-            field, first, inputs, n_certain, plan, mode, program.n_kicks, modules, weights, x0.device,
-            first_value.constants,
-        )  # fmt: skip
-        side.guarded = () if inputs else tuple(reached)
-        differentiable = any(t is not None and t.requires_grad for t in (*args, *network_inputs, *inputs))
+        # A stopped gradient is not computed again: f may change as it likes.
+        watched = of_networks if mode == "stopped" else watch.with_those_of(of_networks)
+        side = GradientSide(field, first, inputs, plan, mode, program.n_kicks, surroundings, watched)
+        side.guarded = tuple(reached) if mode == "truncated" else ()
+        differentiable = any(t is not None and t.requires_grad for t in (*args, *network_inputs, *inputs.tensors))
         if not differentiable:
             with torch.no_grad():
                 return program.forward(side.grad, args, None), plan
-        return _Unroll.apply(program, side, len(args), *args, *network_inputs, *inputs), plan
+        return _Unroll.apply(program, side, len(args), *args, *network_inputs, *inputs.tensors), plan
+
+
+def _without_gradients(
+    layer: str, potential: Callable, program: Program, args: tuple, layout: Layout, functions: dict[str, Callable]
+) -> tuple[Tensor, ...]:
+    surroundings = Surroundings(layer, functions, args[0].device)
+    field = AutogradField(layer, potential, layout)
+
+    def grad(t: int, x: Tensor) -> Tensor:
+        if t > 0:
+            surroundings.refuse_changed_buffers()
+        return field.gradient(x)
+
+    with surroundings.held():
+        outputs = program.forward(grad, args, None)
+        surroundings.refuse_changed_buffers()
+    return outputs
+
+
+def _why_under_autograd(inputs: Sequence[Tensor], behind_known: Ancestry, captured: str | None) -> str | None:
+    """Why the derivatives for `inputs` cannot be taken evaluation by evaluation, or None."""
+    slower = "the unroll runs on autograd's own graph (memory='graph', slower)"
+    if captured is not None:
+        return (
+            f"potential captured a non-leaf tensor that requires grad ({captured}): {slower}. Pass such tensors as "
+            f"context="
+        )
+    if any(map(is_observed, inputs)):
+        return f"a parameter has gradient hooks (Tensor.register_hook), or a context retains its gradient: {slower}"
+    # An input's derivative would have in it what goes through the other one, which autograd adds once more.
+    if any(t in behind_known for t in inputs):
+        return (
+            f"a context or parametrised weight was computed from another tensor that the unroll depends on directly (a "
+            f"tied weight, one context behind another): {slower}"
+        )
+    return None
 
 
 def _refuse_transforms(layer: str, args: Sequence[Tensor | None]) -> None:
@@ -202,7 +244,7 @@ def _refuse_transforms(layer: str, args: Sequence[Tensor | None]) -> None:
 
 def _fused(
     layer: str, potential: Callable, program: Program, args: tuple, layout: Layout, options: Options
-) -> tuple[tuple[Tensor, ...], Plan] | None:
+) -> tuple[tuple[Tensor, ...], Plan | None] | None:
     """The whole unroll in one operator where the potential is an MLP that the kernels know, else None."""
     field = MLPField.match(potential)
     if isinstance(field, MLPField) and layout.event != (field.spec.dim,):
@@ -218,15 +260,25 @@ def _fused(
             note_slow_path(f"mlp {why}", f"{layer}: the fused MLP kernels do not take this call ({why}): autograd does")
         return None
     keep = _keeps_products(field, program, args[0], options)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and options.gradient != "none"):
-        outputs = program.fused(
-            field, args, gradient=options.gradient_mode, keep_bits=options.memory != "states", keep_products=keep
-        )
+    differentiable = torch.is_grad_enabled() and options.gradient != "none"
+    try:
+        with torch.set_grad_enabled(differentiable):
+            outputs = program.fused(
+                field, args, gradient=options.gradient_mode, keep_bits=options.memory != "states", keep_products=keep
+            )
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:
+            raise
+        raise RuntimeError(f"{layer}: potential's layers do not fit each other or x0: {error}") from error
+    if outputs is None:
+        return None
     memory = "graph" if keep else "states"
-    return None if outputs is None else (outputs, Plan(memory, "mlp", field.spec.piecewise_linear))
+    return outputs, Plan(memory, "mlp", field.spec.piecewise_linear) if differentiable else None
 
 
 def _keeps_products(field: MLPField, program: Program, x0: Tensor, options: Options) -> bool:
+    if x0.device.type == "cuda":  # computes them again
+        return False
     if options.memory != "auto":
         return options.memory == "graph"
     return field.spec.product_bytes(len(x0), program.n_kicks - 1, x0.dtype) <= memory_budget(x0.device)
@@ -247,19 +299,11 @@ class _TruncatedGradient(torch.autograd.Function):
 
 
 def _under_autograd(
-    layer: str, field: AutogradField, program: Program, args: tuple, layout: Layout, mode: str, captured: str | None
+    layer: str, field: AutogradField, program: Program, args: tuple, layout: Layout, mode: str, why: str
 ) -> tuple[Tensor, ...]:
     """The same steps on autograd's own graph: reaches non-leaf tensors that the potential captured, and runs hooks on
     parameters once, where the adjoint's own evaluations would run them too."""
-    slower = "the unroll runs on autograd's own graph (memory='graph', slower)"
-    if captured is None:
-        note_slow_path(f"hooks {layer}", f"{layer}: a parameter has gradient hooks (Tensor.register_hook): {slower}")
-    else:
-        note_slow_path(
-            f"captured {layer}",
-            f"{layer}: potential captured a non-leaf tensor that requires grad ({captured}): {slower}. Pass such "
-            f"tensors as context=",
-        )
+    note_slow_path(f"{layer}: {why}", f"{layer}: {why}")
 
     def grad(t: int, rows: Tensor) -> Tensor:
         if mode == "truncated":

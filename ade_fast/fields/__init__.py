@@ -1,43 +1,44 @@
 """Gradient fields: everything the dynamics need of a potential f, ∇f(x) and its derivatives."""
 
 from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear
+from .contents import Contents, contents_of, modules_of
+from .graph import Ancestry
 from .layout import Layout
 from .memory import memory_budget, memory_in_use, release_memory, set_memory_budget
 from .mlp import MLPField, generalized_kicks
-from .modules import (
-    effective_weights,
-    modules_of,
-    own_parameters,
-    pinned,
-    pinned_to,
-    probe_potential,
-    refuse_unfit_modules,
-)
-from .unroll import GradientMode, GradientSide, Plan, Sum, choose_plan, keeps_kinks
+from .modules import pinned, probe_potential
+from .surroundings import Inputs, Surroundings, is_observed, possible_inputs
+from .unroll import GradientMode, GradientSide, Plan, Sum, choose_plan, keeps_kinks, refuse_observed
+from .watch import Watch
 
 __all__ = [
+    "Ancestry",
     "AutogradField",
+    "Contents",
     "Evaluation",
     "FirstValue",
     "GradientMode",
     "GradientSide",
+    "Inputs",
     "Layout",
     "MLPField",
     "NotPiecewiseLinear",
     "Plan",
     "Sum",
+    "Surroundings",
+    "Watch",
     "choose_plan",
-    "effective_weights",
+    "contents_of",
     "generalized_kicks",
+    "is_observed",
     "keeps_kinks",
     "memory_budget",
     "memory_in_use",
     "modules_of",
-    "own_parameters",
     "pinned",
-    "pinned_to",
+    "possible_inputs",
     "probe_potential",
-    "refuse_unfit_modules",
+    "refuse_observed",
     "release_memory",
     "set_memory_budget",
 ]

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import types
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .._slow_paths import note_slow_path
+from .agreement import agrees
+from .contents import modules_of
 from .engine import derivatives
 from .graph import GraphFacts, inspect_graph, sequence_number
 from .layout import Layout
-from .memory import SavedBytes, WeakVersions
-from .modules import modules_of
+from .memory import SavedBytes
 from .tangent import tangent
+from .watch import Watch
 
 # Potentials that the tangent pass cannot follow (see tangent.py), so that it is not tried at every call.
-_WITHOUT_TANGENT: weakref.WeakKeyDictionary[Callable, bool] = weakref.WeakKeyDictionary()
+_WITHOUT_TANGENT: weakref.WeakKeyDictionary[object, bool] = weakref.WeakKeyDictionary()
 
 
 @dataclass
@@ -40,6 +43,10 @@ class NotPiecewiseLinear(Exception):
     """A potential that looked piecewise linear at the first step is not so at another."""
 
 
+class OtherGradient(RuntimeError):
+    """The backward pass found another ∇f(x) than the forward pass."""
+
+
 class AutogradField:
     """∇_x f, its vector-Jacobian products and its mixed derivative, for one unroll.
 
@@ -48,9 +55,18 @@ class AutogradField:
         potential: callable, [B, *event] -> [B] or [B, 1].
         layout: how rows [B, D] map to events.
         known: differentiable inputs known beforehand (effective weights, `context=` tensors).
+        watch: notes what the first evaluation depends on and autograd does not watch.
     """
 
-    def __init__(self, layer: str, potential: Callable, layout: Layout, known: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self,
+        layer: str,
+        potential: Callable,
+        layout: Layout,
+        known: Sequence[Tensor] = (),
+        watch: Watch | None = None,
+    ) -> None:
+        self._watch = watch or Watch()
         self.layer = layer
         self.potential = potential
         self.layout = layout
@@ -58,14 +74,14 @@ class AutogradField:
 
     def first_value(self, rows: Tensor) -> FirstValue:
         """f at the first point of an unroll, with everything that is to be learned from it."""
-        saved = SavedBytes(exempt=self.known)
+        saved = SavedBytes(self.known, self._watch.note)
         born_after = sequence_number()
-        with saved.counting():
+        with saved.counting(), self._watch.noting():
             x, y = self._evaluate(rows)
         facts = inspect_graph(y, x, self.known, born_after)
         if not facts.reaches_x:
             raise self._independent_of_x()
-        return FirstValue(self, x, y, facts, saved.total, saved.constants)
+        return FirstValue(self, x, y, facts, saved.total)
 
     def gradient(self, rows: Tensor) -> Tensor:
         """∇f at rows [B, D], and nothing kept."""
@@ -107,37 +123,47 @@ class AutogradField:
         targets = ([evaluation.graph[0]] if want_x and evaluation.graph else []) + list(inputs)
         if evaluation.graph is None or not targets:  # ∇f depends on nothing that requires grad, or nobody asks
             return None, (None,) * len(inputs)
-        found = derivatives([evaluation.graph[1]], targets, [self.layout.events(u)], retain_graph=retain_graph)
+        with self._explaining_caches():
+            found = derivatives([evaluation.graph[1]], targets, [self.layout.events(u)], retain_graph=retain_graph)
         if not want_x:
             return None, found
         return (None if found[0] is None else self.layout.rows(found[0])), found[1:]
 
     def mixed(
-        self, rows: Tensor, u: Tensor, inputs: Sequence[Tensor], kinks: Sequence[Tensor] | None
+        self, rows: Tensor, u: Tensor, inputs: Sequence[Tensor], kinks: Sequence[Tensor] | None, grads: Tensor
     ) -> Sequence[Tensor | None]:
         """∂_inputs Σ ⟨∇f(x), u⟩ of a piecewise-linear f over any number of rows [N, D].
 
         3 U with the kinks of the forward pass, 4 U when f is evaluated here to get them, 6 U by double backward
         where the tangent pass does not know one of the potential's functions.
 
-        Raises: NotPiecewiseLinear if the evaluation at these rows is not piecewise linear.
+        grads: ∇f(x) rows as the forward pass found them, with which what is differentiated here has to agree: a tangent
+        pass may have missed something, and f may not be a function of each row alone.
+
+        Raises: NotPiecewiseLinear if the evaluation at these rows is not piecewise linear; OtherGradient.
         """
         x = y = None
+        no_gradients = (None,) * len(inputs)
         if kinks is None:
             x, y = self._evaluate(rows)
             kinks = self._kinks(x, y)
+        involved = (*inputs, *(kinks or ()))
+        slope = None
         if kinks is not None and has_tangent(self.potential):
             with torch.enable_grad():
                 slope = tangent(self.potential, self.layout.events(u), kinks)
-            if slope is not None:
-                if not slope.requires_grad:
-                    return (None,) * len(inputs)
-                return derivatives([slope], inputs, [torch.ones_like(slope)])
-        with contextlib.suppress(TypeError):  # no weak reference, or not hashable
-            _WITHOUT_TANGENT[self.potential] = True
+            if slope is not None and agrees(slope, u, grads, involved):
+                return derivatives([slope], inputs, [torch.ones_like(slope)]) if slope.requires_grad else no_gradients
         if y is None:
             x, y = self._evaluate(rows)
-        return self.vjp(self._gradient(x, y, keep_graph=True), u, inputs, want_x=False)[1]
+        evaluation = self._gradient(x, y, keep_graph=True)
+        if not agrees((evaluation.grad * u).sum(1), u, grads, involved):
+            raise OtherGradient(
+                f"{self.layer}: potential's gradient at the same x is another in the backward pass than in the forward "
+                f"pass: it is random, or something that it depends on was changed, or samples of a batch mix"
+            )
+        forget_tangent(self.potential, missed_something=slope is not None)
+        return self.vjp(evaluation, u, inputs, want_x=False)[1]
 
     def _evaluate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(x, f(x)) on a new leaf x."""
@@ -152,7 +178,7 @@ class AutogradField:
         return facts.kinks
 
     def _gradient(self, x: Tensor, y: Tensor, keep_graph: bool, kinks: Sequence[Tensor] | None = None) -> Evaluation:
-        with torch.enable_grad():
+        with torch.enable_grad(), self._explaining_caches():
             (grad,) = derivatives([y], [x], [torch.ones_like(y)], create_graph=keep_graph)
         if grad is None:
             raise self._independent_of_x()
@@ -164,13 +190,27 @@ class AutogradField:
         try:
             y = self.potential(x)
         except RuntimeError as error:
-            if (explained := self._explained(error, x)) is None:
+            if type(error) is not RuntimeError:  # out of memory, say
                 raise
-            raise explained from error
+            raise self._explained(error, x) from error
         return check_value(self.layer, y, x)
 
-    def _explained(self, error: RuntimeError, x: Tensor) -> TypeError | None:
-        """What PyTorch says deep inside a layer when dtypes differ, said of the arguments; None for other errors."""
+    @contextlib.contextmanager
+    def _explaining_caches(self) -> Iterator[None]:
+        """What PyTorch says when an evaluation leads into the graph of another one, said of the potential."""
+        try:
+            yield
+        except RuntimeError as error:
+            if "graph a second time" not in str(error):
+                raise
+            raise RuntimeError(
+                f"{self.layer}: potential keeps a tensor of one evaluation for the next (a cache?), or captured one "
+                f"that requires grad: compute it at every evaluation, or before the call and pass it as context= "
+                f"({error})"
+            ) from error
+
+    def _explained(self, error: RuntimeError, x: Tensor) -> Exception:
+        """What PyTorch says deep inside a layer, said of the arguments."""
         for module in modules_of(self.potential):
             for parameter in module.parameters(recurse=False):
                 if parameter.dtype != x.dtype and "dtype" in str(error):
@@ -178,15 +218,14 @@ class AutogradField:
                         f"{self.layer}: potential's parameters are {parameter.dtype}, x0 is {x.dtype}: convert one of "
                         f"them with .to(...) ({error})"
                     )
-        return None
+        return RuntimeError(f"{self.layer}: potential failed at x of shape {tuple(x.shape)}, {x.dtype}: {error}")
 
 
 @dataclass
 class FirstValue:
     """f at x⁰, before its gradient is taken: the point where an unroll decides how to go on.
 
-    facts: what the evaluation's graph says. graph_bytes: what autograd saved for y. constants: tensors without
-    gradients that it saved and that outlive the evaluation (captured ones, frozen weights), with their versions.
+    facts: what the evaluation's graph says. graph_bytes: what autograd saved for y.
     """
 
     field: AutogradField
@@ -194,24 +233,47 @@ class FirstValue:
     y: Tensor
     facts: GraphFacts
     graph_bytes: int
-    constants: WeakVersions
 
     def gradient(self, *, keep_graph: bool, keep_kinks: bool) -> Evaluation:
         return self.field._gradient(self.x, self.y, keep_graph, self.facts.kinks if keep_kinks else None)
 
 
 def has_tangent(potential: Callable) -> bool:
-    """False once the tangent pass has met a function of this potential that it does not know."""
+    """False once the tangent pass could not follow this potential."""
     try:
-        return potential not in _WITHOUT_TANGENT
-    except TypeError:
+        return _lasting(potential) not in _WITHOUT_TANGENT
+    except TypeError:  # no weak reference, or not hashable
         return True
+
+
+def forget_tangent(potential: Callable, missed_something: bool) -> None:
+    if missed_something:
+        note_slow_path(
+            f"tangent {id(_lasting(potential))}",
+            f"potential {_name_of(potential)} is piecewise linear, but calls functions that cannot be seen through "
+            f"(torch.vmap, scripted modules): its mixed derivative is taken by double backward",
+        )
+    with contextlib.suppress(TypeError):
+        _WITHOUT_TANGENT[_lasting(potential)] = True
+
+
+def _lasting(potential: Callable) -> object:
+    """What stays the same where methods and lambdas are made anew for every call."""
+    if isinstance(potential, types.MethodType):
+        return potential.__self__
+    return potential.__code__ if isinstance(potential, types.FunctionType) else potential
+
+
+def _name_of(potential: Callable) -> str:
+    return getattr(potential, "__name__", type(potential).__name__)
 
 
 def check_value(layer: str, y: object, x: Tensor) -> Tensor:
     """The potential's output, [B] or [B, 1], as [B]."""
     if not isinstance(y, Tensor):
         raise TypeError(f"{layer}: potential must return a tensor of shape ({x.shape[0]},), got {type(y).__name__}")
+    if not y.is_floating_point():
+        raise TypeError(f"{layer}: potential must return real numbers, got {y.dtype}")
     if tuple(y.shape) not in ((x.shape[0],), (x.shape[0], 1)):
         raise ValueError(
             f"{layer}: potential must map x {tuple(x.shape)} to one value per sample, shape ({x.shape[0]},) or "
@@ -221,9 +283,9 @@ def check_value(layer: str, y: object, x: Tensor) -> Tensor:
 
 
 def note_no_time_batch(potential: Callable, why: Exception) -> None:
-    name = getattr(potential, "__name__", type(potential).__name__)
     note_slow_path(
-        f"time batch {id(potential)}",
-        f"potential {name} cannot be evaluated on the rows of several steps at once ({why}): the mixed derivative "
-        f"runs step by step. Let it accept any batch size (do not capture tensors with a batch dimension)",
+        f"time batch {id(_lasting(potential))}",
+        f"potential {_name_of(potential)} cannot be evaluated on the rows of several steps at once ({why}): the mixed "
+        f"derivative runs step by step. Let it accept any batch size, and treat each sample alone (do not capture "
+        f"tensors with a batch dimension, do not decide by a single sample)",
     )

@@ -19,6 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# The node that hands a leaf its gradient. (A custom function may have a `variable` of its own.)
+_Leaf = type(torch.zeros((), requires_grad=True).view(()).grad_fn.next_functions[0][0])
+
 # Jointly linear in all their differentiable inputs.
 _LINEAR = frozenset(
     """Add Sub Rsub Neg View UnsafeView ReshapeAlias T Transpose Permute Expand Sum Mean Squeeze Unsqueeze Clone Cat
@@ -121,7 +124,7 @@ def inspect_graph(y: Tensor, x: Tensor, known: Sequence[Tensor] = (), born_after
         node, visited = stack.pop()
         if node in depends and not visited:
             continue
-        if hasattr(node, "variable"):
+        if isinstance(node, _Leaf):
             variable = node.variable
             depends[node] = variable is x
             if variable is not x:
@@ -159,14 +162,43 @@ def _kink_values(kinked: list) -> tuple[Tensor, ...] | None:
     for node in sorted(kinked, key=lambda n: n._sequence_nr()):
         if _kind(node.name()) not in ("Relu", "LeakyRelu"):
             return None
-        value = node._saved_result if hasattr(node, "_saved_result") else node._saved_self
-        values.append(value.detach())  # without its history, which would keep the graph alive
+        name = "result" if hasattr(node, "_saved_result") else "self"
+        # Whoever saves something else than tensors (checkpoints) computes them when they are asked for, once.
+        if not isinstance(getattr(getattr(node, f"_raw_saved_{name}"), "data", None), Tensor):
+            return None
+        values.append(getattr(node, f"_saved_{name}").detach())  # without its history, which would keep the graph alive
     return tuple(values)
 
 
 def _is_cached_cast(node) -> bool:
     """Autocast keeps the low-precision copies of leaf weights: older than the evaluation, yet part of it."""
-    return _kind(node.name()) == "ToCopy" and all(hasattr(n, "variable") for n, _ in node.next_functions if n)
+    return _kind(node.name()) == "ToCopy" and all(isinstance(n, _Leaf) for n, _ in node.next_functions if n)
+
+
+class Ancestry:
+    """What tensors were computed from: everything in their graphs that is behind them."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._leaves: set[int] = set()
+        self._edges: set[tuple[object, int]] = set()  # (node, number of its output); holding nodes keeps them theirs
+        stack = [t.grad_fn for t in tensors if t.grad_fn is not None]
+        seen = set(stack)
+        while stack:
+            for edge in stack.pop().next_functions:
+                node = edge[0]
+                if node is None:
+                    continue
+                self._edges.add(edge)
+                if isinstance(node, _Leaf):
+                    self._leaves.add(id(node.variable))
+                elif node not in seen:
+                    seen.add(node)
+                    stack.append(node)
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        if tensor.grad_fn is None:
+            return id(tensor) in self._leaves
+        return (tensor.grad_fn, tensor.output_nr) in self._edges
 
 
 def sequence_number() -> int:

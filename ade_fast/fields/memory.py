@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -52,23 +51,22 @@ def release_memory() -> None:
     release_pool()
 
 
-WeakVersions = list[tuple["weakref.ref[Tensor]", int]]
-
-
 class SavedBytes:
-    """Counts the bytes that autograd saves, storages once each, those of `exempt` tensors (weights, x) not at all."""
+    """Counts the bytes that autograd saves, storages once each, those of `exempt` tensors (weights, x) not at all.
 
-    def __init__(self, exempt: Sequence[Tensor] = ()) -> None:
+    `note` is called with every tensor that is saved and gets no gradient.
+    """
+
+    def __init__(self, exempt: Sequence[Tensor], note: Callable[[Tensor], None]) -> None:
         self.total = 0
-        # Tensors that nobody watches: autograd saves them, but no gradient goes to them. Weakly: most are temporary.
-        self.constants: WeakVersions = []
+        self._note = note
         self._seen = {t.untyped_storage().data_ptr() for t in exempt}
 
     def _pack(self, tensor: Tensor) -> Tensor:
         if tensor.is_leaf and tensor.requires_grad:  # a parameter: there anyway
             return tensor
         if not tensor.requires_grad:
-            self.constants.append((weakref.ref(tensor), tensor._version))
+            self._note(tensor)
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.parametrize import is_parametrized
 
 from .._mlp_ops import wants_grad  # (the import registers the operators' derivatives)
@@ -103,6 +104,8 @@ class MLPField:
         else:
             return f"a {type(potential).__name__} is no MLPPotential and no nn.Sequential"
         modules = [potential, layers, *layers]
+        if _has_any_global_hook():
+            return "there are hooks on all modules (torch.nn.modules.module.register_module_*_hook)"
         if any(_is_tampered_with(module) for module in modules):
             return "a module of it has hooks or a forward of its own"
         linears, activations = list(layers)[0::2], list(layers)[1::2]
@@ -211,11 +214,13 @@ def mlp_unroll(
         x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *spec._numbers, damping, *grad_clip,
         *momentum_clip, *bounds, gradient == "stopped", False, recorded and keep_bits, recorded and keep_products,
     )  # fmt: skip
-    damped = log_decay is None and damping != 1.0
-    log_det = x0.new_full((len(x0),), kick.numel() * math.log(damping) if damped else 0.0)
-    for scale in (log_decay, log_stretch):
-        if scale is not None:
-            log_det = log_det + scale.sum()
+    log_det = x0.new_zeros(len(x0))
+    if log_decay is not None:
+        log_det = log_det + log_decay.sum()
+    elif damping != 1.0:
+        log_det = log_det + kick.numel() * math.log(damping)
+    if log_stretch is not None:
+        log_det = log_det + log_stretch.sum()
     return UnrollEnd(x, v, log_det)
 
 

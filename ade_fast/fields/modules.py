@@ -3,67 +3,21 @@
 from __future__ import annotations
 
 import functools
-import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from .contents import modules_of
+
 _MIXES_THE_BATCH = (nn.modules.batchnorm._BatchNorm,)
 _RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
-def modules_of(*functions: Callable | None) -> list[nn.Module]:
-    """Every module that can be seen from the functions, once each: a module's own, a bound method's owner, a closure's
-    cells, the arguments of a ``functools.partial``, an object's attributes, the members of lists and dictionaries."""
-    seen: set[int] = set()
-    found = {id(m): m for f in functions for root in _roots(f, _DEPTH, seen) for m in root.modules()}
-    return list(found.values())
-
-
-# How far modules are looked for behind objects, and in how large containers: a potential is not a data base.
-_DEPTH, _LARGEST = 8, 100
-
-
-def _roots(thing: object, depth: int, seen: set[int]) -> Iterator[nn.Module]:
-    if isinstance(thing, nn.Module):
-        yield thing
-    elif depth > 0 and thing is not None and id(thing) not in seen:
-        seen.add(id(thing))
-        for part in _parts(thing):
-            yield from _roots(part, depth - 1, seen)
-
-
-def _parts(thing: object) -> Iterable[object]:
-    """What a callable or a container may have modules in."""
-    if isinstance(thing, types.MethodType):
-        return [thing.__self__]
-    if isinstance(thing, functools.partial):
-        return [thing.func, *thing.args, *thing.keywords.values()]
-    if isinstance(thing, (list, tuple, set, frozenset)):
-        return thing if len(thing) <= _LARGEST else ()
-    if isinstance(thing, dict):
-        return list(thing.values()) if len(thing) <= _LARGEST else ()
-    if isinstance(thing, types.FunctionType):
-        cells = [_content(cell) for cell in thing.__closure__ or ()]
-        named = [thing.__globals__.get(name) for name in thing.__code__.co_names]
-        return cells + [value for value in named if isinstance(value, nn.Module)]
-    if isinstance(thing, (type, types.ModuleType, Tensor)):
-        return ()
-    return [getattr(thing, "__dict__", None)]
-
-
-def _content(cell: types.CellType) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None
-
-
-def refuse_unfit_modules(layer: str, modules: Sequence[nn.Module], name: str = "potential") -> None:
-    """Raises ValueError if one of a function's modules is random or mixes the samples of a batch in its present mode.
+def unfit(modules: Sequence[nn.Module], name: str = "potential") -> Iterator[tuple[nn.Module, str]]:
+    """The modules of a function that are random or mix the samples of a batch in their present mode, and what to say.
 
     The unroll evaluates the potential T + 1 times, and recomputes evaluations in the backward pass: both need f(x) to
     be a function of each sample alone.
@@ -71,15 +25,47 @@ def refuse_unfit_modules(layer: str, modules: Sequence[nn.Module], name: str = "
     for module in modules:
         kind = type(module).__name__
         if isinstance(module, _MIXES_THE_BATCH) and (module.training or not module.track_running_stats):
-            raise ValueError(
-                f"{layer}: {name} mixes the samples of a batch ({kind} in training mode): it must be a function "
-                f"of each sample alone. Call .eval() on that module, or use GroupNorm, LayerNorm or spectral norm"
+            yield (
+                module,
+                f"{name} mixes the samples of a batch ({kind} in training mode): it must be a function of each sample "
+                f"alone. Call .eval() on that module, or use GroupNorm, LayerNorm or spectral norm",
             )
         if isinstance(module, _RANDOM) and module.training and getattr(module, "p", 1.0) > 0:
-            raise ValueError(
-                f"{layer}: {name} is random ({kind} in training mode): every step of the unroll must see the same "
-                f"function. Call .eval() on that module or remove it"
+            yield (
+                module,
+                f"{name} is random ({kind} in training mode): every step of the unroll must see the same function. "
+                f"Call .eval() on that module or remove it",
             )
+
+
+@contextmanager
+def refusing(layer: str, refused: Sequence[tuple[nn.Module, str]]) -> Iterator[None]:
+    """Within this block, calling one of these modules (from `unfit`) raises ValueError.
+
+    Modules that can be seen from a function need not be used by it: a method's owner may have others.
+    """
+    with ExitStack() as stack:
+        for module, why in refused:
+            stack.enter_context(_forward_as(module, functools.partial(_refuse, f"{layer}: {why}")))
+        yield
+
+
+def _refuse(message: str, *args: object, **kwargs: object) -> None:
+    raise ValueError(message)
+
+
+@contextmanager
+def _forward_as(module: nn.Module, forward: Callable) -> Iterator[None]:
+    """Within this block, the module's forward is another."""
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = before
 
 
 Versions = list[tuple[Tensor, int]]
@@ -92,11 +78,6 @@ def buffer_versions(modules: Sequence[nn.Module]) -> Versions:
     """
     behind = {id(m) for owner in modules if is_parametrized(owner) for m in owner.parametrizations.modules()}
     return [(b, b._version) for m in modules if id(m) not in behind for b in m._buffers.values() if b is not None]
-
-
-def frozen_versions(modules: Sequence[nn.Module]) -> Versions:
-    """The same of every parameter that does not require grad: autograd does not watch those."""
-    return [(p, p._version) for m in modules for p in m._parameters.values() if p is not None and not p.requires_grad]
 
 
 def changed(versions: Versions) -> bool:
@@ -158,9 +139,7 @@ def own_parameters(modules: Sequence[nn.Module]) -> list[Tensor]:
     return [p for key, p in found.items() if key not in behind]
 
 
-@contextmanager
-def _fixed(parametrization: nn.Module, weight: Tensor) -> Iterator[None]:
-    before = parametrization.__dict__.get("forward")
+def _fixed(parametrization: nn.Module, weight: Tensor) -> AbstractContextManager[None]:
     originals = [id(p) for p in parametrization._parameters.values()]
 
     def pinned_weight() -> Tensor:
@@ -171,14 +150,7 @@ def _fixed(parametrization: nn.Module, weight: Tensor) -> Iterator[None]:
             )
         return weight
 
-    parametrization.__dict__["forward"] = pinned_weight
-    try:
-        yield
-    finally:
-        if before is None:
-            del parametrization.__dict__["forward"]
-        else:
-            parametrization.__dict__["forward"] = before
+    return _forward_as(parametrization, pinned_weight)
 
 
 def probe_potential(layer: str, potential: Callable, x: Tensor) -> None:
@@ -188,7 +160,7 @@ def probe_potential(layer: str, potential: Callable, x: Tensor) -> None:
     """
     if x.shape[0] < 2:
         return
-    with torch.no_grad():
+    with torch.no_grad(), pinned(potential):
         first, second = potential(x).reshape(-1), potential(x).reshape(-1)
         half = x.shape[0] // 2
         parts = torch.cat([potential(x[:half]).reshape(-1), potential(x[half:]).reshape(-1)])

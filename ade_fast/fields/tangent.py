@@ -51,6 +51,7 @@ _ADDITIVE = {torch.add, T.add, T.__add__, T.__radd__, torch.sub, T.sub, T.__sub_
 _SCALING = {torch.mul, T.mul, T.__mul__, T.__rmul__, torch.div, T.div, T.__truediv__}
 _RELU = {F.relu, torch.relu, T.relu}
 _KINKS = _RELU | {F.leaky_relu, torch._C._nn.leaky_relu}
+_INPLACE = {F.relu: 1, F.leaky_relu: 2}  # position of the argument
 _QUERIES = {T.size, T.dim, T.numel, T.stride, T.is_contiguous, T.ndimension, T.__len__, T.requires_grad_}
 
 
@@ -66,6 +67,11 @@ class _Tangent(TorchFunctionMode):
         self._follow: dict[int, Tensor] = {id(u): u}  # holding the tensors keeps their ids theirs
         self._rows = u.shape[0]
         self._kinks = iter(kinks)
+        self._hooks = _saving_hooks()
+
+    def followed_to(self, result: object) -> bool:
+        """Whether `result` is a value that was followed all the way, past every kink that was recorded."""
+        return self._depends(result) and next(self._kinks, None) is None
 
     def _depends(self, value: object) -> bool:
         return isinstance(value, Tensor) and id(value) in self._follow
@@ -80,6 +86,8 @@ class _Tangent(TorchFunctionMode):
                 if isinstance(result, Tensor):
                     raise _Unsupported("an attribute that is a tensor")
                 return result
+            if _saving_hooks() != self._hooks:  # the backward pass would call the potential again, outside this block
+                raise _Unsupported("a checkpoint")
             if not torch.is_grad_enabled():
                 raise _Unsupported("no_grad: a part of f that autograd takes for a constant")
             result = self._call(func, args, kwargs)
@@ -89,6 +97,8 @@ class _Tangent(TorchFunctionMode):
             return func(*args, **kwargs)
         if result.dim() == 0 or result.shape[0] != self._rows:
             raise _Unsupported(f"{func.__name__} moves the batch out of dimension 0")
+        if not result.is_floating_point():
+            raise _Unsupported(f"{func.__name__} rounds to {result.dtype}")
         self._follow[id(result)] = result
         return result
 
@@ -126,8 +136,11 @@ class _Tangent(TorchFunctionMode):
             raise _Unsupported("a kink that was not recorded, or with a negative slope")
         # autograd's own formulas: the slope is read off the sign of the recorded value in the same pass
         if slope == 0.0:
-            return torch.ops.aten.threshold_backward(args[0], kink, 0.0)
-        return torch.ops.aten.leaky_relu_backward(args[0], kink, slope, True)
+            result = torch.ops.aten.threshold_backward(args[0], kink, 0.0)
+        else:
+            result = torch.ops.aten.leaky_relu_backward(args[0], kink, slope, True)
+        inplace = kwargs.get("inplace", args[_INPLACE[func]] if len(args) > _INPLACE.get(func, len(args)) else False)
+        return args[0].copy_(result) if inplace else result
 
     def _addend(self, value):
         """A term that does not depend on x has zero tangent (it still takes part in broadcasting)."""
@@ -157,6 +170,11 @@ def _slope(func: Callable, args, kwargs) -> float:
     return float(args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01))  # torch's default
 
 
+def _saving_hooks() -> object:
+    """Whoever saves tensors for autograd at this moment, or None (checkpoints do so for what runs inside them)."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
 def tangent(potential: Callable, u: Tensor, kinks: Sequence[Tensor]) -> Tensor | None:
     """⟨∇_x f(x), u⟩ for each row, [N]: f's tangent at the x where `kinks` were recorded, applied to u [N, *event].
 
@@ -169,4 +187,4 @@ def tangent(potential: Callable, u: Tensor, kinks: Sequence[Tensor]) -> Tensor |
             slope = potential(u).reshape(-1)
     except _Unsupported:
         return None
-    return slope if next(mode._kinks, None) is None else None
+    return slope if mode.followed_to(slope) else None

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear, note_no_time_batch
-from .memory import WeakVersions, memory_budget
-from .modules import buffer_versions, changed, frozen_versions, in_modes, pinned_to
+from .memory import memory_budget
+from .surroundings import Inputs, Surroundings, is_observed
+from .watch import Watch
 
 GradientMode = Literal["full", "truncated", "stopped"]
 
@@ -68,48 +69,36 @@ class GradientSide:
         field: the field.
         first: the evaluation at x⁰ if it was made already.
         inputs: tensors whose derivatives `finish` returns.
-        n_certain: so many of the inputs, the first ones, are known to be in f's graph.
         plan: see `Plan`.
-        mode: "full"; "truncated" (`inputs` is empty: H u alone, eq. (38)); "stopped" (∇f is a constant).
+        mode: "full"; "truncated" (no `inputs`: H u alone, eq. (38)); "stopped" (∇f is a constant).
         n_kicks: T + 1.
-        modules: those of the potential and of whatever else is evaluated along the unroll.
-        weights: effective weights to evaluate them with in the backward pass.
-        constants: tensors without gradients that f depends on, with their versions.
+        surroundings: of the potential and of whatever else is evaluated along the unroll.
+        watch: tensors that must not change before the backward pass.
     """
 
     def __init__(
         self,
         field: AutogradField,
         first: Evaluation | None,
-        inputs: Sequence[Tensor],
-        n_certain: int,
+        inputs: Inputs,
         plan: Plan,
         mode: GradientMode,
         n_kicks: int,
-        modules: Sequence[nn.Module],
-        weights: tuple[Tensor, ...],
-        device: torch.device,
-        constants: WeakVersions = (),
+        surroundings: Surroundings,
+        watch: Watch,
     ) -> None:
         self.plan = plan
-        self.inputs = list(inputs)
-        self._n_certain = n_certain
+        self.inputs = inputs
         self.guarded: tuple[Tensor, ...] = ()  # not inputs, but must not change before the backward pass either
         self._field = field
         self._first = first
         self._mode = mode
-        self._modules = modules
-        self._weights = weights
         self._n_kicks = n_kicks
+        self._surroundings = surroundings
+        self._watch = watch
         self._tapes: list[Evaluation | None] = [None] * n_kicks
         self._grads: list[Tensor] = []
-        self._buffers = buffer_versions(modules)
-        self._frozen = frozen_versions(modules)
-        self._constants = constants
-        self._modes = [(module, module.training) for module in modules]
         self._bends = False  # a step was found at which f is not piecewise linear after all
-        device = device.type
-        self._autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
         self._begin_backward()
 
     # What an evaluation has to keep.
@@ -124,7 +113,7 @@ class GradientSide:
 
     @property
     def _keeps_kinks(self) -> bool:
-        return keeps_kinks(self.plan, self._mode, self.inputs)
+        return keeps_kinks(self.plan, self._mode, self.inputs.tensors)
 
     # Forward.
     def grad(self, t: int, x: Tensor) -> Tensor:
@@ -133,12 +122,7 @@ class GradientSide:
             evaluation, self._first = self._first, None
         else:
             evaluation = self._evaluate(x)
-            if changed(self._buffers):
-                raise ValueError(
-                    f"{self._field.layer}: potential changes its own buffers when it is evaluated, so every step would "
-                    f"see another function (legacy torch.nn.utils.spectral_norm? use "
-                    f"torch.nn.utils.parametrizations.spectral_norm)"
-                )
+            self._surroundings.refuse_changed_buffers()
         if self._keeps_graph or self._keeps_kinks:
             self._tapes[t] = evaluation
         if self.keeps_grads:
@@ -147,7 +131,7 @@ class GradientSide:
 
     def _evaluate(self, x: Tensor) -> Evaluation:
         # Where the backward pass evaluates nothing again, only here can it be seen that f bends at a later step.
-        unseen = self.plan.piecewise_linear and not self.inputs and self._mode != "stopped"
+        unseen = self.plan.piecewise_linear and not self.inputs.tensors and self._mode != "stopped"
         try:
             return self._field.evaluate(
                 x, keep_graph=self._keeps_graph, keep_kinks=self._keeps_kinks, check_linear=unseen
@@ -156,14 +140,15 @@ class GradientSide:
             self._bends = True
             return self._field.evaluate(x)
 
-    def take_grads(self) -> list[Tensor]:
+    def end_forward(self) -> list[Tensor]:
         """∇f(x_t) that the backward pass will need and that are not evaluated again, to be saved with the states."""
+        self._watch.begin()
         grads, self._grads = self._grads, []
         return grads
 
     # Backward.
     def _begin_backward(self) -> None:
-        self._total = Sum(len(self.inputs))
+        self._total = Sum(len(self.inputs.tensors))
         self._cotangents: list[tuple[int, Tensor, Tensor]] = []
         self._retain = True
         self._current: Evaluation | None = None
@@ -172,30 +157,15 @@ class GradientSide:
     def backward_context(self, grads: Sequence[Tensor]) -> Iterator[None]:
         """The potential as the forward pass saw it: same effective weights, modes and autocast, nothing written to.
 
-        grads: what `take_grads` gave.
+        grads: what `end_forward` gave.
         """
-        captured = [(tensor, version) for ref, version in self._constants if (tensor := ref()) is not None]
-        for versions, what in (
-            (self._buffers, "a buffer"),
-            (self._frozen, "a frozen parameter"),
-            (captured, "a captured tensor"),
-        ):
-            if changed(versions):
-                raise RuntimeError(
-                    f"{self._field.layer}: {what} of the potential was modified between the forward and the "
-                    f"backward pass"
-                )
-        if any(t._backward_hooks for t in self.inputs):
+        if self._watch.changed():
             raise RuntimeError(
-                f"{self._field.layer}: a gradient hook was registered on a parameter of the potential after the "
-                f"forward pass: it would run at every evaluation. Register hooks before the forward pass"
+                f"{self._field.layer}: a captured tensor, a buffer or a frozen parameter of the potential or of a "
+                f"network was modified between the forward and the backward pass"
             )
-        device, dtype, enabled = self._autocast
-        with (
-            pinned_to(self._modules, self._weights),
-            in_modes(self._modes),
-            torch.autocast(device, dtype=dtype, enabled=enabled),
-        ):
+        refuse_observed(self._field.layer, self.inputs)
+        with self._surroundings.held():
             self._begin_backward()
             self._grads = list(grads)
             # The tapes are part of the graph of the pass that runs now: freed as it goes, unless it retains it.
@@ -219,15 +189,15 @@ class GradientSide:
         if self.plan.piecewise_linear:
             if self._bends:
                 raise NotPiecewiseLinear
-            if self.inputs:
+            if self.inputs.tensors:
                 self._cotangents.append((t, x, u))
             return None
-        if not want_x and not self.inputs:
+        if not want_x and not self.inputs.tensors:
             return None
         tape = self._tapes[t]
         evaluation = tape or self._current
         retain = tape is not None and self._retain
-        hessian_u, derivatives = self._field.vjp(evaluation, u, self.inputs, want_x, retain)
+        hessian_u, derivatives = self._field.vjp(evaluation, u, self.inputs.tensors, want_x, retain)
         self._current = None
         if not retain:
             self._tapes[t] = None
@@ -235,7 +205,7 @@ class GradientSide:
         return hessian_u
 
     def finish(self) -> list[Tensor | None]:
-        """Derivatives for `inputs`: zeros for a certain input that ∇f does not depend on, None for another one."""
+        """Derivatives for `inputs`."""
         if self._cotangents:
             steps = max(self.plan.chunk_rows // max(self._cotangents[0][1].shape[0], 1), 1)
             try:
@@ -249,8 +219,7 @@ class GradientSide:
                 derivatives = self._mixed(1)
             self._total.add(derivatives)
             self._cotangents = []
-        certain = self._total.zeros_for_none(self.inputs[: self._n_certain])
-        return certain + self._total.terms[self._n_certain :]
+        return self.inputs.derivatives(self._field.layer, self._total.terms)
 
     def as_smooth(self) -> None:
         """From now on, Hessian-vector products step by step, on evaluations made in the backward pass."""
@@ -260,7 +229,7 @@ class GradientSide:
 
     def _mixed(self, steps: int) -> list[Tensor | None]:
         """The time-batched mixed derivative, `steps` time steps per evaluation."""
-        totals = Sum(len(self.inputs))
+        totals = Sum(len(self.inputs.tensors))
         for start in range(0, len(self._cotangents), steps):
             part = self._cotangents[start : start + steps]
             tapes = [self._tapes[t] for t, _, _ in part]
@@ -268,7 +237,8 @@ class GradientSide:
             if all(tape is not None and tape.kinks is not None for tape in tapes):
                 kinks = [_batch(kink) for kink in zip(*(tape.kinks for tape in tapes), strict=True)]
             x, u = _batch([x for _, x, _ in part]), _batch([u for _, _, u in part])
-            totals.add(self._field.mixed(x, u, self.inputs, kinks))
+            grads = _batch([self._grads[t] for t, _, _ in part])
+            totals.add(self._field.mixed(x, u, self.inputs.tensors, kinks, grads))
         return totals.terms
 
 
@@ -294,9 +264,15 @@ class Sum:
             else:
                 self.terms[i], self._owned[i] = self.terms[i] + derivative, True
 
-    def zeros_for_none(self, likes: Sequence[Tensor]) -> list[Tensor]:
-        """The first terms, with zeros like `likes` where nothing was added."""
-        return [torch.zeros_like(like) if term is None else term for like, term in zip(likes, self.terms, strict=False)]
+
+def refuse_observed(layer: str, inputs: Inputs) -> None:
+    """Hooks are looked for in the forward pass, where there is another way for them."""
+    if any(map(is_observed, inputs.tensors)):
+        raise RuntimeError(
+            f"{layer}: a gradient hook was registered on a parameter of the potential or of a network (or retain_grad "
+            f"called on a context) after the forward pass: it would run at every evaluation. Register hooks before the "
+            f"forward pass"
+        )
 
 
 def keeps_kinks(plan: Plan, mode: str, inputs: Sequence[Tensor]) -> bool:

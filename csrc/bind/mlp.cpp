@@ -164,7 +164,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensors, Tensors> mlp
   if (bits.dim() == 3)
     args.bits = op.bytes("bits", bits, "every kept bit", {steps + 1, rows, network.bit_bytes});
   if (products.dim() == 3 && !op.on_cuda()) {
-    if (!args.bits && piecewise_linear(network.shape.activation)) op.fail("products must come with bits");
+    if (bits.dim() != 3 && piecewise_linear(network.shape.activation))
+      op.fail("products must come with bits");
     args.products = op.of_shape("products", products, "every kept product",
                                 {steps + 1, product_columns(network.shape), rows});
   }

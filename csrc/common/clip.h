@@ -11,14 +11,15 @@ enum ClipMode : int32_t { kClipNone = 0, kClipValue = 1, kClipNorm = 2 };
 namespace ADE_ISA {
 
 // Sample range and value clip: y = min(max(u, lo), hi), with torch.clamp's derivative (1 on the closed
-// interval).
+// interval, 0 at NaN). Infinite bounds are no clip: dy passes, at NaN too.
 template <class T>
 ADE_HD T clamp(T u, T lo, T hi) {
   return u < lo ? lo : (u > hi ? hi : u);
 }
 template <class T>
 ADE_HD T clamp_vjp(T dy, T u, T lo, T hi) {
-  return (u >= lo && u <= hi) ? dy : T(0);
+  const bool clips = lo > -T(INFINITY) || hi < T(INFINITY);
+  return !clips || (u >= lo && u <= hi) ? dy : T(0);
 }
 
 // Norm clip of one sample's row u: y = u * s with s = min(1, c / ‖u‖); s = 1 with zero derivative at ‖u‖ = 0.

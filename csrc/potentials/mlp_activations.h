@@ -63,14 +63,15 @@ struct Tanh {
   }
 };
 
-// z for z > 0, else a (e^z - 1)
+// z for z > 0, else a (e^z - 1); φ'' is 0 at 0, as in torch
 template <class M>
 struct Elu {
   using V = typename M::V;
   static ADE_HD ActivationJet<V> at(V z, V a) {
     const auto linear = z > V{};
     const V e = a * M::expm1(M::select(linear, V{}, z));
-    return {M::select(linear, z, e), M::select(linear, M::constant(1), e + a), M::select(linear, V{}, e + a)};
+    return {M::select(linear, z, e), M::select(linear, M::constant(1), e + a),
+            M::select(linear, V{}, M::select(z < V{}, e + a, z))};
   }
 };
 

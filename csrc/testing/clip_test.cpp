@@ -26,6 +26,8 @@ void value_clip() {
   CHECK(clamp_vjp(2.0, -1.0, -1.0, 1.0) == 2.0);
   CHECK(clamp_vjp(2.0, 1.001, -1.0, 1.0) == 0.0);
   CHECK(clamp_vjp(2.0, kNan, -1.0, 1.0) == 0.0);
+  CHECK(clamp_vjp(2.0, kNan, -1.0, kInf) == 0.0);
+  CHECK(clamp_vjp(2.0, kNan, -kInf, kInf) == 2.0);  // no clip at all
 }
 
 void norm_clip() {
