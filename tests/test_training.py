@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -154,6 +155,23 @@ def test_a_run_leaves_its_files_and_loads(tmp_path):
     assert not torch.equal(model.sample(7, seed=1), model.sample(7, seed=2))
     with pytest.raises(ValueError, match="sample: n must be"):
         model.sample(-1)
+
+
+def test_a_model_loads_without_touching_any_random_state_and_counts_as_numpy_does(tmp_path, monkeypatch, no_pictures):
+    ade.training.train(TINY, tmp_path, progress=False)
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(5)
+    seeded.clear()
+    before = torch.get_rng_state()
+    model = ade.load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before) and not seeded  # the caller's GPU generators neither
+    assert torch.equal(model.sample(np.int64(3), seed=np.int32(1)), model.sample(3, seed=1))
+    for seed in (-1, 2**64):
+        with pytest.raises(ValueError, match="sample: seed must be an integer"):
+            model.sample(3, seed=seed)
+    with pytest.raises(ConfigError, match="device must be a torch device of this machine, cpu or cuda, got 'gpu'"):
+        ade.load(tmp_path, device="gpu")
 
 
 def test_large_draws_go_through_in_pieces(tmp_path, monkeypatch, no_pictures):
