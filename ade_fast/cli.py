@@ -7,16 +7,21 @@ A user's mistake ends in one line on standard error and exit code 1 (2 for a mal
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
+import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from . import _info
 from .dynamics import NonFiniteError
-from .training import checkpoint, config, divergence, loop, trained
+from .training import checkpoint, config, divergence, files, loop, memory, trained
 
 DEMO_DIRECTORY = "demo"
 
@@ -25,11 +30,12 @@ class UserError(Exception):
     """A mistake in how a command was used."""
 
 
-# What ends in one line. Anything else is a bug of ours and shows its traceback.
+# What ends in one line, beside a lack of memory. Anything else is a bug of ours and shows its traceback.
 _MISTAKES = (
     UserError,
     ValueError,
     checkpoint.CheckpointError,
+    files.BusyError,
     divergence.DivergenceError,
     NonFiniteError,
     OSError,
@@ -38,29 +44,75 @@ _MISTAKES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parsed(argv)
     try:
-        arguments.run(arguments)
-    except KeyboardInterrupt:
-        print("ade-fast: interrupted; the last checkpoint is kept, --resume goes on from it", file=sys.stderr)
+        with _plain_warnings():
+            arguments.run(arguments)
+    except KeyboardInterrupt as interrupt:
+        if argv is None:  # a process of ours, which only has to leave: a second one would tear that
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print(f"ade-fast {arguments.command}: interrupted{_kept(interrupt)}", file=sys.stderr)
         return 130
-    except _MISTAKES as error:
-        if arguments.debug:
+    except Exception as error:
+        line = None if arguments.debug else _one_line(error)
+        if line is None:
             raise
-        hint = ""
-        if (
-            isinstance(error, OSError)
-            and getattr(arguments, "out", None)
-            and (arguments.out / loop.CHECKPOINT).exists()
-        ):
-            hint = "; the last checkpoint is whole, --resume goes on from it once this is mended"
-        print(f"ade-fast {arguments.command}: {_one_line(error)}{hint}", file=sys.stderr)
+        line = line.removeprefix(f"{arguments.command}: ")
+        print(f"ade-fast {arguments.command}: {line}{_kept(error)}", file=sys.stderr)
         return 1
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _one_line(error: Exception) -> str | None:
+    """What a user is told of an error; None if it is not theirs to mend."""
+    if memory.ran_out(error):
+        return "there is not enough memory; lower the batch size, the number of samples, or the widths"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) if isinstance(error, _MISTAKES) else None
+
+
+def _kept(error: BaseException) -> str:
+    """How to go on, where a run was stopped that has a checkpoint."""
+    kept = getattr(error, "kept", None)
+    after = "" if isinstance(error, KeyboardInterrupt) else " once this is mended"
+    return f"; {kept} is whole, --resume goes on from it{after}" if kept else ""
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings as one line each, without the line of our source that gave them."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"ade-fast: {' '.join(str(message).split())}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a malformed command line; flags in full only, lest ``--over`` cost a run."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser, commands = _parsers()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        command = commands[arguments.command]
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], command._option_string_actions, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        command.error(f"unknown argument {unknown[0]}{hint}")
+    return arguments
+
+
+def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser(
         prog="ade-fast",
         description="Adversarial dynamics embedding: train energy-based models by their own sampler.",
     )
@@ -78,8 +130,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sample = commands.add_parser("sample", help="draw samples from a trained model")
     sample.add_argument("directory", type=Path, help="the --out of a run")
-    sample.add_argument("--n", type=int, default=1000, help="number of samples (default: 1000)")
-    sample.add_argument("--seed", type=int, default=0, help="seed of the samples (default: 0)")
+    sample.add_argument("--n", type=config.flag_type(int), default=1000, help="number of samples (default: 1000)")
+    sample.add_argument("--seed", type=config.flag_type(int), default=0, help="seed of the samples (default: 0)")
     sample.add_argument("--out", type=Path, required=True, help=".npy file to write, float32 (n, *event)")
     sample.set_defaults(run=_sample)
 
@@ -88,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for command in (demo, train, sample, info):
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
+    return parser, commands.choices
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,10 +154,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     given = config.read_config(arguments.config) if arguments.config is not None else {}
     given.update(config.given_settings(arguments))
-    if arguments.resume and (arguments.out / loop.CONFIG).exists():
-        settings = loop.resolve_resumed(arguments.out, given)
-    else:
-        settings = config.Config.from_dict(given)
+    settings = loop.resolve_resumed(arguments.out, given) if arguments.resume else config.Config.from_dict(given)
     # The demo's own directory is made to be made again.
     overwrite = arguments.overwrite or (
         arguments.command == "demo" and not arguments.resume and arguments.out == Path(DEMO_DIRECTORY)
@@ -123,22 +172,17 @@ def _train(arguments: argparse.Namespace) -> None:
 def _sample(arguments: argparse.Namespace) -> None:
     if arguments.out.suffix != ".npy":
         raise UserError(f"--out must name a .npy file, got {arguments.out}")
+    files.remove_leftovers(arguments.out.parent, arguments.out.name)
     model = trained.load(arguments.directory)
     samples = model.sample(arguments.n, arguments.seed).numpy()
     buffer = io.BytesIO()
     np.save(buffer, samples)
-    checkpoint.write_atomically(arguments.out, buffer.getvalue())
+    files.write_atomically(arguments.out, buffer.getvalue())
     print(f"{arguments.out}: float32 {samples.shape}, players of update {model.update}")
 
 
 def _show_info(arguments: argparse.Namespace) -> None:
     print("\n".join(_info.lines()))
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ import torch
 
 import ade_fast as ade
 from ade_fast.data import TOY_NAMES
-from ade_fast.training import Config
+from ade_fast.training import Config, DivergenceError
 
 # Scores of the table, beside the run's own test: means over several draws, for a scatter below a tenth of 1e-3.
 SCORE_DRAWS, SCORE_POINTS = 4, 3000
@@ -102,7 +102,7 @@ def run(variant: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="ade_fast_recipe_") as folder:
         try:
             summary = ade.training.train(Config.from_dict(dict(settings)), folder, progress=False)
-        except ade.NonFiniteError as error:
+        except (ade.NonFiniteError, DivergenceError) as error:
             return {**row, "diverged": str(error), "seconds": round(time.perf_counter() - started, 1)}
         model = ade.load(folder)
     return {

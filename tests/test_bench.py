@@ -356,6 +356,16 @@ def gpu_script(tmp_path: Path) -> Callable[..., tuple[subprocess.CompletedProces
     return run
 
 
+def test_a_recipe_that_diverges_is_a_row_with_the_reason(bench: Callable[[str], ModuleType], monkeypatch) -> None:
+    def diverges(*_, **__):
+        raise error
+
+    monkeypatch.setattr(ade.training, "train", diverges)
+    for error in (ade.NonFiniteError("f is not finite"), ade.training.DivergenceError("f runs away")):
+        row = bench("recipe").run("default", {"data": "moons"})
+        assert row["diverged"] == str(error) and "mmd2" not in row
+
+
 def test_gpu_script_is_bash() -> None:
     checked = subprocess.run(["bash", "-n", str(BENCH / "gpu.sh")], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr

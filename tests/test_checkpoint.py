@@ -9,6 +9,7 @@ import torch
 from ade_fast.training import (
     CheckpointError,
     checkpoint,
+    files,
 )
 
 
@@ -28,11 +29,14 @@ class Bomb:
 
 def damaged_files() -> dict[str, bytes]:
     buffer = io.BytesIO()
-    torch.save({"format": checkpoint.FORMAT, "version": 1, "state": {"weights": torch.randn(1000)}}, buffer)
+    torch.save(
+        {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "state": {"weights": torch.randn(1000)}}, buffer
+    )
     whole = buffer.getvalue()
-    foreign, future, bomb = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    foreign, future, past, bomb = (io.BytesIO() for _ in range(4))
     torch.save({"weights": torch.zeros(2)}, foreign)
     torch.save({"format": checkpoint.FORMAT, "version": 99, "state": {}}, future)
+    torch.save({"format": checkpoint.FORMAT, "version": 1, "state": {}}, past)
     torch.save(Bomb(), bomb)
     return {
         "empty": b"",
@@ -45,6 +49,7 @@ def damaged_files() -> dict[str, bytes]:
         "code": bomb.getvalue(),
         "foreign": foreign.getvalue(),
         "future": future.getvalue(),
+        "past": past.getvalue(),
     }
 
 
@@ -52,7 +57,7 @@ def damaged_files() -> dict[str, bytes]:
 def test_a_damaged_or_foreign_checkpoint_gets_one_clear_line(tmp_path, kind):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(damaged_files()[kind])
-    wanted = {"foreign": "was not written by ade_fast", "future": "has version 99"}.get(
+    wanted = {"foreign": "was not written by ade_fast", "future": "has version 99", "past": "has version 1"}.get(
         kind, "damaged or not a checkpoint"
     )
     with pytest.raises(CheckpointError, match=wanted) as caught:
@@ -72,8 +77,9 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     def full_disk(fd):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(files.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left") as caught:
         checkpoint.save_checkpoint(path, {"n": 2})
+    assert caught.value.filename == str(path)
     assert checkpoint.load_checkpoint(path) == {"n": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]

@@ -4,13 +4,20 @@ import errno
 import importlib.util
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
 import ade_fast as ade
-from ade_fast import _info
+from ade_fast import _info, cli
 from ade_fast.cli import main
 from ade_fast.training import checkpoint, metrics_log, plots
 
@@ -42,8 +49,15 @@ def run(tmp_path_factory):
 def error_of(capsys) -> str:
     """The one line that a failing command left on standard error."""
     captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("ade-fast ")
+    assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("ade-fast")
     return captured.err
+
+
+def result_of(capsys) -> list[str]:
+    """The printed summary, without what the clock says."""
+    lines = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("time"))
+    return lines[:start] + lines[next(i for i, line in enumerate(lines) if line.startswith("settings")) :]
 
 
 def test_info_names_version_build_devices_and_fast_paths(capsys):
@@ -85,17 +99,26 @@ def test_train_leaves_its_files_and_prints_the_result(tmp_path, capsys):
     assert main(["train", "--data", "line", "--out", str(out), *TINY]) == 0
     text = capsys.readouterr().out
     lines = [line.replace(str(out), "out") for line in text.splitlines()]
-    assert len(lines) <= 24 and max(len(line) for line in lines if "settings" not in line) <= 100
-    for word in ("line, seed 0, 4 updates", "held-out test", "50 permutations: 50 %", "joint updates", "field mlp"):
+    assert len(lines) <= 25 and max(len(line) for line in lines) <= 100
+    for word in (
+        "line, seed 0, 4 updates",
+        "held-out test",
+        "50 permutations: 50 %",
+        "joint updates",
+        "field mlp",
+        ", test ",
+    ):
         assert word in text
     assert str(out / "figure.png") in text and f"ade-fast sample {out}" in text
-    assert "hidden=[32, 32]" in text and "seed=" not in text  # what differs from the defaults, and nothing else
+    # All settings in effect, the changed ones marked.
+    assert "hidden=32,32*" in text and "potential_lr=0.0002 " in text and "grad_norm_clip=1.0 " in text
     settings = json.loads((out / "config.json").read_text())
     assert settings["data"] == "line" and settings["hidden"] == [32, 32] and settings["updates"] == 4
     summary = json.loads((out / "summary.json").read_text())
     null = summary["null_mmd2"]
     assert null["50"] <= null["95"] <= null["99"] and summary["permutations"] == 50
     assert 0 < sum(summary["time"].values()) <= 1.01 * summary["seconds"] and summary["time"]["joint updates"] > 0
+    assert summary["time"]["test"] > 0 and summary["time"]["pictures"] > 0
     assert 0 < summary["p_value"] <= 1 and summary["chosen_update"] in (0, 2, 4)
     assert {p.name for p in out.iterdir()} >= {
         "checkpoint.pt",
@@ -136,10 +159,19 @@ def test_a_loaded_model_has_its_players_and_settings(run):
 def test_resume_goes_on_and_a_finished_run_stays_as_it_is(tmp_path, capsys, no_pictures):
     out = tmp_path / "out"
     arguments = ["train", "--data", "line", "--out", str(out), *TINY]
+    assert main([*arguments, "--resume"]) == 1  # a slip in the name must not train something else for minutes
+    assert "check its name" in error_of(capsys) and not out.exists()
+    out.mkdir()
     assert main([*arguments, "--resume"]) == 0  # nothing there yet: it begins
-    first = capsys.readouterr().out
+    first = result_of(capsys)
     assert main(["train", "--out", str(out), "--resume", "--no-progress"]) == 0
-    assert capsys.readouterr().out == first
+    assert result_of(capsys) == first
+    (out / "config.json").unlink()  # the checkpoint knows the settings too
+    assert main(["train", "--out", str(out), "--resume", "--no-progress"]) == 0
+    assert result_of(capsys) == first and (out / "config.json").exists()
+    (out / "config.json").write_text("{")
+    assert main(["train", "--out", str(out), "--resume", "--no-progress", "--test-samples", "40"]) == 0
+    assert json.loads((out / "config.json").read_text())["test_samples"] == 40
 
 
 def test_the_demo_trains_on_moons(tmp_path, capsys, monkeypatch, no_pictures):
@@ -153,6 +185,11 @@ def test_the_demo_trains_on_moons(tmp_path, capsys, monkeypatch, no_pictures):
     capsys.readouterr()
     assert main(["demo", "--out", "other", *TINY]) == 1
     assert "holds a run already" in error_of(capsys)
+    (tmp_path / "demo" / "config.json").unlink()
+    (tmp_path / "demo" / "checkpoint.pt").write_text("mine")
+    assert main(["demo", *TINY]) == 1  # another's directory of that name is not
+    assert "but no run of ade_fast" in error_of(capsys)
+    assert (tmp_path / "demo" / "checkpoint.pt").read_text() == "mine"
 
 
 # --- mistakes
@@ -164,15 +201,15 @@ def train(*arguments: str) -> list[str]:
 
 MISTAKES = {
     "unknown data": (train("--out", "new", "--data", "moon"), "did you mean 'moons'"),
-    "negative steps": (train("--out", "new", "--n-steps", "-1"), "n_steps must be finite and >= 1, got -1"),
+    "negative steps": (train("--out", "new", "--n-steps", "-1"), "n_steps must be >= 1 and <= 10000, got -1"),
     "nan rate": (
         train("--out", "new", "--potential-lr", "nan"),
-        "potential_lr must be finite and > 0, got nan",
+        "potential_lr must be > 0, got nan",
     ),
     "unknown activation": (train("--out", "new", "--activation", "rellu"), "did you mean 'relu'"),
     "unknown device": (
         train("--out", "new", "--device", "gpu"),
-        "device must be a torch device of this machine, got 'gpu'",
+        "device must be a torch device of this machine, cpu or cuda, got 'gpu'",
     ),
     "existing run": (train("--out", "{run}"), "go on with --resume, replace it with --overwrite"),
     "resume and overwrite": (train("--out", "{run}", "--resume", "--overwrite"), "exclude each other"),
@@ -195,7 +232,7 @@ MISTAKES = {
         "must hold one JSON object, got a list",
     ),
     "unknown key": (train("--out", "new", "--config", "unknown.json"), "unknown key 'step'"),
-    "out is a file": (train("--out", "broken.json"), "broken.json"),
+    "out is a file": (train("--out", "broken.json"), "--out must be a directory, broken.json is a file"),
     "sample nothing": (["sample", "nowhere", "--out", "s.npy"], "nowhere is not a directory"),
     "sample empty": (["sample", ".", "--out", "s.npy"], "checkpoint.pt does not exist; train first"),
     "sample damaged": (["sample", "damaged", "--out", "s.npy"], "damaged or not a checkpoint"),
@@ -208,7 +245,34 @@ MISTAKES = {
         ["sample", "{run}", "--seed", "-1", "--out", "s.npy"],
         "seed must be an integer >= 0, got -1",
     ),
-    "sample to nowhere": (["sample", "{run}", "--out", "no/such/s.npy"], "No such file or directory"),
+    "sample to nowhere": (["sample", "{run}", "--out", "no/such/s.npy"], " no/such/s.npy: No such file or directory"),
+    "sample to a directory": (["sample", "{run}", "--out", "folder.npy"], " folder.npy: Is a directory"),
+    "sample too many": (["sample", "{run}", "--n", str(10**30), "--out", "s.npy"], "n must be an integer <= "),
+    "sample huge seed": (["sample", "{run}", "--seed", str(2**64), "--out", "s.npy"], "seed must be an integer <= "),
+    "huge seed": (train("--out", "new", "--seed", str(2**64)), "seed must be >= 0 and <= 18446744073709551615"),
+    "huge batch": (
+        train("--out", "new", "--batch-size", str(2**20), "--hidden", "9999,9999"),
+        "batch_size must fit into the ",
+    ),
+    "huge width": (train("--out", "new", "--hidden", "65536,65536,65536"), "hidden must fit into the "),
+    "huge test": (train("--out", "new", "--test-samples", "1000000"), "test_samples must fit into the "),
+    "huge validation": (train("--out", "new", "--validation-samples", "1000000"), "validation_samples must fit into"),
+    "huge rate": (train("--out", "new", "--potential-lr", "1e300"), "potential_lr must be between 1e-20 and 1e+20"),
+    "tiny width of q0": (train("--out", "new", "--initial-std", "1e-300"), "initial_std must be between 1e-20"),
+    "many threads": (train("--out", "new", "--threads", str(2**40)), "threads must be >= 0 and <= 1024"),
+    "400 digits": (train("--out", "new", "--updates", "1" + "0" * 400), "updates must be >= 1 and <= 1000000000"),
+    "deep": (train("--out", "new", "--config", "deep.json"), "deep.json is not a configuration: nested too deeply"),
+    "twice": (train("--out", "new", "--config", "twice.json"), "it has the key 'seed' twice"),
+    "digits": (train("--out", "new", "--config", "digits.json"), "step_size must be between 1e-20 and 1e+20, got inf"),
+    "more digits": (train("--out", "new", "--config", "more.json"), "more.json is not valid JSON"),
+    "no values there": (train("--out", "new", "--device", "meta"), "device must be a torch device of this machine"),
+    "no kernels there": (train("--out", "new", "--device", "privateuseone"), "device must be a torch device of"),
+    "unknown q0": (train("--out", "new", "--overwrite", "--initial", "planer"), "did you mean 'planar'"),
+    "resume a slip": (train("--out", "new", "--resume"), "new is no directory to be read; check its name"),
+    "resume a directory": (train("--out", "odd", "--resume"), "checkpoint.pt: Is a directory; restore a copy"),
+    "resume an older version": (train("--out", "older", "--resume"), "has version 1, this ade_fast reads 2"),
+    "resume an empty file": (train("--out", "empty", "--resume"), "checkpoint.pt is damaged or not a checkpoint"),
+    "sample a directory": (["sample", "odd", "--out", "s.npy"], "checkpoint.pt: Is a directory"),
 }
 
 
@@ -219,8 +283,16 @@ def test_a_mistake_is_one_line_and_loses_nothing(mistake, run, tmp_path, monkeyp
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "unknown.json").write_text('{"step": 1}')
     (tmp_path / "typed.json").write_text('{"seed": "5"}')
-    (tmp_path / "newer").mkdir()
-    torch.save({"format": checkpoint.FORMAT, "version": 99, "state": {}}, tmp_path / "newer" / "checkpoint.pt")
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    (tmp_path / "twice.json").write_text('{"seed": 1, "seed": 2}')
+    (tmp_path / "digits.json").write_text('{"step_size": 1' + 400 * "0" + "}")
+    (tmp_path / "more.json").write_text('{"updates": 1' + 5000 * "0" + "}")
+    for version, name in ((99, "newer"), (1, "older")):
+        (tmp_path / name).mkdir()
+        torch.save({"format": checkpoint.FORMAT, "version": version, "state": {}}, tmp_path / name / "checkpoint.pt")
+    for name in ("folder.npy", "odd/checkpoint.pt", "empty"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "empty" / "checkpoint.pt").touch()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:1000])
@@ -232,11 +304,48 @@ def test_a_mistake_is_one_line_and_loses_nothing(mistake, run, tmp_path, monkeyp
     assert not (tmp_path / "new").exists() and not (tmp_path / "s.npy").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_directory_without_permission_is_named(tmp_path, capsys):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    assert main(train("--out", str(tmp_path / "locked" / "out"))) == 1
-    assert "Permission denied" in error_of(capsys)
+AS_NOBODY = """
+import contextlib, io, json, os, sys
+from ade_fast.cli import main
+from ade_fast.training import Config, Trainer
+Trainer(Config()), "".encode("utf-8-sig")  # import what is imported late, from where nobody may read
+if os.geteuid() == 0:
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+results = []
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        results.append((main(arguments), said.getvalue()))
+print(json.dumps(results))
+"""
+
+
+def test_a_directory_without_permission_is_one_line_that_names_it(run):
+    """As a user who may not: root drops its rights in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        for name in ("closed", "locked"):
+            shutil.copytree(run, f"{folder}/{name}/run")
+        os.chmod(f"{folder}/closed", 0o700 if os.geteuid() == 0 else 0o000)
+        os.chmod(f"{folder}/locked", 0o555)
+        os.chmod(f"{folder}/locked/run", 0o555)
+        closed, locked = f"{folder}/closed", f"{folder}/locked"
+        cases = [
+            (train("--out", f"{closed}/new"), "Permission denied"),
+            (train("--out", closed), "Permission denied"),
+            (train("--out", f"{closed}/run", "--resume"), "no directory to be read"),
+            (train("--out", locked), f"{locked}/.lock: Permission denied"),
+            (train("--out", f"{locked}/new"), f"{locked}/new: Permission denied"),
+            (["train", "--out", f"{locked}/run", "--resume", "--no-progress"], "/.lock: Permission denied"),
+            (train("--out", f"{locked}/run", "--overwrite"), "/.lock: Permission denied"),
+            (["sample", f"{closed}/run", "--out", "/dev/null.npy"], f"{closed}/run is not a directory"),
+            (["sample", f"{locked}/run", "--out", f"{locked}/s.npy"], f"{locked}/s.npy: Permission denied"),
+        ]
+        command = [sys.executable, "-c", AS_NOBODY, json.dumps([arguments for arguments, _ in cases])]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        os.chmod(f"{folder}/closed", 0o700)
+        assert done.returncode == 0, done.stderr
+        for (arguments, wanted), (code, said) in zip(cases, json.loads(done.stdout), strict=True):
+            assert code == 1 and said.count("\n") == 1 and wanted in said and "--resume goes on" not in said, arguments
 
 
 def test_debug_shows_the_traceback(tmp_path):
@@ -245,8 +354,11 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 @pytest.mark.parametrize("full", ["checkpoint.pt", "metrics.csv", "figure-0000004.png"])
-def test_a_full_disk_is_one_line_and_the_run_goes_on_later(full, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(full, tmp_path, monkeypatch, capsys, request):
     """The device fills up in the middle of a run, at each kind of file; afterwards --resume ends as if it had not."""
+    if not full.endswith(".png"):
+        request.getfixturevalue("no_pictures")
+    monkeypatch.setattr(plots, "save_convergence", lambda *a, **k: None)
     out, flags = tmp_path / "out", train("--updates", "8", "--pictures-every", "4", "--log-every", "1")
     assert main([*flags, "--out", str(tmp_path / "whole")]) == 0
     write, log = checkpoint.write_atomically, metrics_log.MetricsLog.write
@@ -289,18 +401,90 @@ def test_divergence_is_one_line_with_advice(tmp_path, capsys, monkeypatch):
     assert "lower the learning rates" in error_of(capsys)
 
 
-def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
-    def interrupt(self):
+def test_an_interrupt_says_how_to_go_on(run, tmp_path, capsys, monkeypatch):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ade.training.Trainer, "step", interrupt)
-    assert main(train("--out", str(tmp_path / "out"))) == 130
-    assert "--resume" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(ade.training.Trainer, "step", interrupt)
+        assert main(train("--out", str(tmp_path / "out"))) == 130
+        assert error_of(capsys).endswith("checkpoint.pt is whole, --resume goes on from it\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(ade.training.Trainer, "validate", interrupt)
+        assert main(train("--out", str(tmp_path / "new"))) == 130
+        assert error_of(capsys) == "ade-fast train: interrupted\n"  # before there is anything to go on from
+        patch.setattr(ade.training.TrainedModel, "sample", interrupt)
+        assert main(["sample", str(run), "--out", str(tmp_path / "s.npy")]) == 130
+        assert error_of(capsys) == "ade-fast sample: interrupted\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["train"], ["train", "--out", "x", "--updates", "many"]])
-def test_a_malformed_command_line_exits_with_2(arguments, capsys):
+def test_ctrl_c_at_a_terminal_is_one_line(tmp_path):
+    """The signal itself, twice: the second while the process leaves."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", "import sys; from ade_fast.cli import main; sys.exit(main())"]
+    flags = train("--updates", "1000000", "--log-every", "1", "--checkpoint-every", "10", "--out", str(out))
+    child = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True)
+    try:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not (out / "metrics.csv").exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        for _ in range(2):
+            child.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+        _, said = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 130 and said.count("\n") == 1 and "--resume goes on from it" in said
+    assert checkpoint.load_checkpoint(out / "checkpoint.pt")["update"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ([], "the following arguments are required: command"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["train"], "required: --out"),
+        (["train", "--out", "x", "--updates", "many"], "--updates: must be an integer, got 'many'"),
+        (["train", "--out", "x", "--hidden", "8,x"], "--hidden: must be whole numbers separated by commas, got '8,x'"),
+        (["train", "--out", "x", "--grad-clip", "tight"], "--grad-clip: must be a number or none, got 'tight'"),
+        (["train", "--out", "x", "--potental-lr", "1"], "--potental-lr; did you mean --potential-lr?"),
+        (["train", "--out", "x", "--over"], "unknown argument --over"),  # no abbreviations: it would cost a run
+        (["sample", "x", "--n", "1.5", "--out", "s.npy"], "--n: must be an integer, got '1.5'"),
+    ],
+)
+def test_a_malformed_command_line_is_one_line_and_exits_with_2(arguments, wanted, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
-    assert "usage: ade-fast" in capsys.readouterr().err
+    said = error_of(capsys)
+    assert wanted in said and "--help" in said
+
+
+def test_a_lack_of_memory_is_one_line(tmp_path, capsys, monkeypatch):
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), KeyError("x")):
+
+        def fail(self, error=error):
+            raise error
+
+        monkeypatch.setattr(ade.training.Trainer, "validate", fail)
+        if isinstance(error, KeyError):  # ours, not the user's: its traceback is wanted
+            with pytest.raises(KeyError):
+                main(train("--out", str(tmp_path / "out")))
+        else:
+            assert main(train("--out", str(tmp_path / "out"))) == 1
+            assert "there is not enough memory; lower" in error_of(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_warnings_are_one_line_without_our_source():
+    with cli._plain_warnings():
+        said = warnings.formatwarning(UserWarning("a clip\nis ignored"), UserWarning, "/our/source.py", 3, "warn(")
+    assert said == "ade-fast: a clip is ignored\n"
+
+
+def test_what_a_killed_sample_left_is_gone_after_the_next(run, tmp_path, capsys):
+    left, other = tmp_path / ".s.npy.abc.ade_fast.tmp", tmp_path / ".t.npy.abc.ade_fast.tmp"
+    left.touch(), other.touch()
+    assert main(["sample", str(run), "--n", "3", "--out", str(tmp_path / "s.npy")]) == 0
+    assert not left.exists() and other.exists()

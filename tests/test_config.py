@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from training_cases import TINY, generator
@@ -52,13 +53,18 @@ BAD_SETTINGS = {
     "bool": ({"updates": True}, "updates must be an integer, got True"),
     "string": ({"data": 3}, "data must be a string, got 3"),
     "choice": ({"data": "moon"}, "data must be one of .* got 'moon'; did you mean 'moons'"),
-    "low": ({"n_steps": 0}, "n_steps must be finite and >= 1, got 0"),
-    "above": ({"step_size": 0.0}, "step_size must be finite and > 0, got 0.0"),
-    "nan": ({"value_penalty": math.nan}, "value_penalty must be finite and >= 0, got nan"),
-    "high": ({"beta1": 1.0}, "beta1 must be finite and >= 0 and <= 1, got 1.0"),
+    "low": ({"n_steps": 0}, "n_steps must be >= 1 and <= 10000, got 0"),
+    "above": ({"step_size": 0.0}, "step_size must be > 0, got 0.0"),
+    "nan": ({"value_penalty": math.nan}, "value_penalty must be >= 0, got nan"),
+    "high": ({"beta1": 1.0}, "beta1 must be >= 0 and < 1, got 1.0"),
     "list": ({"hidden": []}, r"hidden must be a list of integers, got \[\]"),
-    "items": ({"hidden": [8, 0]}, "hidden must be finite and >= 1, got 0"),
+    "items": ({"hidden": [8, 0]}, "hidden must be >= 1 and <= 65536, got 0"),
     "optional": ({"grad_clip": "tight"}, "grad_clip must be a number or none, got 'tight'"),
+    "average": ({"ema_decay": 1}, "ema_decay must be >= 0 and < 1, got 1.0"),
+    "infinite": ({"max_gap": math.inf}, "max_gap must be between 1e-20 and 1e\\+20, got inf"),
+    "large": ({"step_size": 10**400}, "step_size must be between 1e-20 and 1e\\+20, got inf"),
+    "long": ({"updates": 10**400}, r"updates must be >= 1 and <= 1000000000, got 10+\.\.\. \(401 characters\)"),
+    "longer": ({"seed": 10**5000}, "seed must be .*, got an integer of thousands of digits"),
     "flag": ({"clip_samples": 1}, "clip_samples must be true or false, got 1"),
 }
 
@@ -68,6 +74,28 @@ def test_impossible_settings_are_refused(case):
     values, message = BAD_SETTINGS[case]
     with pytest.raises(ConfigError, match=message):
         Config.from_dict(values)
+
+
+def test_every_number_has_limits_on_both_sides():
+    """Else someone's slip ends in an overflow, or in all of a machine's memory."""
+    for field in dataclasses.fields(Config):
+        if isinstance(field.default, (bool, str)):
+            continue
+        limits = field.metadata
+        assert limits["low"] is not None or limits["above"] is not None, field.name
+        floating = isinstance(field.default, float)  # which has a common upper limit
+        assert floating or limits["high"] is not None or limits["below"] is not None, field.name
+
+
+def test_numbers_of_numpy_and_the_command_lines_none_are_settings():
+    settings = Config(seed=np.int64(3), step_size=np.float32(0.5), grad_clip="none")
+    assert (settings.seed, settings.step_size, settings.grad_clip) == (3, 0.5, None)
+    assert type(settings.seed) is int
+
+
+def test_a_byte_order_mark_is_no_obstacle(tmp_path):
+    (tmp_path / "c.json").write_bytes(b'\xef\xbb\xbf{"data": "line"}')
+    assert config.read_config(tmp_path / "c.json") == {"data": "line"}
 
 
 # --- pictures

@@ -412,6 +412,14 @@ def test_mnist_errors(tmp_path, mnist_arrays) -> None:
     images_file.write_bytes(idx(pixels)[:-1])
     with pytest.raises(ValueError, match=r"must hold 3920 bytes of data, got 3919"):
         data.mnist(tmp_path)
+    damaged = bytearray(gzip.compress(idx(pixels)))
+    damaged[10:14] = b"\xff" * 4  # in the middle of the compressed data
+    zipped = tmp_path / "train-images-idx3-ubyte.gz"
+    zipped.write_bytes(damaged)
+    images_file.unlink()
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is not a readable gzip file"):
+        data.mnist(tmp_path)
+    zipped.unlink()
     images_file.write_bytes(idx(labels))
     with pytest.raises(ValueError, match=r"must be an idx file of 3-dimensional unsigned bytes, got .*00000801"):
         data.mnist(tmp_path)
@@ -507,6 +515,12 @@ def test_cifar10_errors(tmp_path) -> None:
     (tmp_path / "test_batch").write_bytes(pickle.dumps({b"data": np.zeros((1, 5)), b"labels": [0]}, protocol=2))
     with pytest.raises(ValueError, match=r"must hold uint8 data \(N, 3072\).*got float64 \(1, 5\)"):
         data.cifar10(tmp_path, train=False)
+    batches = write_cifar(tmp_path / "shifted", binary=False)  # as many labels as images, but not in each file
+    for name, n_labels in (("data_batch_1", 1), ("data_batch_2", 3)):
+        content = {b"data": batches[name][0], b"labels": [0] * n_labels}
+        (tmp_path / "shifted" / name).write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(ValueError, match=r"data_batch_1 has 2 images but 1 labels"):
+        data.cifar10(tmp_path / "shifted")
     (tmp_path / "test_batch").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"test_batch is not a CIFAR-10 python batch"):
         data.cifar10(tmp_path, train=False)

@@ -56,6 +56,25 @@ def test_divergence_before_the_first_checkpoint_leaves_the_start(tmp_path):
         ade.training.train(settings, tmp_path, progress=False)
 
 
+def test_what_is_kept_is_from_before_the_run_away(tmp_path, no_pictures):
+    """And the message does not send anyone back to where only the same can happen."""
+    settings = dataclasses.replace(
+        PLAIN, data="moons", updates=300, potential_lr=1.0, sampler_lr=1e-6, checkpoint_every=1, validate_every=50
+    )
+    step, gaps = Trainer.step, []
+
+    def watched(self):
+        gaps.append(abs((metrics := step(self))["f_data"] - metrics["f_samples"]))
+        return metrics
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", watched)
+        with pytest.raises(DivergenceError, match="begin anew with --overwrite and other settings"):
+            ade.training.train(settings, tmp_path, progress=False)
+    kept = checkpoint.load_checkpoint(tmp_path / loop.CHECKPOINT)["update"]
+    assert kept < len(gaps) and max(gaps[:kept]) <= settings.max_gap < gaps[kept]
+
+
 def test_one_bad_batch_is_not_divergence_and_many_are():
     watch = divergence.Watch(torch.randn(100, 2), max_gap=5.0)
     bad, good = {"f_data": 9.0, "f_samples": 0.0}, {"f_data": 1.0, "f_samples": 0.0}

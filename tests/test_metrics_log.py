@@ -1,12 +1,13 @@
 """metrics.csv and TensorBoard's event files, through interruptions; pictures at intervals."""
 
 import dataclasses
+import os
 
 import pytest
 from training_cases import TINY
 
 import ade_fast as ade
-from ade_fast.training import Trainer, loop, metrics_log
+from ade_fast.training import Trainer, loop, metrics_log, plots
 
 tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -51,12 +52,48 @@ def test_event_files_are_left_out_when_asked(tmp_path, no_pictures):
     assert not (tmp_path / metrics_log.EVENTS).exists()  # those of the run that was replaced
 
 
-def test_pictures_come_at_intervals_and_go_with_the_run(tmp_path):
+def test_pictures_come_at_intervals_and_go_with_the_run(tmp_path, monkeypatch):
+    seen, save = [], plots.save_convergence
+
+    def save_convergence(path, data, snapshots, stages, history, chosen):
+        assert path == tmp_path / loop.CONVERGENCE
+        seen.append([update for update, _ in history])
+        save(path, data, snapshots, stages, history, chosen)
+
+    monkeypatch.setattr(plots, "save_convergence", save_convergence)
     settings = dataclasses.replace(TINY, updates=4, pictures_every=2)
     ade.training.train(settings, tmp_path, progress=False)
+    assert seen.pop() == [0, 2, 4]  # at the end
     pictures = sorted(p.name for p in tmp_path.glob("figure*.png"))
+    assert seen == [[0, 2], [0, 2, 4]]  # how it converged so far, in the same picture
     assert pictures == ["figure-0000002.png", "figure-0000004.png", loop.FIGURE]
     assert (tmp_path / pictures[0]).read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / pictures[0]).read_bytes() != (tmp_path / pictures[1]).read_bytes()
     ade.training.train(dataclasses.replace(settings, pictures_every=0), tmp_path, overwrite=True, progress=False)
     assert [p.name for p in tmp_path.glob("figure*.png")] == [loop.FIGURE]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("flushed_by", ["flush", "exit"])
+def test_a_full_disk_under_the_event_files_is_one_error_that_names_them(tmp_path, flushed_by, capfd):
+    """No thread of a library fails on its own, with a traceback that nobody can catch."""
+    log = metrics_log.MetricsLog(tmp_path, 0, tensorboard=True)
+    (events,) = (tmp_path / metrics_log.EVENTS).iterdir()
+    os.dup2(os.open("/dev/full", os.O_WRONLY), log._events._records._writer.fileno())
+    with pytest.raises(OSError, match="No space left") as caught, log:
+        log.write({"update": 1, "loss": 0.5})
+        if flushed_by == "flush":
+            log.flush()
+    assert caught.value.filename == str(events)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_torchs_own_writer_makes_of_it_is_the_same(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    (tmp_path / "a").mkdir()
+    with metrics_log.MetricsLog(tmp_path / "a", 4, tensorboard=True) as log:
+        log.write({"update": 5, "loss": 0.5})
+    with SummaryWriter(str(tmp_path / "b" / metrics_log.EVENTS), purge_step=5) as writer:
+        writer.add_scalar("loss", 0.5, 5)
+    assert scalars(tmp_path / "a") == scalars(tmp_path / "b") == {"loss": [(5, 0.5)]}

@@ -1,8 +1,10 @@
 """The objective against the reference, its updates, its errors; the players' average."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from ade_fast import reference
 from ade_fast.training import (
     objective,
 )
+from ade_fast.training.build import ScaleShiftNet
 
 
 def make_players(activation: str = "tanh", n_steps: int = 3) -> tuple[nn.Module, ade.DualSampler]:
@@ -57,6 +60,61 @@ def test_loss_and_every_gradient_agree_with_the_reference(activation, momentum_w
     loss.backward()
     got = [p.grad for p in (*potential.parameters(), *sampler.parameters())]
     assert_all_close(got, gradients(wanted, potential, sampler))
+
+
+INITIALS = {
+    "planar": lambda: ade.initial.PlanarFlow(2, 3),
+    "mlp": lambda: ade.initial.MLPGaussian(2, 16),
+    "learned gaussian": lambda: ade.initial.Gaussian(
+        2, 1.3, learnable=True, momentum=ade.initial.Gaussian(2, 0.7, learnable=True)
+    ),
+    "empirical": lambda: ade.initial.Empirical(torch.randn(40, 2, dtype=torch.float64)),
+}
+
+
+def network(n_inputs: int, residual: bool = False) -> nn.Module:
+    net = ScaleShiftNet(2, n_inputs, 8, residual=residual).double()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+@pytest.mark.parametrize("gradient", ["full", "truncated", "stopped"])
+@pytest.mark.parametrize("kind", ["leapfrog", "damped", "generalized"])
+@pytest.mark.parametrize("start", INITIALS)
+def test_loss_and_gradients_agree_with_the_reference_on_every_sampler(start, kind, gradient):
+    """With penalties and weights on; fused kernels (hidden widths of 32); clips where the reference takes them."""
+    potential = ade.MLPPotential(2, (32, 32), "tanh").double()
+    step = torch.tensor([[0.3, 0.2], [0.25, 0.1], [0.2, 0.4]], dtype=torch.float64)
+    if kind == "generalized":
+        nets = {"scale_v": network(2), "scale_x": network(1), "shift_v": network(2, residual=True)}
+        dynamics = ade.GeneralizedLeapfrog(3, step, gradient=gradient, **nets)
+        unroll = partial(reference.generalized_leapfrog, gradient=gradient, **nets)
+    else:
+        options = {"gradient": gradient, "grad_clip": ade.Clip.norm(0.5), "momentum_clip": ade.Clip.value(0.8)}
+        damping = (0.7,) if kind == "damped" else ()
+        dynamics = {"leapfrog": ade.Leapfrog, "damped": ade.DampedLeapfrog}[kind](3, step, *damping, **options)
+        plain = {"leapfrog": reference.leapfrog, "damped": reference.damped_leapfrog}[kind]
+        unroll = lambda f, x, v, step, n, **_: plain(f, x, v, step, n, *damping, **options)  # noqa: E731
+    sampler = ade.DualSampler(INITIALS[start]().double(), dynamics)
+    data = torch.randn(6, 2, dtype=torch.float64)
+    weights = {"momentum_weight": 0.3, "entropy_weight": 0.2, "gradient_penalty": 0.01, "value_penalty": 0.02}
+    loss = ade.ADE(potential, sampler, **weights).loss(data, generator=generator())
+
+    x0, v0, log_q0 = sampler.initial.sample(6, (2,), generator())
+    x, v, log_det = unroll(potential, x0, v0, dynamics.step_size, 3)
+    log_q = -log_det if log_q0 is None else log_q0 - log_det
+    points = torch.cat([data, x.detach()]).requires_grad_()
+    values = potential(points)
+    (grad,) = torch.autograd.grad(values.sum(), points, create_graph=True)
+    wanted = potential(data).mean() - (potential(x) - 0.15 * v.square().sum(1)).mean() + 0.2 * log_q.mean()
+    wanted = wanted - 0.01 * grad.square().sum(1).mean() - 0.02 * values.square().mean()
+
+    torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=1e-12)
+    parameters = [*potential.parameters(), *sampler.parameters()]
+    options = {"allow_unused": True, "materialize_grads": True}
+    got = torch.autograd.grad(loss, parameters, **options)
+    assert_all_close(list(got), list(torch.autograd.grad(wanted, parameters, **options)))
 
 
 def test_the_entropy_weight_scales_the_entropy_alone():
@@ -405,6 +463,10 @@ BAD_ARGUMENTS = {
         ValueError,
         "ADE: momentum_weight must be finite and >= 0",
     ),
+    "entropy text": ({"entropy_weight": "a"}, TypeError, "ADE: entropy_weight must be a number, .* got 'a'"),
+    "momentum text": ({"momentum_weight": "a"}, TypeError, "ADE: momentum_weight must be a number or a tensor"),
+    "clip text": ({"grad_norm_clip": "a"}, TypeError, "ADE: grad_norm_clip must be a number, > 0 or None, got 'a'"),
+    "penalty list": ({"gradient_penalty": [1, 2]}, TypeError, "ADE: gradient_penalty must be a number"),
     "momentum_shape": (
         {"momentum_weight": torch.ones(2, 2)},
         ValueError,
@@ -441,6 +503,8 @@ def test_wrong_data_and_potentials_are_refused():
     trainer = ade.ADE(potential, sampler)
     with pytest.raises(ValueError, match=r"ADE: data must have the sampler's shape \(4, 2\), got \(4, 3\)"):
         trainer.loss(torch.randn(4, 3, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"ADE: data must have the sampler's dtype torch.float64, got torch.float32"):
+        trainer.loss(torch.randn(4, 2))
     with pytest.raises(ValueError, match="ADE: data must have at least one sample"):
         trainer.loss(torch.zeros(0, 2, dtype=torch.float64))
     with pytest.raises(TypeError, match=r"ADE: data must be a floating-point tensor .*, got torch.int64"):
@@ -480,6 +544,45 @@ def test_an_empty_draw_has_the_right_shapes():
     potential, sampler = make_players()
     sample = sampler.sample(potential, 0)
     assert sample.x.shape == sample.v.shape == sample.x0.shape == (0, 2) and sample.log_q.shape == (0,)
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("penalties", [{}, {"gradient_penalty": 0.1}, {"value_penalty": 0.1, "gradient_penalty": 0.1}])
+def test_the_loss_is_the_same_number_where_gradients_are_off(off, penalties):
+    potential, sampler = make_players()
+    trainer = ade.ADE(potential, sampler, **penalties)
+    data = torch.randn(6, 2, dtype=torch.float64)
+    wanted = trainer.loss(data, generator=generator())
+    with off():
+        loss = trainer.loss(data, generator=generator())
+        torch.testing.assert_close(loss, wanted.detach(), rtol=1e-12, atol=1e-12)
+        with pytest.raises(RuntimeError, match=r"ADE.step: gradients are off"):
+            trainer.step(data)
+    assert not loss.requires_grad and wanted.requires_grad
+
+
+def test_gradients_of_parameters_that_no_optimizer_has_do_not_pile_up():
+    potential, sampler = make_players()
+    first = next(iter(potential.parameters()))
+    trainer = ade.ADE(
+        potential, sampler, sampler_steps=2, potential_optimizer=torch.optim.SGD([first], lr=0.0, maximize=True),
+        sampler_optimizer=torch.optim.SGD([sampler.dynamics.step_size], lr=0.0),
+    )  # fmt: skip
+    seen = []
+    for _ in range(2):
+        trainer.step(torch.ones(4, 2, dtype=torch.float64), generator=generator())
+        seen.append([p.grad.clone() for p in (*potential.parameters(), *sampler.parameters())])
+    assert_all_close(seen[1], seen[0], 0.0)
+
+
+def test_counts_of_numpy_are_counts():
+    potential, sampler = make_players()
+    assert sampler.sample(potential, np.int64(3)).x.shape == (3, 2)
+    assert ade.initial.Gaussian(2).sample(np.int32(4)).x.shape == (4, 2)
+    with pytest.raises(TypeError, match=r"Gaussian: n must be an int, got float"):
+        ade.initial.Gaussian(2).sample(4.0)
+    with pytest.raises(ValueError, match=r"DualSampler: n must be an integer >= 0, got 4\.0"):
+        sampler.sample(potential, 4.0)
 
 
 # --- the average

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from ade_fast.training import (
     ConfigError,
     Trainer,
     checkpoint,
+    files,
     loop,
 )
 
@@ -100,6 +102,7 @@ def test_a_run_killed_at_20_random_moments_ends_as_the_uninterrupted_one(tmp_pat
     (tmp_path / "settings.json").write_text(json.dumps(settings.to_dict()))
     flags = ["train", "--config", str(tmp_path / "settings.json"), "--out", str(out), "--resume", "--no-progress"]
     command = [sys.executable, "-c", KILLER, "1", str(longest), str(out / loop.METRICS), "400", *flags]
+    out.mkdir()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     reached = checkpoint.load_checkpoint(out / loop.CHECKPOINT)["update"]
@@ -140,7 +143,7 @@ def test_an_interrupted_run_resumes_to_the_same_files(tmp_path, monkeypatch, sto
 def test_a_run_leaves_its_files_and_loads(tmp_path):
     out = tmp_path / "a" / "b"
     summary = ade.training.train(TINY, out, progress=False)
-    names = {loop.CHECKPOINT, loop.CONFIG, loop.METRICS, loop.SUMMARY, loop.FIGURE, loop.CONVERGENCE}
+    names = {files.LOCK, loop.CHECKPOINT, loop.CONFIG, loop.METRICS, loop.SUMMARY, loop.FIGURE, loop.CONVERGENCE}
     assert {p.name for p in out.iterdir()} == names
     assert (out / loop.FIGURE).read_bytes()[:4] == (out / loop.CONVERGENCE).read_bytes()[:4] == b"\x89PNG"
     assert Config.from_dict(json.loads((out / loop.CONFIG).read_text())) == TINY
@@ -152,6 +155,23 @@ def test_a_run_leaves_its_files_and_loads(tmp_path):
     assert not torch.equal(model.sample(7, seed=1), model.sample(7, seed=2))
     with pytest.raises(ValueError, match="sample: n must be"):
         model.sample(-1)
+
+
+def test_a_model_loads_without_touching_any_random_state_and_counts_as_numpy_does(tmp_path, monkeypatch, no_pictures):
+    ade.training.train(TINY, tmp_path, progress=False)
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(5)
+    seeded.clear()
+    before = torch.get_rng_state()
+    model = ade.load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before) and not seeded  # the caller's GPU generators neither
+    assert torch.equal(model.sample(np.int64(3), seed=np.int32(1)), model.sample(3, seed=1))
+    for seed in (-1, 2**64):
+        with pytest.raises(ValueError, match="sample: seed must be an integer"):
+            model.sample(3, seed=seed)
+    with pytest.raises(ConfigError, match="device must be a torch device of this machine, cpu or cuda, got 'gpu'"):
+        ade.load(tmp_path, device="gpu")
 
 
 def test_large_draws_go_through_in_pieces(tmp_path, monkeypatch, no_pictures):
@@ -168,7 +188,7 @@ def test_a_directory_with_a_run_is_not_overwritten_unasked(tmp_path, no_pictures
     with pytest.raises(ConfigError, match="holds a run already"):
         ade.training.train(TINY, tmp_path, progress=False)
     other = dataclasses.replace(TINY, seed=1)
-    with pytest.raises(ConfigError, match="other settings: seed differ"):
+    with pytest.raises(ConfigError, match=r"other settings .*: seed differ"):
         ade.training.train(other, tmp_path, resume=True, progress=False)
     assert (tmp_path / loop.CHECKPOINT).read_bytes() == before
     ade.training.train(other, tmp_path, overwrite=True, progress=False)

@@ -9,6 +9,7 @@ import gzip
 import math
 import pickle
 import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +54,7 @@ def _read_idx(path: Path, n_dims: int) -> np.ndarray:
     """An idx file of unsigned bytes, gzipped or not (header: 0, 0, type, dimensions, then each size)."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"data.mnist: {path} is not a readable gzip file ({error})") from error
     header = 4 + 4 * n_dims
     if len(content) < header or content[:4] != bytes((0, 0, _IDX_UINT8, n_dims)):
@@ -142,6 +143,8 @@ def _read_cifar_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"data.cifar10: {path} must hold uint8 data (N, {_CIFAR_PIXELS}) and a list of labels, "
             f"got {pixels.dtype} {pixels.shape} and labels {labels.shape}"
         )
+    if len(pixels) != len(labels):
+        raise ValueError(f"data.cifar10: {path} has {len(pixels)} images but {len(labels)} labels")
     return pixels, labels
 
 
@@ -189,10 +192,7 @@ def cifar10(root: str | Path, train: bool = True) -> LabelledImages:
                 raise FileNotFoundError(f"data.cifar10: {missing[0]} is missing; {folder} is incomplete")
             pixels, labels = zip(*map(read, paths), strict=True)
             pixels = np.concatenate(pixels).reshape(-1, *_CIFAR_SHAPE)
-            labels = np.concatenate(labels)
-            if len(pixels) != len(labels):
-                raise ValueError(f"data.cifar10: {folder} has {len(pixels)} images but {len(labels)} labels")
-            return _as_images(pixels, 255.0, labels)
+            return _as_images(pixels, 255.0, np.concatenate(labels))
     raise FileNotFoundError(
         f"data.cifar10: wanted {stems[0]} (or {stems[0]}.bin) in {root} or its cifar-10-batches-py: "
         "download and unpack https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -35,12 +36,16 @@ def as_shape(layer: str, argument: str, value: int | Sequence[int]) -> tuple[int
 
 
 def as_count(layer: str, argument: str, value: int, least: int) -> int:
-    """``value`` as an int of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{layer}: {argument} must be an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{layer}: {argument} must be at least {least}, got {value}")
-    return value
+    """``value``, of any type that counts as an integer (numpy's too), as an int of at least ``least``."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{layer}: {argument} must be an int, got {type(value).__name__}") from None
+    if count < least:
+        raise ValueError(f"{layer}: {argument} must be at least {least}, got {count}")
+    return count
 
 
 def as_std(layer: str, argument: str, value: float) -> float:
@@ -109,7 +114,7 @@ class InitialDistribution(nn.Module, ABC):
                 shape.
         """
         layer = type(self).__name__
-        as_count(layer, "n", n, least=0)
+        n = as_count(layer, "n", n, least=0)
         if momentum_shape is not None:
             momentum_shape = as_shape(layer, "momentum_shape", momentum_shape)
             if self.momentum is not None and self.momentum.event != momentum_shape:

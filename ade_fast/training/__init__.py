@@ -4,6 +4,7 @@ from .checkpoint import CheckpointError
 from .config import Config, ConfigError
 from .divergence import DivergenceError
 from .ema import EMA
+from .files import BusyError
 from .loop import train
 from .objective import ADE
 from .sampler import DualSample, DualSampler
@@ -14,6 +15,7 @@ from .trainer import Trainer
 __all__ = [
     "ADE",
     "EMA",
+    "BusyError",
     "CheckpointError",
     "Config",
     "ConfigError",

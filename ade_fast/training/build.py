@@ -40,24 +40,25 @@ def build_data(config: Config) -> data.Toy:
     return data.toy(config.data)
 
 
-def resolve_device(config: Config) -> torch.device:
-    """The device to run on, once something could be put there."""
+def resolve_device(name: str | torch.device) -> torch.device:
+    """The device of that name, once something could be computed there."""
+    wanted = f"device must be a torch device of this machine, cpu or cuda, got {str(name)!r}"
     try:
-        device = torch.device(config.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a device it lacks
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"configuration: device must be a torch device of this machine, got {config.device!r}: {reason}"
-        ) from error
+        device = torch.device(name)
+        torch.ones(1, device=device).sum().item()
+    except Exception as error:  # torch raises nearly anything for a device it lacks
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"configuration: {wanted}: {reason}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"configuration: {wanted}")
     return device
 
 
 def build_players(config: Config) -> tuple[MLPPotential, DualSampler]:
     """Potential and dual sampler, initialised from ``config.seed``; torch's own generator is left alone."""
-    device = resolve_device(config)
+    device = resolve_device(config.device)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would seed every GPU too
         toy = build_data(config)
         (dim,) = toy.event
         potential = MLPPotential(dim, config.hidden, config.activation, spectral_norm=config.spectral_norm)

@@ -11,6 +11,8 @@ import dataclasses
 import difflib
 import json
 import math
+import numbers
+import operator
 import types
 import typing
 from dataclasses import dataclass
@@ -26,10 +28,15 @@ class ConfigError(ValueError):
     """A setting that cannot be meant; the message is one line and says what was wanted."""
 
 
-def _setting(default, group: str, help: str, *, choices=None, low=None, above=None, high=None):
-    """A field with its help, group, and limits: ``low <= value``, ``above < value``, ``value <= high``."""
-    metadata = {"group": group, "help": help, "choices": choices, "low": low, "above": above, "high": high}
-    return dataclasses.field(default=default, metadata=metadata)
+# Numbers beyond these are slips of the hand, and would end in an overflow somewhere below.
+_SMALLEST, _LARGEST = 1e-20, 1e20
+_MANY = 10**9
+
+
+def _setting(default, group: str, help: str, *, choices=None, low=None, above=None, high=None, below=None):
+    """A field with its help, its group and its limits: ``above < value < below``, ``low <= value <= high``."""
+    limits = {"above": above, "low": low, "high": high, "below": below}
+    return dataclasses.field(default=default, metadata={"group": group, "help": help, "choices": choices, **limits})
 
 
 @dataclass(frozen=True)
@@ -37,10 +44,12 @@ class Config:
     """The settings of a run. The defaults are the recipe for the two-dimensional sets."""
 
     data: str = _setting("moons", "data", "which two-dimensional set to learn", choices=TOY_NAMES)
-    seed: int = _setting(0, "data", "seed of everything random: weights, data, samples, evaluation", low=0)
-    batch_size: int = _setting(256, "data", "data points, and samples, per update", low=1)
+    seed: int = _setting(
+        0, "data", "seed of everything random: weights, data, samples, evaluation", low=0, high=2**64 - 1
+    )
+    batch_size: int = _setting(256, "data", "data points, and samples, per update", low=1, high=2**20)
 
-    hidden: tuple[int, ...] = _setting((128, 128, 128), "potential", "widths of f's hidden layers", low=1)
+    hidden: tuple[int, ...] = _setting((128, 128, 128), "potential", "widths of f's hidden layers", low=1, high=2**16)
     activation: str = _setting(
         "relu",
         "potential",
@@ -55,12 +64,12 @@ class Config:
         "initial distribution q0: planar flow, or a fixed Gaussian",
         choices=("planar", "gaussian"),
     )
-    flow_layers: int = _setting(10, "sampler", "layers of the planar flow", low=1)
+    flow_layers: int = _setting(10, "sampler", "layers of the planar flow", low=1, high=1000)
     initial_std: float = _setting(1.0, "sampler", "standard deviation of q0's Gaussian", above=0)
     dynamics: str = _setting(
         "leapfrog", "sampler", "how samples move on f", choices=("leapfrog", "generalized", "damped")
     )
-    n_steps: int = _setting(5, "sampler", "steps T of the dynamics", low=1)
+    n_steps: int = _setting(5, "sampler", "steps T of the dynamics", low=1, high=10_000)
     step_size: float = _setting(0.2, "sampler", "step size at the start", above=0)
     step_size_per: str = _setting(
         "dimension",
@@ -70,7 +79,9 @@ class Config:
     )
     learn_step_size: bool = _setting(True, "sampler", "learn the step sizes")
     damping: float = _setting(0.5, "sampler", "momentum factor per kick (damped dynamics)", above=0, high=1)
-    network_hidden: int = _setting(32, "sampler", "width of S_v, S_x and g_v's networks (generalized dynamics)", low=1)
+    network_hidden: int = _setting(
+        32, "sampler", "width of S_v, S_x and g_v's networks (generalized dynamics)", low=1, high=2**16
+    )
     clip: str = _setting("norm", "sampler", "clip whole vectors by norm, or each element", choices=("norm", "value"))
     grad_clip: float | None = _setting(10.0, "sampler", "limit of f's gradient in the kick, or none", above=0)
     momentum_clip: float | None = _setting(10.0, "sampler", "limit of the momentum in the drift, or none", above=0)
@@ -93,12 +104,12 @@ class Config:
     gradient_penalty: float = _setting(0.005, "objective", "weight of E|grad f|^2, which keeps f smooth", low=0)
     value_penalty: float = _setting(0.0, "objective", "weight of E f^2, which keeps f small", low=0)
 
-    updates: int = _setting(4000, "optimisation", "updates of f", low=1)
-    sampler_steps: int = _setting(1, "optimisation", "updates of the sampler per update of f", low=1)
+    updates: int = _setting(4000, "optimisation", "updates of f", low=1, high=_MANY)
+    sampler_steps: int = _setting(1, "optimisation", "updates of the sampler per update of f", low=1, high=_MANY)
     potential_lr: float = _setting(2e-4, "optimisation", "learning rate of f (Adam)", above=0)
     sampler_lr: float = _setting(3e-3, "optimisation", "learning rate of the sampler (Adam)", above=0)
-    beta1: float = _setting(0.5, "optimisation", "Adam's beta1, of both players", low=0, high=1 - 1e-9)
-    beta2: float = _setting(0.999, "optimisation", "Adam's beta2, of both players", low=0, high=1 - 1e-9)
+    beta1: float = _setting(0.5, "optimisation", "Adam's beta1, of both players", low=0, below=1)
+    beta2: float = _setting(0.999, "optimisation", "Adam's beta2, of both players", low=0, below=1)
     grad_norm_clip: float | None = _setting(
         1.0, "optimisation", "limit of each player's gradient norm, or none", above=0
     )
@@ -112,26 +123,30 @@ class Config:
         0.1, "optimisation", "factor on both penalties at the end, on the schedule of the rates", low=0, high=1
     )
     ema_decay: float = _setting(
-        0.999, "optimisation", "decay per update of the running average of both players", low=0, high=1 - 1e-9
+        0.999, "optimisation", "decay per update of the running average of both players", low=0, below=1
     )
 
-    validate_every: int = _setting(200, "evaluation", "updates between validations", low=1)
-    validation_samples: int = _setting(2000, "evaluation", "points of the validation draw", low=2)
-    test_samples: int = _setting(1000, "evaluation", "points of the held-out draw that the result is scored on", low=2)
-    test_permutations: int = _setting(1000, "evaluation", "permutations of the MMD test", low=1)
-    checkpoint_every: int = _setting(200, "evaluation", "updates between checkpoints", low=1)
-    log_every: int = _setting(10, "evaluation", "updates between rows of metrics.csv", low=1)
+    validate_every: int = _setting(200, "evaluation", "updates between validations", low=1, high=_MANY)
+    validation_samples: int = _setting(2000, "evaluation", "points of the validation draw", low=2, high=2**20)
+    test_samples: int = _setting(
+        1000, "evaluation", "points of the held-out draw that the result is scored on", low=2, high=2**20
+    )
+    test_permutations: int = _setting(1000, "evaluation", "permutations of the MMD test", low=1, high=10**6)
+    checkpoint_every: int = _setting(200, "evaluation", "updates between checkpoints", low=1, high=_MANY)
+    log_every: int = _setting(10, "evaluation", "updates between rows of metrics.csv", low=1, high=_MANY)
     tensorboard: str = _setting(
         "auto", "evaluation", "event files for TensorBoard; auto: if it is installed", choices=("auto", "on", "off")
     )
-    pictures_every: int = _setting(0, "evaluation", "updates between pictures; 0: only at the end", low=0)
+    pictures_every: int = _setting(
+        1000, "evaluation", "updates between pictures; 0: only at the end", low=0, high=_MANY
+    )
     max_gap: float = _setting(
         100.0, "evaluation", "stop as diverged when f tells data from samples by more than this on average", above=0
     )
 
     device: str = _setting("cpu", "machine", "torch device: cpu, cuda, cuda:1, ...")
     # One: a second thread gains little at these sizes, and on a busy machine the two wait for each other.
-    threads: int = _setting(1, "machine", "CPU threads of torch; 0 leaves torch's choice", low=0)
+    threads: int = _setting(1, "machine", "CPU threads of torch; 0 leaves torch's choice", low=0, high=1024)
 
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))
@@ -160,13 +175,32 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """The keys and values of a JSON configuration file."""
     path = Path(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_duplicates)
     except OSError as error:
         raise ConfigError(f"configuration: cannot read {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ConfigError(f"configuration: {path} is not a configuration: nested too deeply") from error
+    except ValueError as error:  # of JSON, of its encoding, of a number with thousands of digits
         raise ConfigError(f"configuration: {path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"configuration: {path} must hold one JSON object, got a {type(values).__name__}")
+    return values
+
+
+def is_config_file(path: str | Path) -> bool:
+    """Whether a run wrote ``path``, be it one of another release: most of its keys are settings."""
+    try:
+        keys = read_config(path).keys()
+    except ConfigError:
+        return False
+    return 2 * len(keys & {field.name for field in dataclasses.fields(Config)}) > len(dataclasses.fields(Config))
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"it has the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
     return values
 
 
@@ -184,7 +218,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             continue
         choices = field.metadata["choices"]
         metavar = "{" + ",".join(choices) + "}" if choices else field.name.rsplit("_", 1)[-1].upper()
-        group.add_argument(flag, type=_parser_of(hint), default=argparse.SUPPRESS, metavar=metavar, help=text)
+        group.add_argument(flag, type=flag_type(hint), default=argparse.SUPPRESS, metavar=metavar, help=text)
 
 
 def given_settings(namespace: argparse.Namespace) -> dict[str, Any]:
@@ -193,64 +227,78 @@ def given_settings(namespace: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(namespace).items() if key in names}
 
 
-def _parser_of(hint):
-    """A function from a flag's text to its value."""
-    if hint == tuple[int, ...]:
+def flag_type(hint):
+    """A function from a flag's text to its value, or to an error that says what was wanted."""
 
-        def integers(text: str) -> tuple[int, ...]:
-            return tuple(int(part) for part in text.split(","))
+    def parse(text: str):
+        try:
+            if hint == tuple[int, ...]:
+                return tuple(int(part) for part in text.split(","))
+            if isinstance(hint, types.UnionType):
+                return None if text.lower() == "none" else float(text)
+            return hint(text)
+        except ValueError:
+            wanted = "whole numbers separated by commas" if hint == tuple[int, ...] else _wanted(hint)
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {_short(text)}") from None
 
-        return integers
+    return parse
+
+
+def _wanted(hint) -> str:
     if isinstance(hint, types.UnionType):
+        return "a number or none"
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+    return names.get(hint, "a list of integers")
 
-        def number_or_none(text: str) -> float | None:
-            return None if text.lower() == "none" else float(text)
 
-        return number_or_none
-    return hint
+def _short(value: Any) -> str:
+    """``repr(value)``, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "an integer of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"
 
 
 def _coerced(name: str, value: Any, hint) -> Any:
     """``value`` as its type (an int is a float, a list a tuple), or a ConfigError."""
     optional = isinstance(hint, types.UnionType)
-    if optional and value is None:
+    if optional and (value is None or value == "none"):  # the second as on the command line
         return None
     if hint is bool and isinstance(value, bool):
         return value
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if (hint is float or optional) and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+    if hint is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if (hint is float or optional) and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
     if hint is str and isinstance(value, str):
         return value
     if hint == tuple[int, ...] and isinstance(value, (list, tuple)) and value:
         return tuple(_coerced(name, item, int) for item in value)
-    wanted = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}.get(hint)
-    wanted = wanted or ("a number or none" if optional else "a list of integers")
-    raise ConfigError(f"configuration: {name} must be {wanted}, got {value!r}")
+    raise ConfigError(f"configuration: {name} must be {_wanted(hint)}, got {_short(value)}")
+
+
+_RELATIONS = {"above": (">", operator.gt), "low": (">=", operator.ge), "high": ("<=", operator.le),
+              "below": ("<", operator.lt)}  # fmt: skip
 
 
 def _check_limits(field: dataclasses.Field, value: Any) -> None:
-    limits = field.metadata
-    if limits["choices"] and value not in limits["choices"]:
-        close = difflib.get_close_matches(value, limits["choices"], 1)
+    choices = field.metadata["choices"]
+    if choices and value not in choices:
+        close = difflib.get_close_matches(value, choices, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(
-            f"configuration: {field.name} must be one of {', '.join(limits['choices'])}, got {value!r}{hint}"
-        )
+        raise ConfigError(f"configuration: {field.name} must be one of {', '.join(choices)}, got {_short(value)}{hint}")
+    limits = [(*_RELATIONS[k], field.metadata[k]) for k in _RELATIONS if field.metadata[k] is not None]
     for item in value if isinstance(value, tuple) else (value,):
         if not isinstance(item, (int, float)) or isinstance(item, bool):
             continue
-        wanted = [
-            f"{symbol} {limits[key]:g}"
-            for key, symbol in (("above", ">"), ("low", ">="), ("high", "<="))
-            if limits[key] is not None
-        ]
-        within = (
-            math.isfinite(item)
-            and (limits["above"] is None or item > limits["above"])
-            and (limits["low"] is None or item >= limits["low"])
-            and (limits["high"] is None or item <= limits["high"])
-        )
-        if not within:
-            raise ConfigError(f"configuration: {field.name} must be {' and '.join(['finite', *wanted])}, got {item!r}")
+        if not all(holds(item, limit) for _, holds, limit in limits):
+            wanted = " and ".join(f"{sign} {limit}" for sign, _, limit in limits)
+            raise ConfigError(f"configuration: {field.name} must be {wanted}, got {_short(item)}")
+        if isinstance(item, float) and item != 0 and not _SMALLEST <= abs(item) <= _LARGEST:
+            raise ConfigError(
+                f"configuration: {field.name} must be between {_SMALLEST:g} and {_LARGEST:g}, got {_short(item)}"
+            )

@@ -34,6 +34,11 @@ class Watch:
         self._max_gap = max_gap
         self._beyond = 0
 
+    @property
+    def calm(self) -> bool:
+        """Whether nothing was wrong at the latest update: what is wrong now is not to be anyone's last good state."""
+        return self._beyond == 0
+
     def metrics(self, update: int, metrics: Mapping[str, float]) -> None:
         """A potential that tells data from samples ever better: the sampler has lost it."""
         gap = metrics["f_data"] - metrics["f_samples"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,19 +17,31 @@ from tqdm import tqdm
 
 from ..dynamics import NonFiniteError
 from ..metrics import mmd2
-from .checkpoint import load_checkpoint, remove_leftovers, save_checkpoint, write_atomically
+from .checkpoint import load_checkpoint, save_checkpoint, serialized, understanding
 from .config import Config, ConfigError, read_config
+from .directory import (
+    CHECKPOINT,
+    CONFIG,
+    CONVERGENCE,
+    EVENTS,
+    FIGURE,
+    METRICS,
+    PICTURE,
+    SUMMARY,
+    begin,
+    clear,
+    goes_on,
+)
 from .divergence import DivergenceError
-from .metrics_log import EVENTS, METRICS, MetricsLog, check_tensorboard
-from .summary import CHECKPOINT, CONVERGENCE, FIGURE, FINE, SUMMARY, Summary, to_dict
+from .files import locked, remove_leftovers, write_atomically
+from .metrics_log import MetricsLog, check_tensorboard
+from .summary import FINE, Summary, to_dict
 from .trainer import SNAPSHOT_POINTS, Trainer
 
-CONFIG = "config.json"
-PICTURE = "figure-{:07d}.png"
-"""Name of the picture after so many updates."""
+__all__ = ["CHECKPOINT", "CONFIG", "CONVERGENCE", "EVENTS", "FIGURE", "METRICS", "PICTURE", "SUMMARY", "train"]
 
-# Not part of what is computed, so free to change from one part of a run to the next.
-_FREE_SETTINGS = ("threads", "test_permutations", "tensorboard", "pictures_every")
+# Not part of what is learned, so free to change from one part of a run to the next.
+_FREE_SETTINGS = ("threads", "test_samples", "test_permutations", "tensorboard", "pictures_every")
 _NULL_QUANTILES = (50, 95, 99)
 # Where in the run the pictures of Figure 2 are taken, as fractions of all updates.
 _SNAPSHOT_FRACTIONS = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -45,92 +59,108 @@ def train(
 
     Args:
         config: the settings.
-        directory: made if missing.
-        resume: go on from the directory's checkpoint, bit for bit; from the start if there is none yet.
+        directory: made if missing (not with ``resume``).
+        resume: go on from the directory's checkpoint, bit for bit; from the start if nothing was trained there yet.
         overwrite: begin anew even though the directory holds a run.
         progress: show a progress bar on standard error.
 
     Raises:
         ConfigError: the directory holds a run (with neither ``resume`` nor ``overwrite``), or one of other
-            settings.
+            settings, or files that are not a run's; the settings ask for more memory than there is.
         CheckpointError: the checkpoint cannot be read.
+        BusyError: another process is training in the directory.
         NonFiniteError, DivergenceError: training diverged; the last checkpoint is kept.
         OSError: a file could not be written; what was there is kept.
     """
     directory = Path(directory)
     tensorboard = check_tensorboard(config.tensorboard)
     with _threads(config.threads):
-        trainer = _open_run(config, directory, resume, overwrite)
-        with MetricsLog(directory, trainer.update, tensorboard) as log:
-            try:
-                _run(trainer, directory, log, progress)
-            except (NonFiniteError, DivergenceError) as error:
-                kept = load_checkpoint(directory / CHECKPOINT)["update"]
-                raise type(error)(f"{error}; {directory / CHECKPOINT} keeps update {kept}") from error
-        return _finish(trainer, directory)
+        # All that may be refused, or go wrong, comes before the directory is touched.
+        resumed = goes_on(directory, resume=resume, overwrite=overwrite)
+        trainer = Trainer(config)
+        if not resumed:
+            trainer.validate()
+            trainer.seconds, trainer.phases = trainer.stopwatch.total, dict(trainer.stopwatch.seconds)
+        directory.mkdir(parents=True, exist_ok=True)
+        with locked(directory):
+            if goes_on(directory, resume=resume, overwrite=overwrite) is not resumed:
+                raise ConfigError(f"another run has begun in {directory} meanwhile; choose another --out")
+            _take_over(trainer, directory, resumed)
+            with _run_is_kept(directory):
+                with MetricsLog(directory, trainer.update, tensorboard) as log:
+                    _run(trainer, directory, log, progress)
+                return _finish(trainer, directory)
 
 
 def resolve_resumed(directory: str | Path, given: dict[str, Any]) -> Config:
-    """The configuration of the run in ``directory``; settings that are given again must agree with it.
+    """The settings of the run in ``directory``, if there is one; settings that are given again must agree with it.
 
     Raises:
-        ConfigError: there is no run, or a setting differs from the run's.
+        ConfigError: a setting differs from the run's.
+        CheckpointError: there is nothing but a checkpoint, and it cannot be read.
     """
-    saved = Config.from_dict(read_config(Path(directory) / CONFIG))
+    directory = Path(directory)
+    try:
+        saved = Config.from_dict(read_config(directory / CONFIG))
+    except ConfigError:  # lost, or damaged: the checkpoint has them too
+        if not os.path.isfile(directory / CHECKPOINT):
+            return Config.from_dict(given)
+        state = load_checkpoint(directory / CHECKPOINT)
+        with understanding(directory / CHECKPOINT):
+            saved = Config.from_dict(state["config"])
     wanted = Config.from_dict({**saved.to_dict(), **given})
-    for name in given:
-        old, new = getattr(saved, name), getattr(wanted, name)
-        if old != new and name not in _FREE_SETTINGS:
-            raise ConfigError(
-                f"--resume: the run in {directory} has {name} {old!r}, got {new!r}; leave the flag out, or "
-                "train in another directory"
-            )
+    for name in _differing(saved, wanted):
+        raise ConfigError(
+            f"--resume: the run in {directory} has {name} {getattr(saved, name)!r}, got {getattr(wanted, name)!r}; "
+            "leave the flag out, or train in another directory"
+        )
     return wanted
 
 
-def _open_run(config: Config, directory: Path, resume: bool, overwrite: bool) -> Trainer:
+def _differing(one: Config, other: Config) -> list[str]:
+    """The settings in which two parts of one run must not differ, and these do."""
+    names = [field.name for field in dataclasses.fields(Config) if field.name not in _FREE_SETTINGS]
+    return [name for name in names if getattr(one, name) != getattr(other, name)]
+
+
+def _take_over(trainer: Trainer, directory: Path, resumed: bool) -> None:
+    """Brings trainer and directory together: the checkpoint's state into the one, or the trainer's into the other."""
     checkpoint = directory / CHECKPOINT
-    if resume and overwrite:
-        raise ConfigError("train: --resume and --overwrite exclude each other")
-    if not resume and not overwrite and (checkpoint.exists() or (directory / CONFIG).exists()):
-        raise ConfigError(
-            f"train: {directory} holds a run already; go on with --resume, replace it with --overwrite, or "
-            "choose another --out"
-        )
-    state = load_checkpoint(checkpoint) if resume and checkpoint.exists() else None
-    trainer = Trainer(config)  # before the directory is made: it may refuse the settings
-    directory.mkdir(parents=True, exist_ok=True)
     remove_leftovers(directory)
-    if state is None:
-        _remove_run(directory)
-        trainer.validate()
-        trainer.seconds, trainer.phases = trainer.stopwatch.total, dict(trainer.stopwatch.seconds)
+    config = (json.dumps(trainer.config.to_dict(), indent=2) + "\n").encode()
+    if resumed:
+        state = load_checkpoint(checkpoint)
+        with understanding(checkpoint):
+            saved = Config.from_dict(state["config"])
+        if differing := _differing(saved, trainer.config):
+            raise ConfigError(
+                f"{checkpoint} belongs to a run with other settings than {CONFIG} or the flags say: "
+                f"{', '.join(differing)} differ; leave the flags out, and undo changes of {CONFIG} (or delete it)"
+            )
+        with understanding(checkpoint):
+            trainer.load_state_dict(state)
+        write_atomically(directory / CONFIG, config)
     else:
-        _check_same_run(config, Config.from_dict(state["config"]), checkpoint)
-        trainer.load_state_dict(state)
-    write_atomically(directory / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
-    if state is None:  # from here on there is always a checkpoint to go back to
-        save_checkpoint(checkpoint, trainer.state_dict())
-    return trainer
+        begin(directory, serialized(trainer.state_dict()), config)
+    if trainer.update == 0:
+        clear(directory)
 
 
-def _remove_run(directory: Path) -> None:
-    """Deletes what an earlier run left, and nothing else."""
-    events = directory / EVENTS
-    pictures = directory.glob(PICTURE.replace("{:07d}", "[0-9]" * 7))
-    for path in (*(directory / name for name in (CHECKPOINT, METRICS, SUMMARY, FIGURE, CONVERGENCE)), *pictures):
-        path.unlink(missing_ok=True)
-    for path in events.glob("events.out.tfevents.*"):
-        path.unlink()
-    if events.is_dir() and not any(events.iterdir()):
-        events.rmdir()
-
-
-def _check_same_run(config: Config, saved: Config, checkpoint: Path) -> None:
-    wanted = config.to_dict()
-    differing = [k for k, v in saved.to_dict().items() if wanted[k] != v and k not in _FREE_SETTINGS]
-    if differing:
-        raise ConfigError(f"train: {checkpoint} belongs to a run with other settings: {', '.join(differing)} differ")
+@contextmanager
+def _run_is_kept(directory: Path) -> Iterator[None]:
+    """Whatever stops the block: its error says what is kept, for the user or (``kept``) for the command line."""
+    checkpoint = directory / CHECKPOINT
+    try:
+        yield
+    except (NonFiniteError, DivergenceError) as error:
+        kept = load_checkpoint(checkpoint)["update"]
+        raise type(error)(
+            f"{error}; {checkpoint} keeps update {kept}, from where --resume would only come here again: begin anew "
+            "with --overwrite and other settings"
+        ) from error
+    except (OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
+        error.kept = checkpoint
+        raise
 
 
 def _run(trainer: Trainer, directory: Path, log: MetricsLog, progress: bool) -> None:
@@ -158,43 +188,51 @@ def _run(trainer: Trainer, directory: Path, log: MetricsLog, progress: bool) -> 
                 trainer.snapshot()
             if config.pictures_every and update % config.pictures_every == 0:
                 with phase("pictures"):
-                    _draw(trainer, directory / PICTURE.format(update))
+                    _draw(trainer, directory)
             trainer.seconds, trainer.phases = time.perf_counter() - started, dict(trainer.stopwatch.seconds)
             if update % config.log_every == 0 or "validation_mmd2" in row:
                 log.write(_row(trainer, row))
                 bar.set_postfix(_shown(trainer, row), refresh=False)
             bar.update()
-            if update % config.checkpoint_every == 0 or last:
+            if (update % config.checkpoint_every == 0 and trainer.calm) or last:
                 with phase("checkpoints"):
                     log.flush()
                     save_checkpoint(directory / CHECKPOINT, trainer.state_dict())
 
 
-def _draw(trainer: Trainer, path: Path) -> None:
-    """The picture of the averaged players as they are now."""
+def _draw(trainer: Trainer, directory: Path) -> None:
+    """The pictures on the way: the averaged players as they are now, and how they came there."""
     from . import plots  # here, not above: `import ade_fast` is not to load matplotlib
 
     data, samples = trainer.preview()
-    potential = trainer.potential_average.module
-    plots.save_learned(path, data, samples, potential, title=f"{trainer.config.data}, update {trainer.update},")
+    potential, sampler = trainer.potential_average.module, trainer.sampler_average.module
+    title = f"{trainer.config.data}, update {trainer.update},"
+    plots.save_learned(directory / PICTURE.format(trainer.update), data, samples, potential, title=title)
+    _draw_convergence(trainer, directory, data, potential, sampler)
+
+
+def _draw_convergence(trainer: Trainer, directory: Path, data, potential, sampler) -> None:
+    from . import plots
+
+    stages = plots.stages(potential, sampler, SNAPSHOT_POINTS, trainer._generator("test_samples"))
+    plots.save_convergence(
+        directory / CONVERGENCE, data, trainer.snapshots, stages, trainer.history, trainer.best.update
+    )
 
 
 def _finish(trainer: Trainer, directory: Path) -> Summary:
     """Scores the chosen players on held-out data and draws the pictures."""
     from . import plots
 
-    test, data, samples = trainer.test()
-    potential, sampler = trainer.chosen_players()
-    config = trainer.config
-    plots.save_learned(directory / FIGURE, data, samples, potential, title=config.data)
-    plots.save_convergence(
-        directory / CONVERGENCE,
-        data,
-        trainer.snapshots,
-        plots.stages(potential, sampler, SNAPSHOT_POINTS, trainer._generator("test_samples")),
-        trainer.history,
-        trainer.best.update,
-    )
+    config, phase = trainer.config, trainer.stopwatch.phase
+    started = time.perf_counter()
+    with phase("test"):
+        test, data, samples = trainer.test()
+        fine = float(mmd2(samples, data, bandwidth=FINE * torch.pdist(data.flatten(1)).median().item()))
+    with phase("pictures"):
+        potential, sampler = trainer.chosen_players()
+        plots.save_learned(directory / FIGURE, data, samples, potential, title=config.data)
+        _draw_convergence(trainer, directory, data, potential, sampler)
     quantiles = torch.quantile(test.null, torch.tensor(_NULL_QUANTILES, dtype=test.null.dtype).to(test.null) / 100)
     summary = Summary(
         data=config.data,
@@ -206,12 +244,12 @@ def _finish(trainer: Trainer, directory: Path) -> Summary:
         p_value=test.p,
         null_mmd2=dict(zip(map(str, _NULL_QUANTILES), quantiles.tolist(), strict=True)),
         permutations=config.test_permutations,
-        mmd2_fine=float(mmd2(samples, data, bandwidth=FINE * torch.pdist(data.flatten(1)).median().item())),
+        mmd2_fine=fine,
         field=trainer.kernels["field"],
         plan=trainer.kernels["memory"],
-        seconds=trainer.seconds,
+        seconds=trainer.seconds + time.perf_counter() - started,
         milliseconds_per_update=1e3 * trainer.seconds / trainer.update,
-        time=trainer.phases,
+        time=dict(trainer.stopwatch.seconds),
     )
     write_atomically(directory / SUMMARY, (json.dumps(to_dict(summary), indent=2) + "\n").encode())
     return summary

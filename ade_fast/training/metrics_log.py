@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.util
 import io
-import warnings
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .checkpoint import write_atomically
 from .config import ConfigError
+from .directory import EVENTS, METRICS
+from .files import naming, write_atomically
 
-METRICS, EVENTS = "metrics.csv", "tensorboard"
 STEP_METRICS = (
     "loss",
     "f_data",
@@ -51,21 +52,27 @@ class MetricsLog:
     """
 
     def __init__(self, directory: Path, update: int, tensorboard: bool):
-        _keep_rows_until(directory / METRICS, update)
-        self._file = open(directory / METRICS, "a", newline="", encoding="utf-8")  # noqa: SIM115
+        self._path = directory / METRICS
+        _keep_rows_until(self._path, update)
+        self._events = None
+        if tensorboard:
+            from .events import EventFile  # here, not above: it needs the package
+
+            self._events = EventFile(directory / EVENTS, update)
+        with naming(self._path):
+            self._file = open(self._path, "a", newline="", encoding="utf-8")  # noqa: SIM115
         self._rows = csv.DictWriter(self._file, COLUMNS)
-        self._events = _event_writer(directory / EVENTS, update) if tensorboard else None
 
     def write(self, row: dict[str, Any]) -> None:
         """One row of ``COLUMNS``; what was not measured at this update is left out."""
-        self._rows.writerow({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()})
+        with naming(self._path):
+            self._rows.writerow({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()})
         if self._events is not None:
-            for key, value in row.items():
-                if key != "update":
-                    self._events.add_scalar(key, value, row["update"])
+            self._events.write(row["update"], {key: value for key, value in row.items() if key != "update"})
 
     def flush(self) -> None:
-        self._file.flush()
+        with naming(self._path):
+            self._file.flush()
         if self._events is not None:
             self._events.flush()
 
@@ -73,27 +80,26 @@ class MetricsLog:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+        # What could not be written has been reported, or another error is on its way: closing tries once more.
+        with naming(self._path) if error is None else contextlib.suppress(OSError):
+            self._file.close()
         if self._events is not None:
-            self._events.close()
-
-
-def _event_writer(directory: Path, update: int):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tensorboard's own, about its dependencies
-        from torch.utils.tensorboard import SummaryWriter
-
-        # TensorBoard shows nothing of an earlier part of the run that lies at or past the purged step.
-        return SummaryWriter(str(directory), purge_step=update + 1)
+            with contextlib.nullcontext() if error is None else contextlib.suppress(OSError):
+                self._events.close()
 
 
 def _keep_rows_until(path: Path, update: int) -> None:
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, COLUMNS, extrasaction="ignore")
     writer.writeheader()
-    if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            writer.writerows(row for row in csv.DictReader(file) if _is_row_until(row, update))
+    if os.path.lexists(path):
+        try:
+            with naming(path), open(path, newline="", encoding="utf-8") as file:
+                writer.writerows(row for row in csv.DictReader(file) if _is_row_until(row, update))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ConfigError(
+                f"{path} is damaged ({error}); move it away, and the run goes on without its rows"
+            ) from error
     write_atomically(path, buffer.getvalue().encode())
 
 

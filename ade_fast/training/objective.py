@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from ..dynamics import NonFiniteError
 from ..fields import pinned
 from ..initial import Empirical
+from ._arguments import integer, number
 from .sampler import DualSample, DualSampler
 
 OptimizerOrFactory = Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -95,24 +96,15 @@ class ADE(nn.Module):
             raise TypeError(f"ADE: potential must be callable, [B, *event] -> [B], got {type(potential).__name__}")
         if not isinstance(sampler, DualSampler):
             raise TypeError(f"ADE: sampler must be an ade.DualSampler, got {type(sampler).__name__}")
-        if isinstance(sampler_steps, bool) or not isinstance(sampler_steps, int) or sampler_steps < 1:
-            raise ValueError(f"ADE: sampler_steps must be an integer >= 1, got {sampler_steps!r}")
-        for name, value in (
-            ("entropy_weight", entropy_weight),
-            ("gradient_penalty", gradient_penalty),
-            ("value_penalty", value_penalty),
-        ):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"ADE: {name} must be finite and >= 0, got {value!r}")
-        if grad_norm_clip is not None and not grad_norm_clip > 0:
-            raise ValueError(f"ADE: grad_norm_clip must be > 0 or None, got {grad_norm_clip!r}")
         self.potential = potential
         self.sampler = sampler
         self.register_buffer("momentum_weight", _momentum_weight(momentum_weight), persistent=False)
-        self.entropy_weight = float(entropy_weight)
-        self.gradient_penalty = float(gradient_penalty)
-        self.value_penalty = float(value_penalty)
-        self.sampler_steps = sampler_steps
+        self.entropy_weight = number("ADE", "entropy_weight", entropy_weight)
+        self.gradient_penalty = number("ADE", "gradient_penalty", gradient_penalty)
+        self.value_penalty = number("ADE", "value_penalty", value_penalty)
+        self.sampler_steps = integer("ADE", "sampler_steps", sampler_steps, low=1)
+        if grad_norm_clip is not None:
+            grad_norm_clip = number("ADE", "grad_norm_clip", grad_norm_clip, "> 0 or None", zero=False)
         self.grad_norm_clip = grad_norm_clip
         self.check_finite = check_finite
         shared = {id(p) for p in self.potential_parameters()} & {id(p) for p in self.sampler_parameters()}
@@ -170,6 +162,8 @@ class ADE(nn.Module):
             The metrics of the shared unroll: loss, f_data, f_samples, kinetic, entropy (-E log q^T), penalty,
             potential_grad_norm and sampler_grad_norm (before clipping).
         """
+        if not torch.is_grad_enabled():
+            raise RuntimeError("ADE.step: gradients are off (torch.no_grad or inference_mode); call it outside")
         if self.potential_optimizer is None and self.sampler_optimizer is None:
             raise ValueError(
                 "ADE.step: neither the potential nor the sampler has parameters; pass potential_optimizer="
@@ -184,6 +178,7 @@ class ADE(nn.Module):
     def _joint_update(self, data: Tensor, generator, context) -> dict[str, float]:
         """One unroll, one backward pass, one update of each player."""
         terms, sample = self._objective(data, generator, context)
+        self.zero_grad(set_to_none=True)  # the optimizers may hold less than all parameters, or others
         for optimizer in self._optimizers():
             optimizer.zero_grad(set_to_none=True)
         terms.loss.backward()
@@ -216,6 +211,7 @@ class ADE(nn.Module):
             loss = -model
             # Leaves of a potential that is a plain function cannot be frozen: name who gets gradients.
             parameters = [p for p in self.sampler_parameters() if p.requires_grad]
+            self.sampler.zero_grad(set_to_none=True)
             self.sampler_optimizer.zero_grad(set_to_none=True)
             loss.backward(inputs=parameters)
         norm = _clip_grad_norm(self.sampler_optimizer, self.grad_norm_clip)
@@ -234,10 +230,7 @@ class ADE(nn.Module):
         n = self._batch_size(data)
         with pinned(self.potential):
             sample = self.sampler.sample(self.potential, n, generator, context)
-            if sample.x.shape != data.shape:
-                raise ValueError(
-                    f"ADE: data must have the sampler's shape {tuple(sample.x.shape)}, got {tuple(data.shape)}"
-                )
+            _check_like(data, sample.x)
             model, f_samples, kinetic, entropy = self._model_terms(sample)
             f_data, penalty = self._data_terms(data, sample.x.detach())
             loss = f_data - model - penalty
@@ -275,17 +268,21 @@ class ADE(nn.Module):
         if not (self.value_penalty or self.gradient_penalty):
             f_data = _evaluate(self.potential, data).mean()
             return f_data, torch.zeros_like(f_data)
-        points = torch.cat([data.detach(), samples])
-        if self.gradient_penalty:
-            points.requires_grad_()
-        values = _evaluate(self.potential, points)
-        penalty = values.new_zeros(())
-        if self.value_penalty:
-            penalty = penalty + self.value_penalty * values.square().mean()
-        if self.gradient_penalty:
-            (grad,) = torch.autograd.grad(values.sum(), points, create_graph=True)
-            penalty = penalty + self.gradient_penalty * grad.flatten(1).square().sum(1).mean()
-        return values[: data.shape[0]].mean(), penalty
+        learning = torch.is_grad_enabled()
+        # The penalty needs grad f, also where the caller has switched gradients off.
+        with torch.inference_mode(False), torch.set_grad_enabled(learning or self.gradient_penalty > 0):
+            points = torch.cat([data.detach(), samples])
+            if self.gradient_penalty:
+                points.requires_grad_()
+            values = _evaluate(self.potential, points)
+            penalty = values.new_zeros(())
+            if self.value_penalty:
+                penalty = penalty + self.value_penalty * values.square().mean()
+            if self.gradient_penalty:
+                (grad,) = torch.autograd.grad(values.sum(), points, create_graph=learning)
+                penalty = penalty + self.gradient_penalty * grad.flatten(1).square().sum(1).mean()
+            f_data = values[: data.shape[0]].mean()
+        return (f_data, penalty) if learning else (f_data.detach(), penalty.detach())
 
     @staticmethod
     def _batch_size(data: Tensor) -> int:
@@ -307,8 +304,21 @@ class ADE(nn.Module):
         return NonFiniteError(f"ADE: {what} is not finite{where}; {ADVICE}")
 
 
+def _check_like(data: Tensor, samples: Tensor) -> None:
+    """Refuses data of another shape, dtype or device than the sampler's: the two are compared by one potential."""
+    if data.shape != samples.shape:
+        raise ValueError(f"ADE: data must have the sampler's shape {tuple(samples.shape)}, got {tuple(data.shape)}")
+    if data.device != samples.device:
+        raise ValueError(f"ADE: data must be on the sampler's device {samples.device}, got {data.device}")
+    if data.dtype != samples.dtype and not torch.is_autocast_enabled(samples.device.type):
+        raise TypeError(f"ADE: data must have the sampler's dtype {samples.dtype}, got {data.dtype}")
+
+
 def _momentum_weight(weight: float | Tensor | None) -> Tensor:
-    tensor = torch.as_tensor(1.0 if weight is None else weight, dtype=torch.float64).detach().clone()
+    try:
+        tensor = torch.as_tensor(1.0 if weight is None else weight, dtype=torch.float64).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"ADE: momentum_weight must be a number or a tensor of shape (T,), got {weight!r}") from error
     if tensor.dim() > 1:
         raise ValueError(f"ADE: momentum_weight must be a number or have shape (T,), got {tuple(tensor.shape)}")
     if not bool((torch.isfinite(tensor) & (tensor >= 0)).all()):

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .checkpoint import write_atomically
+from .files import write_atomically
 from .sampler import DualSampler
 
 _GRID = 200

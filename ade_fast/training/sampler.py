@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ._arguments import integer
+
 
 class DualSample(NamedTuple):
     """One batch of the dual sampler.
@@ -76,8 +78,7 @@ class DualSampler(nn.Module):
             generator: the source of all randomness (torch's global one if None).
             context: non-leaf tensors that f depends on; passed on to the dynamics.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-            raise ValueError(f"DualSampler: n must be an integer >= 0, got {n!r}")
+        n = integer("DualSampler", "n", n, low=0)
         momentum_shape = self.dynamics.momentum_shape(tuple(self.initial.event))
         x0, v0, log_q = self.initial.sample(n, momentum_shape=momentum_shape, generator=generator)
         out = self.dynamics(potential, x0, v0, generator=generator, context=context)

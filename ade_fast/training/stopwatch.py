@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-PHASES = ("data", "sampler updates", "joint updates", "validation", "pictures", "checkpoints")
+PHASES = ("data", "sampler updates", "joint updates", "validation", "pictures", "checkpoints", "test")
 
 
 class Stopwatch:

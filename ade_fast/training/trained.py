@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .build import build_players
-from .checkpoint import CheckpointError, load_checkpoint
+from ..dynamics import NonFiniteError
+from . import memory
+from ._arguments import SEEDS, integer
+from .build import build_players, resolve_device
+from .checkpoint import CheckpointError, check_finite, load_checkpoint, understanding
 from .config import Config
+from .directory import CHECKPOINT
 from .sampler import DualSampler
-from .summary import CHECKPOINT
 
 _CHUNK = 10_000
 
@@ -34,17 +40,26 @@ class TrainedModel:
     update: int
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """n samples [n, *event], float32 on the CPU, the same for the same seed; drawn piece by piece."""
-        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-            raise ValueError(f"sample: n must be an integer >= 0, got {n!r}")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"sample: seed must be an integer >= 0, got {seed!r}")
+        """n samples [n, *event], float32 on the CPU, the same for the same seed; drawn piece by piece.
+
+        Raises:
+            ValueError: n is negative, or more than memory holds; the seed is not one.
+            NonFiniteError: a sample is not finite.
+        """
+        event = tuple(self.sampler.initial.event)
+        # Room for the samples, and for a copy of them in the file's format.
+        most = memory.total(torch.device("cpu")) // (2 * 4 * math.prod(event))
+        n = integer("sample", "n", n, low=0, high=most)
+        seed = integer("sample", "seed", seed, low=0, high=SEEDS - 1)
         generator = torch.Generator().manual_seed(seed)
-        samples = torch.empty((n, *self.sampler.initial.event), dtype=torch.float32)
+        samples = torch.empty((n, *event), dtype=torch.float32)
         with torch.no_grad():
             for start in range(0, n, _CHUNK):
                 count = min(_CHUNK, n - start)
                 samples[start : start + count] = self.sampler.sample(self.potential, count, generator).x
+        bad = n - int(torch.isfinite(samples).flatten(1).all(1).sum())
+        if bad:
+            raise NonFiniteError(f"sample: {bad} of {n} samples are not finite: training had diverged; train again")
         return samples
 
 
@@ -53,16 +68,25 @@ def load(directory: str | Path, device: str | torch.device = "cpu") -> TrainedMo
 
     Raises:
         CheckpointError: there is no checkpoint, or it cannot be read.
+        ConfigError: there is no such device.
     """
     directory = Path(directory)
     path = directory / CHECKPOINT
-    if not directory.is_dir():
+    device = resolve_device(device)
+    if not os.path.isdir(directory):
         raise CheckpointError(f"load: {directory} is not a directory; give the --out of a run")
     state = load_checkpoint(path)
-    config = Config.from_dict({**state["config"], "device": "cpu"})
-    potential, sampler = build_players(config)
-    potential.load_state_dict(state["best"]["potential"])
-    sampler.load_state_dict(state["best"]["sampler"])
-    for module in (potential, sampler):
-        module.eval().requires_grad_(False).to(device)
-    return TrainedModel(potential, sampler, Config.from_dict(state["config"]), state["best"]["update"])
+    with understanding(path):
+        config = Config.from_dict({**state["config"], "device": "cpu"})
+        potential, sampler = build_players(config)
+        best = state["best"]
+        for module, weights in ((potential, best["potential"]), (sampler, best["sampler"])):
+            check_finite(weights)
+            module.load_state_dict(weights)
+            module.eval().requires_grad_(False)
+        model = TrainedModel(
+            potential, sampler, dataclasses.replace(config, device=state["config"]["device"]), best["update"]
+        )
+    potential.to(device)
+    sampler.to(device)
+    return model

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..metrics import MMDTest, mmd2, mmd_test
-from .build import build_data, build_objective, build_players
+from . import memory
+from .build import build_data, build_objective, build_players, resolve_device
+from .checkpoint import check_finite
 from .config import Config
 from .divergence import Watch
 from .ema import EMA
@@ -52,6 +54,7 @@ class Trainer:
 
     def __init__(self, config: Config):
         self.config = config
+        memory.check(config, resolve_device(config.device))
         self.data = build_data(config)
         self.potential, self.sampler = build_players(config)
         self.ade = build_objective(config, self.potential, self.sampler)
@@ -122,6 +125,11 @@ class Trainer:
             )
         return score
 
+    @property
+    def calm(self) -> bool:
+        """Whether the run shows no sign of divergence: only then is its state worth keeping."""
+        return self._watch.calm
+
     def snapshot(self) -> None:
         """Keeps samples of the averaged players as they are now, for the convergence picture."""
         with self.stopwatch.phase("pictures"):
@@ -172,7 +180,15 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up the state of another trainer with the same configuration."""
+        """Takes up the state of another trainer with the same configuration.
+
+        Raises:
+            Exception: of nearly any kind, where the state is not one; the trainer is of no use then.
+        """
+        best = state["best"]
+        for player in ("potential", "sampler"):
+            for weights in (state[player], state[f"{player}_average"], best[player] if best is not None else {}):
+                check_finite(weights)
         self.potential.load_state_dict(state["potential"])
         self.sampler.load_state_dict(state["sampler"])
         for name in ("potential_optimizer", "sampler_optimizer"):
@@ -188,7 +204,7 @@ class Trainer:
         self.seconds = state["seconds"]["total"]
         self.phases = state["seconds"]["phases"]
         self.stopwatch = Stopwatch(self.phases)
-        self.best = None if state["best"] is None else Best(**state["best"])
+        self.best = None if best is None else Best(**best)
         self.history = [tuple(entry) for entry in state["history"]]
         self.snapshots = [tuple(entry) for entry in state["snapshots"]]
 
