@@ -450,8 +450,16 @@ def detached_parameter():
     return lambda x: F.silu(F.linear(x, a.weight) + b.bias.detach()).sum(1), b.bias
 
 
+def frozen_and_scripted():
+    net = nn.Sequential(nn.Linear(4, 6), nn.SiLU(), nn.Linear(6, 6), nn.SiLU(), nn.Linear(6, 1)).double()
+    net[2].bias.requires_grad_(False)
+    scripted = torch.jit.script(net)
+    return lambda x: scripted(x), dict(scripted.named_parameters())["2.bias"]
+
+
 @every_memory
-@pytest.mark.parametrize("build", [frozen_bias, captured_in_a_sum, detached_parameter])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("build", [frozen_and_scripted, frozen_bias, captured_in_a_sum, detached_parameter])
 def test_constants_that_autograd_does_not_save_are_watched(build, memory: str) -> None:
     potential, constant = build()
     x0, v0 = start()

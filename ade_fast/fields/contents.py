@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dis
 import functools
+import sys
+import sysconfig
 import types
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 # How far things are looked for behind objects, and in how large containers: a potential is not a data base.
 _DEPTH, _LARGEST = 8, 100
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, types.BuiltinFunctionType)
-_LIBRARIES = frozenset({"torch", "ade_fast", "numpy", "builtins", "functools", "contextlib", "typing", "collections"})
+_STDLIB = sysconfig.get_path("stdlib")
 _MODULES_OWN = frozenset(nn.Module().__dict__)
 
 
@@ -29,8 +31,9 @@ class Contents(NamedTuple):
 
 
 def contents_of(*functions: Callable | None) -> Contents:
-    """Looks into closures, default arguments, global names, bound methods' owners, ``functools.partial``, attributes
-    and slots of objects and of their classes, lists and dictionaries."""
+    """Looks into closures, default arguments, bound methods' owners, ``functools.partial``, attributes and slots of
+    objects, lists and dictionaries; into classes, and into what functions call by a global name, where these are the
+    user's own and not installed ones."""
     modules: dict[int, nn.Module] = {}
     leaves: dict[int, Tensor] = {}
     compiled = False
@@ -100,8 +103,16 @@ def _of_class(kind: type) -> list[object]:
     return [value for k in kind.__mro__ if not _is_library(k.__module__) for value in k.__dict__.values()]
 
 
+@functools.lru_cache(maxsize=1024)
 def _is_library(module_name: str | None) -> bool:
-    return (module_name or "").partition(".")[0] in _LIBRARIES
+    """Whether a Python module is installed: its classes and functions name no networks of the user's, but a lot."""
+    if module_name in (None, "__main__"):
+        return False
+    package = module_name.partition(".")[0]
+    if package == "ade_fast" or package in sys.builtin_module_names:
+        return True
+    path = getattr(sys.modules.get(module_name), "__file__", None) or ""
+    return path.startswith(_STDLIB) or "site-packages" in path or "dist-packages" in path
 
 
 def _content(cell: types.CellType) -> object:
