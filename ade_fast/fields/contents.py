@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dis
 import functools
 import sys
@@ -38,9 +39,9 @@ def contents_of(*functions: Callable | None) -> Contents:
     leaves: dict[int, Tensor] = {}
     compiled = False
     seen: set[int] = set()
-    stack = [(f, _DEPTH) for f in reversed(functions)]
-    while stack:
-        thing, depth = stack.pop()
+    queue = collections.deque((f, _DEPTH) for f in functions)  # nearest first: nothing is cut off that a detour reaches
+    while queue:
+        thing, depth = queue.popleft()
         if isinstance(thing, _PLAIN) or id(thing) in seen:
             continue
         seen.add(id(thing))
@@ -50,10 +51,10 @@ def contents_of(*functions: Callable | None) -> Contents:
                 leaves[id(thing)] = thing
         elif isinstance(thing, nn.Module):  # as deep as they go
             modules[id(thing)] = thing
-            stack += [(part, depth) for part in reversed(thing._modules.values())]
-            stack += [(part, depth - 1) for part in _hidden(thing, seen)]
+            queue.extendleft((part, depth) for part in reversed(thing._modules.values()))
+            queue.extend((part, depth - 1) for part in _hidden(thing, seen))
         elif depth > 0:
-            stack += [(part, depth - 1) for part in reversed(_parts(thing))]
+            queue.extend((part, depth - 1) for part in _parts(thing))
     return Contents(list(modules.values()), list(leaves.values()), compiled)
 
 
