@@ -424,6 +424,23 @@ def test_only_unfit_modules_that_are_called_are_refused(call) -> None:
     assert len(steps) == 3 and "forward" not in unfit.__dict__
 
 
+def test_a_module_is_found_by_its_shortest_way() -> None:
+    """Though a detour of more than the greatest depth leads to it as well."""
+    holder = [nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 1)).double()]
+    detour: list = [holder]
+    for _ in range(7):
+        detour = [detour]
+    x0, v0 = start()
+    for first, second in ((holder, detour), (detour, holder)):
+        potential = lambda x, one=first, other=second: holder_of(one, other)(x)  # noqa: E731
+        with pytest.raises(ValueError, match="potential is random"):
+            ade.functional.leapfrog(potential, x0, v0, STEP, 3)
+
+
+def holder_of(one: list, other: list) -> nn.Module:
+    return next(h[0] for h in (one, other) if isinstance(h[0], nn.Module))
+
+
 def test_unfit_modules_behind_compiled_code_are_refused_unseen() -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 1)).double()
     x0, v0 = start()
@@ -450,8 +467,16 @@ def detached_parameter():
     return lambda x: F.silu(F.linear(x, a.weight) + b.bias.detach()).sum(1), b.bias
 
 
+def frozen_and_scripted():
+    net = nn.Sequential(nn.Linear(4, 6), nn.SiLU(), nn.Linear(6, 6), nn.SiLU(), nn.Linear(6, 1)).double()
+    net[2].bias.requires_grad_(False)
+    scripted = torch.jit.script(net)
+    return lambda x: scripted(x), dict(scripted.named_parameters())["2.bias"]
+
+
 @every_memory
-@pytest.mark.parametrize("build", [frozen_bias, captured_in_a_sum, detached_parameter])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("build", [frozen_and_scripted, frozen_bias, captured_in_a_sum, detached_parameter])
 def test_constants_that_autograd_does_not_save_are_watched(build, memory: str) -> None:
     potential, constant = build()
     x0, v0 = start()

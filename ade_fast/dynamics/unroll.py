@@ -159,6 +159,8 @@ def differentiate(
     known = tuple(t for t in (*surroundings.weights, *context) if t.requires_grad)
     behind_known = Ancestry(known)
     watch, of_networks = Watch(), Watch()
+    for constant in surroundings.constants():
+        watch.note(constant)
     field = AutogradField(layer, potential, layout, known, watch)
     with surroundings.held():
         first_value = field.first_value(x0)

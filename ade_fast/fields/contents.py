@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dis
 import functools
+import sys
+import sysconfig
 import types
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 # How far things are looked for behind objects, and in how large containers: a potential is not a data base.
 _DEPTH, _LARGEST = 8, 100
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, types.BuiltinFunctionType)
-_LIBRARIES = frozenset({"torch", "ade_fast", "numpy", "builtins", "functools", "contextlib", "typing", "collections"})
+_STDLIB = sysconfig.get_path("stdlib")
 _MODULES_OWN = frozenset(nn.Module().__dict__)
 
 
@@ -29,15 +32,16 @@ class Contents(NamedTuple):
 
 
 def contents_of(*functions: Callable | None) -> Contents:
-    """Looks into closures, default arguments, global names, bound methods' owners, ``functools.partial``, attributes
-    and slots of objects and of their classes, lists and dictionaries."""
+    """Looks into closures, default arguments, bound methods' owners, ``functools.partial``, attributes and slots of
+    objects, lists and dictionaries; into classes, and into what functions call by a global name, where these are the
+    user's own and not installed ones."""
     modules: dict[int, nn.Module] = {}
     leaves: dict[int, Tensor] = {}
     compiled = False
     seen: set[int] = set()
-    stack = [(f, _DEPTH) for f in reversed(functions)]
-    while stack:
-        thing, depth = stack.pop()
+    queue = collections.deque((f, _DEPTH) for f in functions)  # nearest first: nothing is cut off that a detour reaches
+    while queue:
+        thing, depth = queue.popleft()
         if isinstance(thing, _PLAIN) or id(thing) in seen:
             continue
         seen.add(id(thing))
@@ -47,10 +51,10 @@ def contents_of(*functions: Callable | None) -> Contents:
                 leaves[id(thing)] = thing
         elif isinstance(thing, nn.Module):  # as deep as they go
             modules[id(thing)] = thing
-            stack += [(part, depth) for part in reversed(thing._modules.values())]
-            stack += [(part, depth - 1) for part in _hidden(thing, seen)]
+            queue.extendleft((part, depth) for part in reversed(thing._modules.values()))
+            queue.extend((part, depth - 1) for part in _hidden(thing, seen))
         elif depth > 0:
-            stack += [(part, depth - 1) for part in reversed(_parts(thing))]
+            queue.extend((part, depth - 1) for part in _parts(thing))
     return Contents(list(modules.values()), list(leaves.values()), compiled)
 
 
@@ -100,8 +104,16 @@ def _of_class(kind: type) -> list[object]:
     return [value for k in kind.__mro__ if not _is_library(k.__module__) for value in k.__dict__.values()]
 
 
+@functools.lru_cache(maxsize=1024)
 def _is_library(module_name: str | None) -> bool:
-    return (module_name or "").partition(".")[0] in _LIBRARIES
+    """Whether a Python module is installed: its classes and functions name no networks of the user's, but a lot."""
+    if module_name in (None, "__main__"):
+        return False
+    package = module_name.partition(".")[0]
+    if package == "ade_fast" or package in sys.builtin_module_names:
+        return True
+    path = getattr(sys.modules.get(module_name), "__file__", None) or ""
+    return path.startswith(_STDLIB) or "site-packages" in path or "dist-packages" in path
 
 
 def _content(cell: types.CellType) -> object:

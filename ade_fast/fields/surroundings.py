@@ -51,6 +51,12 @@ class Surroundings:
         ):
             yield
 
+    def constants(self) -> Iterator[Tensor]:
+        """Tensors of scripted modules, which call functions unseen."""
+        for module in self._modules:
+            if isinstance(module, torch.jit.ScriptModule):
+                yield from (*module.parameters(recurse=False), *module.buffers(recurse=False))
+
     def refuse_changed_buffers(self) -> None:
         """Raises ValueError if a function changed its own buffers."""
         for name, versions in self._buffers.items():

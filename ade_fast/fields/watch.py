@@ -19,7 +19,7 @@ class Watch:
 
     def note(self, tensor: Tensor) -> None:
         ref = self._met.get(id(tensor))
-        if tensor.is_leaf and (ref is None or ref() is not tensor):
+        if tensor.is_leaf and not tensor.is_inference() and (ref is None or ref() is not tensor):
             self._met[id(tensor)] = weakref.ref(tensor)
 
     def with_those_of(self, other: Watch) -> Watch:
