@@ -59,8 +59,7 @@ def goes_on(directory: Path, *, resume: bool, overwrite: bool) -> bool:
 def begin(directory: Path, checkpoint: bytes, config: bytes) -> None:
     """Puts the start of a run in the place of whatever run is there; if there is no room, nothing is touched."""
     with staged(directory / CHECKPOINT, checkpoint) as put_checkpoint, staged(directory / CONFIG, config) as put_config:
-        # A checkpoint says its settings itself; beside another run's it would be refused.
-        (directory / CONFIG).unlink(missing_ok=True)
+        # In this order: the checkpoint says its settings itself, so what is killed in between can be told apart.
         put_checkpoint()
         put_config()
 
