@@ -73,6 +73,8 @@ def cuda_state(build: dict[str, str | bool], driver: str | None) -> str:
 
 def has_kernel(op: str, device: str) -> bool:
     """Whether this build has an operator's kernel for a device, "cpu" or "cuda"."""
+    if device == "cuda" and not _ops.build_info()["cuda"]:  # what is registered says so when it is called
+        return False
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"ade_fast::{op}", device.upper())
 
 
@@ -92,10 +94,17 @@ def mlp_dtypes(device: str) -> tuple[list[torch.dtype], str | None]:
 
 def _family_lines(device: str, usable: bool) -> list[str]:
     """For which dynamics, potentials and dtypes a device has kernels: as the build and the fields say themselves."""
-    return [
+    found = [
         f"  steps of all dynamics, for any potential: {_step_kernels(device)}",
         f"  whole unrolls of MLP potentials: {_mlp_kernels(device, usable)}",
     ]
+    if device == "cuda" and usable and has_kernel("mlp_unroll", device):
+        room = mlp.shared_memory(torch.device("cuda", torch.cuda.current_device())) >> 10
+        found.append(
+            f"  their weights, 2, 4 or 6 bytes each (matmul precision medium, high, highest): on the chip up to {room} KiB, "
+            f"beyond that read from the L2 cache at every step"
+        )
+    return found
 
 
 def _names(dtypes: Iterable[torch.dtype]) -> str:

@@ -429,8 +429,8 @@ def sample_layer(problem: Problem, settings: Settings) -> Peer:
     def run() -> tuple[Tensor, Tensor]:
         return layer(p.potential, p.x0, p.v0)[:2]
 
-    run()
-    return Peer(run, notes={"field": layer.last_plan.field if layer.last_plan else "autograd"})
+    layer(p.potential, p.x0, p.v0)  # a plan is that of a differentiable call
+    return Peer(run, notes={"field": layer.last_plan.field})
 
 
 PEERS: dict[str, Make] = {

@@ -13,6 +13,7 @@ import pytest
 import torch
 from host_mlp import (
     ACTIVATIONS,
+    KINK_MARGIN,
     OPTIONS,
     PRECISIONS,
     TOLERANCE,
@@ -44,8 +45,8 @@ SHAPES = {  # hidden, dim, rows: weights that fit in shared memory and that do n
     "large": ((256, 256, 256, 256), 128, 300),
     "odd": ((96, 32, 160), 33, 1),
 }
-# Tensor cores add with less care than the host's emulation: a margin over what was measured there.
-MARGIN = 4
+# Tensor cores differ in how they truncate: a margin over what the host's emulation promises.
+MARGIN = {"highest": 2, "high": 2, "medium": 1}
 
 every_precision = pytest.mark.parametrize("precision", PRECISIONS)
 
@@ -71,12 +72,12 @@ def on_device(data: Data, kept: Results, precision: str) -> dict[str, Results]:
 
 
 def check(problem: Problem, precision: str) -> None:
-    data = Data.draw(problem)
+    data = Data.draw(problem, margin=KINK_MARGIN)
     want = everything_on_the_cpu(data)
     got = on_device(data, want["kept"], precision)
     for op in got:
         for name, found in errors(got[op], want[op]).items():
-            assert found <= MARGIN * TOLERANCE[precision][problem.kind], f"{op}: {name}: error {found:.2g}"
+            assert found <= MARGIN[precision] * TOLERANCE[precision][problem.kind], f"{op}: {name}: error {found:.2g}"
 
 
 @every_precision
@@ -218,7 +219,7 @@ def test_layers_take_the_kernels(name: str, activation: str, precision: str) -> 
             assert layer.last_plan.field == "mlp"
     for i, (want, got) in enumerate(zip(*results, strict=True)):
         found = (got.cpu().double() - want).norm() / want.norm().clamp_min(1e-3)
-        assert found <= MARGIN * TOLERANCE[precision]["smooth"], f"result {i}: error {found:.2g}"
+        assert found <= MARGIN[precision] * TOLERANCE[precision]["smooth"], f"result {i}: error {found:.2g}"
 
 
 def test_float64_layers_say_that_they_take_the_general_path() -> None:

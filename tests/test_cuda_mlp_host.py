@@ -13,6 +13,7 @@ import pytest
 import torch
 from host_mlp import (
     ACTIVATIONS,
+    KINK_MARGIN,
     LARGE_MEMORY,
     NORM,
     OPTIONS,
@@ -40,7 +41,7 @@ every_precision = pytest.mark.parametrize("precision", PRECISIONS)
 
 def check(testing: ModuleType, problem: Problem, precision: str, **host: object) -> None:
     """Every output of every op."""
-    data = Data.draw(problem)
+    data = Data.draw(problem, margin=KINK_MARGIN)
     want = everything_on_the_cpu(data)
     got = everything(Host(testing, precision, **host), data, want)
     tolerance = TOLERANCE[precision][problem.kind]
@@ -83,7 +84,7 @@ def test_every_width(testing: ModuleType, activation: str, hidden: tuple[int, ..
 @pytest.mark.parametrize("activation", ["relu", "elu"])
 def test_wide_blocks_and_more_rows_than_blocks(testing: ModuleType, activation: str, precision: str) -> None:
     problem = with_option(Problem(activation, (32,), 2, 8500, 1), OPTION if precision == "highest" else "leapfrog")
-    data = Data.draw(problem)
+    data = Data.draw(problem, margin=KINK_MARGIN)
     want, host = everything_on_the_cpu(data), Host(testing, precision)
     got = everything(host, data, want)
     tolerance = TOLERANCE[precision][problem.kind]
@@ -97,6 +98,18 @@ def test_wide_blocks_and_more_rows_than_blocks(testing: ModuleType, activation: 
         field = Problem("relu", (32,), 1, 17000)
         many = Data.draw(field)
         assert error(host.field(many)["grad"], everything_on_the_cpu(many)["field"]["grad"]) < 1e-5
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(3, 20), (37, 112)])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_many_steps_of_a_piecewise_linear_potential(
+    testing: ModuleType, activation: str, rows: int, steps: int
+) -> None:
+    """The backward pass takes the states of all steps together: so many that its blocks are wide."""
+    data = Data.draw(with_option(Problem(activation, (32,), 2, rows, steps), OPTION), margin=KINK_MARGIN)
+    want = everything_on_the_cpu(data)
+    got = Host(testing).unroll_backward(data, want["kept"])
+    assert max(errors(got, want["unroll_backward"]).values()) <= TOLERANCE["highest"]["kinked"]
 
 
 def part(data: Data, begin: int, end: int) -> Data:

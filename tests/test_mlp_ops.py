@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import ade_fast as ade
-from ade_fast import reference
+from ade_fast import _slow_paths, reference
 from ade_fast.dynamics.base import Clip, clip_code, merged_kicks
-from ade_fast.fields import pinned
+from ade_fast.fields import mlp, pinned
 from ade_fast.fields.mlp import MLPField, generalized_kicks, mlp_unroll
 
 ACTIVATIONS = ("relu", "leaky_relu", "softplus", "silu", "tanh", "elu")
@@ -778,3 +778,24 @@ def test_generalized_kicks_is_the_two_half_kicks(n: int) -> None:
             expected = expected * scale.exp() + half[t] * force
         assert_close(v * log_decay[t].exp() + kick[t] * force, expected, 1e-14, f"kick {t}")
     assert generalized_kicks(half, None)[1] is None
+
+
+def test_weights_beyond_shared_memory_are_a_slow_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU whose blocks have 227 KiB: three layers of 128 stay on the chip in every precision, four do not."""
+    monkeypatch.setattr(_slow_paths, "_TAKEN", {})
+    monkeypatch.setattr(mlp, "shared_memory", lambda device: 226 * 1024)
+    mlp._beyond_shared_memory.cache_clear()
+    three, four = (mlp.MLPSpec(2, (128,) * n, "silu", 0.0) for n in (3, 4))
+    assert [three.weight_bytes(p) >> 10 for p in ("medium", "high", "highest")] == [68, 136, 204]
+    device = torch.device("cuda", 0)
+    mlp._note_weights(three, device)
+    mlp._note_weights(four, torch.device("cpu"))
+    assert ade.slow_paths() == ()
+    with pytest.warns(_slow_paths.SlowPathWarning, match="'highest' takes 300 KiB for its weights"):
+        mlp._note_weights(four, device)
+    mlp._note_weights(four, device)
+    assert len(ade.slow_paths()) == 1
+    monkeypatch.setattr(mlp, "_precision_name", lambda: "high")
+    mlp._note_weights(four, device)
+    assert len(ade.slow_paths()) == 1
+    mlp._beyond_shared_memory.cache_clear()

@@ -7,6 +7,8 @@ without leaving the kernel, and its backward pass is one operator too: exact, by
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .._mlp_ops import wants_grad  # (the import registers the operators' derivatives)
 from .._ops import build_info, ops
+from .._slow_paths import note_slow_path
 from ..potentials.mlp import MLPPotential
 
 MAX_DIM = 128
@@ -29,6 +32,8 @@ WIDTH_STEP = 32
 # The operators' codes (csrc/common/mlp_shape.h).
 _CODES = {"relu": 0, "leaky_relu": 1, "softplus": 2, "silu": 3, "tanh": 4, "elu": 5}
 _BFLOAT16_GPUS = (8, 0)
+_TILE = 16  # to which the kernels pad
+_RESERVED_SHARED_MEMORY = 1024  # csrc/cuda/device.cuh
 _PRECISIONS = {"medium": 1, "high": 2, "highest": 3}
 _NO_CLIP = (0, 0.0)
 _NO_RANGE = (-math.inf, math.inf)
@@ -56,18 +61,55 @@ class MLPSpec:
         columns = sum(self.hidden[:-1]) + (0 if self.piecewise_linear else sum(self.hidden[1:]))
         return (n_steps + 1) * columns * rows * dtype.itemsize
 
+    def weight_bytes(self, precision: str) -> int:
+        """What the weights take in a CUDA block's shared memory, at one of torch's precisions of matrix products."""
+        sizes = [-(-n // _TILE) * _TILE for n in (self.dim, *self.hidden)]
+        return 2 * _PRECISIONS[precision] * sum(n * m for n, m in itertools.pairwise(sizes))
+
     @property
     def _numbers(self) -> tuple[int, float, int]:
         """The operators' numbers: on CUDA, torch's precision of float32 matrix products holds here too."""
         return _CODES[self.activation], self.parameter, _precision()
 
 
-def _precision() -> int:
-    """Torch's precision of float32 matrix products, as the operators' code."""
+def _precision_name() -> str:
+    """Torch's precision of float32 matrix products."""
     try:
-        return _PRECISIONS[torch.get_float32_matmul_precision()]
+        return torch.get_float32_matmul_precision()
     except RuntimeError:  # set by its newer name, which the older one refuses to tell
-        return _PRECISIONS["high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"]
+        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
+
+
+def _precision() -> int:
+    """The same as the operators' code."""
+    return _PRECISIONS[_precision_name()]
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a block of the MLP kernels may have on a CUDA device."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin - _RESERVED_SHARED_MEMORY
+
+
+@functools.lru_cache(maxsize=64)
+def _beyond_shared_memory(spec: MLPSpec, precision: str, device: torch.device) -> str | None:
+    """Why the weights are read from the GPU's memory at every use; None where they stay on the chip."""
+    needed, there = spec.weight_bytes(precision), shared_memory(device)
+    if needed <= there:
+        return None
+    return (
+        f"an MLP {spec.dim}-{'-'.join(map(str, spec.hidden))}-1 at matmul precision {precision!r} takes "
+        f"{needed >> 10} KiB for its weights, and a block of {device} has {there >> 10} KiB of shared memory: they are "
+        f"read from its L2 cache at every step (a lower torch.set_float32_matmul_precision takes less)"
+    )
+
+
+def _note_weights(spec: MLPSpec, device: torch.device) -> None:
+    """On CUDA, weights that do not stay on the chip are a slow path."""
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        return
+    why = _beyond_shared_memory(spec, _precision_name(), device)
+    if why is not None:
+        note_slow_path(why, why)
 
 
 class UnrollEnd(NamedTuple):
@@ -146,18 +188,22 @@ class MLPField:
 
     def value(self, x: Tensor) -> Tensor:
         """f(x), [B]."""
+        _note_weights(self.spec, x.device)
         return ops.mlp_field.default(x, *self.weights(), *self.spec._numbers, True, False)[0]
 
     def grad(self, x: Tensor) -> Tensor:
         """∇f(x), [B, D]."""
+        _note_weights(self.spec, x.device)
         return ops.mlp_field.default(x, *self.weights(), *self.spec._numbers, False, True)[1]
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(f(x), ∇f(x)) from one evaluation."""
+        _note_weights(self.spec, x.device)
         return tuple(ops.mlp_field.default(x, *self.weights(), *self.spec._numbers, True, True))
 
     def vjp(self, x: Tensor, u: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """(H u, ∂⟨∇f(x), u⟩ by the weights, and by the biases), H the Hessian of f at each row of x."""
+        _note_weights(self.spec, x.device)
         return tuple(ops.mlp_field_backward.default(None, u, x, *self.weights(), *self.spec._numbers, True))
 
     def unroll(self, x0: Tensor, v0: Tensor, kick: Tensor, drift: Tensor, **options) -> UnrollEnd:
@@ -209,6 +255,7 @@ def mlp_unroll(
     weights, biases = list(weights), list(biases)
     if gradient != "full":
         weights, biases = [w.detach() for w in weights], [b.detach() for b in biases]
+    _note_weights(spec, x0.device)
     recorded = wants_grad(x0, v0, kick, drift, log_decay, log_stretch, *weights, *biases)
     x, v, *_ = ops.mlp_unroll.default(
         x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *spec._numbers, damping, *grad_clip,

@@ -9,6 +9,9 @@
 // + 1, 2t + 8 and 2t + 9. As 8 floats (Eight) that is what a product leaves; as bfloat16 pairs (Quad) it is
 // the left operand of the next product, without moving anything between lanes. Element i of the 8 is at
 // (tile_row(lane, i), tile_column(lane, i)), pair i / 2 of a Quad holds elements 2i (low half) and 2i + 1.
+//
+// In *block order* a tile is its blocks of 8 x 8, (0, 0), (0, 1), (1, 0) and (1, 1), row after row: 512 bytes
+// that can be read as the right operand that the tile is, or as the one that its transpose is.
 #pragma once
 
 #include "common/scalar.h"
@@ -35,6 +38,13 @@ struct alignas(16) Four {
 struct Eight {
   float v[8];
 };
+
+// Which block pair j of a right operand comes from, of a tile B in block order: for products with the columns
+// of Bᵀ, or of B.
+template <bool kTransposed>
+ADE_HD int block_of_pair(int j) {
+  return kTransposed ? j % 2 * 2 + j / 2 : j;
+}
 
 ADE_HD int tile_row(int lane, int i) { return lane / 4 + (i / 2 % 2) * 8; }
 ADE_HD int tile_column(int lane, int i) { return lane % 4 * 2 + i % 2 + i / 4 * 8; }
@@ -102,6 +112,35 @@ class DeviceWarp {
 #else
     __trap();
 #endif
+  }
+
+  // The right operand Bᵀ, or B where kTransposed, of a tile B in block order: in shared memory, or anywhere.
+  template <bool kTransposed>
+  __device__ __forceinline__ void load_shared_blocks(Reg<Quad>& q, const Quad* tile) const {
+#ifdef ADE_BF16_INSTRUCTIONS
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    uint32_t* const v = q.value.v;
+    const uint32_t row = static_cast<uint32_t>(__cvta_generic_to_shared(tile)) +
+                         (block_of_pair<kTransposed>(lane / 8) * 8 + lane % 8) * 16;
+    if (kTransposed) {
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                   : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                   : "r"(row));
+    } else {
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                   : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                   : "r"(row));
+    }
+#else
+    __trap();
+#endif
+  }
+  template <bool kTransposed>
+  __device__ __forceinline__ void load_blocks(Reg<Quad>& q, const Quad* tile) const {
+    const uint32_t* const pairs = reinterpret_cast<const uint32_t*>(tile) + threadIdx.x % kWarp;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) q.value.v[j] = pairs[block_of_pair<kTransposed>(j) * kWarp];
+    if (kTransposed) transpose_blocks(q);
   }
 
   // Over the four lanes that share a row of a tile; every lane gets it.
@@ -178,6 +217,34 @@ class HostWarp {
         q.at(lane).v[i] = element(column, row) | element(column + 1, row) << 16;
       }
     }
+  }
+
+  template <bool kTransposed>
+  void load_shared_blocks(Reg<Quad>& q, const Quad* tile) const {
+    const char* const bytes = reinterpret_cast<const char*>(tile);
+    for (int lane = 0; lane < kWarp; ++lane) {
+      for (int j = 0; j < 4; ++j) {
+        const auto element = [&](int row, int column) {
+          uint16_t bits;
+          memcpy(&bits, bytes + (block_of_pair<kTransposed>(j) * 8 + row) * 16 + column * 2, sizeof bits);
+          return uint32_t{bits};
+        };
+        const int g = lane / 4, t = lane % 4 * 2;
+        q.at(lane).v[j] =
+            kTransposed ? element(t, g) | element(t + 1, g) << 16 : element(g, t) | element(g, t + 1) << 16;
+      }
+    }
+  }
+  template <bool kTransposed>
+  void load_blocks(Reg<Quad>& q, const Quad* tile) const {
+    for (int lane = 0; lane < kWarp; ++lane) {
+      for (int j = 0; j < 4; ++j) {
+        memcpy(&q.at(lane).v[j],
+               reinterpret_cast<const uint32_t*>(tile) + block_of_pair<kTransposed>(j) * kWarp + lane,
+               sizeof(uint32_t));
+      }
+    }
+    if (kTransposed) transpose_blocks(q);
   }
 
   void row_or(Reg<uint32_t>& bits) const {

@@ -1,7 +1,7 @@
 // The activations φ with their first and second derivatives: what a potential's value, gradient and
 // second-order products need of them. Written once for scalars and vectors: M supplies the number type V,
-// exp, expm1, abs, positive_part, and of_one_plus(e), which is 1 / (1 + e) and log(1 + e). Comparisons of V
-// give what M::select takes; NaN passes through every formula.
+// exp, expm1, abs, positive_part, divide, and of_one_plus(e), which is 1 / (1 + e) and log(1 + e).
+// Comparisons of V give what M::select takes; NaN passes through every formula.
 #pragma once
 
 #include "common/macros.h"
@@ -44,7 +44,7 @@ struct Silu {
   using V = typename M::V;
   static ADE_HD ActivationJet<V> at(V z, V) {
     const V one = M::constant(1), two = M::constant(2);
-    const V s = one / (one + M::exp(-z));
+    const V s = M::divide(one, one + M::exp(-z));
     const V value = z * s, rest = one - s;
     return {value, s + value * rest, s * rest * (two + z * (one - two * s))};
   }
@@ -56,7 +56,7 @@ struct Tanh {
   static ADE_HD ActivationJet<V> at(V z, V) {
     const V one = M::constant(1), two = M::constant(2);
     const V e = M::expm1(-two * M::abs(z));  // tanh|z| = (1 - e^{-2|z|}) / (1 + e^{-2|z|})
-    const V size = -e / (two + e);
+    const V size = M::divide(-e, two + e);
     const V value = M::select(z < V{}, -size, size);
     const V slope = one - value * value;
     return {value, slope, -two * value * slope};

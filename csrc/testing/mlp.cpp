@@ -56,6 +56,24 @@ void fill(Reader& read, MlpFieldBackward& a) {
   fill(read, a.dweights);
 }
 
+template <class Launch>
+int64_t bytes_of(const base::kernels::HostBackend& backend, const Launch& args) {
+  if constexpr (std::is_same<Launch, MlpUnrollBackward>::value) {
+    if (piecewise_linear(args.shape.activation)) return base::kernels::linear_backward_bytes(backend, args);
+  }
+  return base::kernels::mlp_workspace_bytes(backend, args);
+}
+template <class Launch>
+void launch(base::kernels::HostBackend& backend, const Launch& args) {
+  if constexpr (std::is_same<Launch, MlpUnrollBackward>::value) {
+    if (piecewise_linear(args.shape.activation)) {
+      base::kernels::launch_linear_backward(backend, args);
+      return;
+    }
+  }
+  base::kernels::launch_mlp(backend, args);
+}
+
 // As module.cpp's run; `memory` is what a block has of shared memory.
 template <class Launch>
 int64_t run(bool descending, int64_t memory, const py::kwargs& fields) {
@@ -66,9 +84,9 @@ int64_t run(bool descending, int64_t memory, const py::kwargs& fields) {
   base::kernels::HostBackend backend;
   backend.order = descending ? base::kernels::WarpOrder::kDescending : base::kernels::WarpOrder::kAscending;
   backend.limit = memory;
-  Workspace workspace(base::kernels::mlp_workspace_bytes(backend, args));
+  Workspace workspace(bytes_of(backend, args));
   args.workspace = workspace.data();
-  base::kernels::launch_mlp(backend, args);
+  launch(backend, args);
   if (!workspace.intact()) throw std::runtime_error("a kernel wrote beyond its workspace");
   if (!backend.intact) throw std::runtime_error("a kernel wrote beyond its shared memory");
   return backend.blocks_run;

@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "cuda/arguments.h"
+#include "cuda/mlp/launch.h"
 
 using namespace ade;
 using namespace ade::base::kernels;
@@ -67,6 +68,26 @@ void workspace() {
         320);  // 17 * 16 bytes, to a multiple of 64
 }
 
+// Whether the weights of an MLP stay in a block's shared memory, of which Hopper has 227 KiB.
+template <class Launch>
+bool resident(int layers, int width, int precision, int64_t memory = 226 * 1024) {
+  Launch args = {};
+  args.shape = {2, layers, {width, width, width, width}, kSilu, 0};
+  args.precision = precision;
+  MlpWorkspace workspace(nullptr);
+  const MlpPlan plan = plan_mlp(workspace, args, memory);
+  CHECK(plan.shared_bytes <= memory);
+  return plan.resident;
+}
+template <class Launch>
+void weights_stay() {
+  for (const int precision : {1, 2, 3}) CHECK(resident<Launch>(3, 128, precision));
+  CHECK(resident<Launch>(4, 128, 2) && !resident<Launch>(4, 128, 3));
+  CHECK(resident<Launch>(2, 256, 1) && !resident<Launch>(3, 256, 1));
+  CHECK(resident<Launch>(3, 128, 1, 99 * 1024) && !resident<Launch>(3, 128, 2, 99 * 1024));
+  CHECK(!resident<Launch>(1, 32, 1, 0));
+}
+
 }  // namespace
 
 int main() {
@@ -74,5 +95,8 @@ int main() {
   coverage();
   splits();
   workspace();
+  weights_stay<MlpUnroll>();
+  weights_stay<MlpUnrollBackward>();
+  weights_stay<MlpFieldBackward>();
   return failures;
 }

@@ -33,20 +33,21 @@ Matrix random(int rows, int columns, uint32_t seed) {
   return m;
 }
 
-// S planes of a matrix's tiles; `right`: as the right operand whose columns are the matrix's rows.
+// S planes of a matrix's tiles, in fragment order or in block order.
 template <int S>
-std::vector<Quad> planes_of(const Matrix& m, bool right = false) {
+std::vector<Quad> planes_of(const Matrix& m, bool blocks = false) {
   const int across = m.columns / kTile;
   std::vector<Quad> quads(S * m.rows / kTile * across * kWarp);
+  const int64_t plane = int64_t{m.rows} / kTile * across * kWarp;
   for (int tile = 0; tile < m.rows / kTile * across; ++tile) {
     for (int lane = 0; lane < kWarp; ++lane) {
       Eight e;
       for (int i = 0; i < 8; ++i) {
-        const int from = !right ? i : (i / 2 == 1 ? 4 : i / 2 == 2 ? 2 : i / 2 * 2) + i % 2;
-        e.v[i] = m.at(tile / across * kTile + tile_row(lane, from),
-                      tile % across * kTile + tile_column(lane, from));
+        e.v[i] =
+            m.at(tile / across * kTile + tile_row(lane, i), tile % across * kTile + tile_column(lane, i));
       }
-      store_planes<S>(quads.data() + tile * kWarp, m.rows / kTile * across * kWarp, lane, e);
+      Quad* const at = quads.data() + tile * kWarp;
+      blocks ? store_block_planes<S>(at, plane, lane, e) : store_planes<S>(at, plane, lane, e);
     }
   }
   return quads;
@@ -93,26 +94,55 @@ void check_element(float got, double want, double size, double tolerance) {
   CHECK(std::fabs(got - want) <= tolerance * size);
 }
 
-template <int S>
+template <int S, bool kTransposed>
 void products(double tolerance) {
   Warp warp(0);
-  const Matrix a = random(2 * kTile, 3 * kTile, 1), b = random(kTile, 3 * kTile, 2);
-  const std::vector<Quad> left = planes_of<S>(a), right = planes_of<S>(b, true);
-  Reg<Eight> c[2][1];
-  product<S>(warp, c, tiles_of(left, a), 0, tiles_of(right, b), 0);
-  for (int r = 0; r < 2; ++r) {
-    for (int lane = 0; lane < kWarp; ++lane) {
-      for (int i = 0; i < 8; ++i) {
-        double want = 0, size = 0;
-        for (int k = 0; k < 3 * kTile; ++k) {
-          const double term = double(a.at(r * kTile + tile_row(lane, i), k)) * b.at(tile_column(lane, i), k);
-          want += term;
-          size += std::fabs(term);
+  const Matrix a = random(2 * kTile, 3 * kTile, 1);
+  const Matrix w = kTransposed ? random(3 * kTile, 2 * kTile, 2) : random(2 * kTile, 3 * kTile, 2);
+  const std::vector<Quad> left = planes_of<S>(a), right = planes_of<S>(w, true);
+  for (const bool shared : {false, true}) {
+    Reg<Eight> c[2][1];
+    product<S, kTransposed>(warp, c, tiles_of(left, a), 0,
+                            {right.data(), tiles_of(right, w).plane, w.columns / kTile, shared}, 1, 0, 3);
+    for (int r = 0; r < 2; ++r) {
+      for (int lane = 0; lane < kWarp; ++lane) {
+        for (int i = 0; i < 8; ++i) {
+          const int column = kTile + tile_column(lane, i);
+          double want = 0, size = 0;
+          for (int k = 0; k < 3 * kTile; ++k) {
+            const double term = double(a.at(r * kTile + tile_row(lane, i), k)) *
+                                (kTransposed ? w.at(k, column) : w.at(column, k));
+            want += term;
+            size += std::fabs(term);
+          }
+          check_element(c[r][0].at(lane).v[i], want, size, tolerance);
         }
-        check_element(c[r][0].at(lane).v[i], want, size, tolerance);
       }
     }
   }
+}
+
+// A tensor core truncates: of 1.5 · 2^-23 added to 1 it loses the half.
+void sums_are_truncated() {
+  Warp warp(0);
+  Reg<Quad> a, b;
+  Reg<Eight> c;
+  const float last = 1.0f / 8388608;
+  warp.each([&](int lane) {
+    a.at(lane) = b.at(lane) = Quad{};
+    c.at(lane) = {{1, -1, 0, 0, 0, 0, 0, 0}};
+    // Column 0 of the left operand and row 0 of the right one.
+    if (lane % 4 == 0) {
+      a.at(lane).v[0] = a.at(lane).v[1] = pack_pair(1, 0);
+      b.at(lane).v[0] = pack_pair(1.5f * last, 0);
+    }
+  });
+  warp.mma<0>(c, a, b);
+  warp.each([&](int lane) {
+    CHECK(c.at(lane).v[0] == 1 + last);  // to nearest, it would be 1 + 2 last
+    CHECK(c.at(lane).v[1] == -1 + 1.5f * last);
+    CHECK(c.at(lane).v[2] == 1.5f * last && c.at(lane).v[4] == 0);
+  });
 }
 
 template <int S>
@@ -169,9 +199,13 @@ int main() {
   planes_keep_a_number<1>(1.0 / 256);
   planes_keep_a_number<2>(1.0 / 65536);
   planes_keep_a_number<3>(0);
-  products<1>(2.0 / 256);
-  products<2>(4.0 / 65536);
-  products<3>(4e-7);
+  products<1, false>(2.0 / 256);
+  products<2, false>(4.0 / 65536);
+  products<3, false>(4e-7);
+  products<1, true>(2.0 / 256);
+  products<2, true>(4.0 / 65536);
+  products<3, true>(4e-7);
+  sums_are_truncated();
   outer_products<1>(2.0 / 256);
   outer_products<2>(4.0 / 65536);
   outer_products<3>(4e-7);

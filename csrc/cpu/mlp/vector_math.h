@@ -84,6 +84,7 @@ struct Math {
     V reciprocal, log;
   };
   // 1 / (1 + y) and log(1 + y) for y in [0, 1], by one division.
+  ADE_INLINE V divide(V a, V b) { return a / b; }
   ADE_INLINE OnePlus of_one_plus(V y) {
     const Mask<T> upper = y > constant(0.41421356237309504880);  // 1 + y > √2: halve it
     const V sum = y + T(1), divisor = y + (upper ? constant(3) : constant(2));

@@ -12,3 +12,13 @@
     ade::ADE_ISA::kernels::DeviceBackend backend{static_cast<cudaStream_t>(stream)};                        \
     return ade::ADE_ISA::kernels::launch_mlp(backend, args);                                                \
   }
+
+namespace ade {
+namespace cuda {
+
+// Of MlpUnrollBackward for a piecewise-linear potential, in a file of their own.
+int64_t linear_backward_bytes(const MlpUnrollBackward& args);
+int launch_linear_backward(const MlpUnrollBackward& args, void* stream);
+
+}  // namespace cuda
+}  // namespace ade

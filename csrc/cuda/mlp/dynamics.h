@@ -1,5 +1,6 @@
 // One kick or drift of a block's rows, and its vector-Jacobian product: the clips and steps of the dynamics
-// around the formulas of steps/generalized_leapfrog.h. A row belongs to a group of neighbouring threads.
+// around the formulas of steps/generalized_leapfrog.h. A row belongs to a group of neighbouring threads,
+// whose loops over its elements are short: unrolled, they would cost the registers of the products.
 #pragma once
 
 #include "cuda/dynamics.h"
@@ -43,6 +44,7 @@ class MlpDynamicsRows {
     if (grad_clip_.by_norm()) square_norms(force);
     each_row([=](int row, int lane, MlpState& s) {
       const float scale = norm_clip_scale(s.square, grad_clip_.bound);
+#pragma unroll 1
       for (int d = lane; d < dim_; d += kGroup) {
         const int at = row * dim_ + d;
         v[at] =
@@ -58,6 +60,7 @@ class MlpDynamicsRows {
     if (momentum_clip_.by_norm()) square_norms(v);
     each_row([=](int row, int lane, MlpState& s) {
       const float scale = norm_clip_scale(s.square, momentum_clip_.bound);
+#pragma unroll 1
       for (int d = lane; d < dim_; d += kGroup) {
         const int at = row * dim_ + d;
         x[at] = generalized_leapfrog::drift(x[at], clip(momentum_clip_, v[at], scale), stretch(t, d),
@@ -67,24 +70,35 @@ class MlpDynamicsRows {
     block_.sync();
   }
 
-  // v is the momentum before the kick. dv: cotangent after the kick, then before it. u: cotangent of F. terms
-  // [2, rows, D]: each row's part of dk and of dlog_decay.
-  ADE_HD void kick_vjp(int64_t t, const float* force, const float* v, float* dv, float* u, float* terms) {
+  // The vjp of a kick is of two parts, either first. Of the force: u, the cotangent of F; dv is that of v
+  // after the kick. terms [2, rows, D]: first, each row's part of dk.
+  ADE_HD void force_vjp(int64_t t, const float* force, const float* dv, float* u, float* terms) {
     if (grad_clip_.by_norm()) {
       row_sums(force, [=](int at, int d, float) {
-        return force[at] *
-               generalized_leapfrog::half_kick_vjp(dv[at], v[at], force[at], decay(t, d), k(t, d)).dforce;
+        return force[at] * kick_vjp_at(t, d, dv[at], 0, force[at]).dforce;
       });
     }
     each_row([=](int row, int lane, MlpState& s) {
       const RowClip<float> by = row_clip(grad_clip_, s);
+#pragma unroll 1
       for (int d = lane; d < dim_; d += kGroup) {
         const int at = row * dim_ + d;
-        const auto q = generalized_leapfrog::half_kick_vjp(
-            dv[at], v[at], clip(grad_clip_, force[at], by.scale), decay(t, d), k(t, d));
+        const auto q = kick_vjp_at(t, d, dv[at], 0, clip(grad_clip_, force[at], by.scale));
         terms[at] = q.da;
-        terms[kRows * dim_ + at] = q.ds;
         u[at] = clip_vjp(grad_clip_, q.dforce, force[at], by);
+      }
+    });
+    block_.sync();
+  }
+  // Of the momentum, v before the kick: dv becomes its cotangent. terms: second, each row's part of
+  // dlog_decay.
+  ADE_HD void momentum_vjp(int64_t t, const float* v, float* dv, float* terms) {
+    each_row([=](int row, int lane, MlpState&) {
+#pragma unroll 1
+      for (int d = lane; d < dim_; d += kGroup) {
+        const int at = row * dim_ + d;
+        const auto q = kick_vjp_at(t, d, dv[at], v[at], 0);
+        terms[kRows * dim_ + at] = q.ds;
         dv[at] = q.dv;
       }
     });
@@ -102,6 +116,7 @@ class MlpDynamicsRows {
     }
     each_row([=](int row, int lane, MlpState& s) {
       const RowClip<float> by = row_clip(momentum_clip_, s);
+#pragma unroll 1
       for (int d = lane; d < dim_; d += kGroup) {
         const int at = row * dim_ + d;
         const auto q = drift_vjp_at(t, d, dx[at], x[at], clip(momentum_clip_, v[at], by.scale));
@@ -114,24 +129,26 @@ class MlpDynamicsRows {
     block_.sync();
   }
 
-  // Adds the sums over the rows of both terms to first [D] and second [D]. A warp has a column at a time.
+  // Adds the sums over the rows of both terms to first [D] and second [D], unless null. A warp has a column
+  // at a time.
   ADE_HD void add_sums(const float* terms, float* first, float* second) {
-    for (int base = 0; base < 2 * dim_; base += kWarps) {
+    const int begin = first == nullptr ? dim_ : 0, end = second == nullptr ? dim_ : 2 * dim_;
+    for (int base = begin; base < end; base += kWarps) {
       block_.each([=](int thread, MlpState& s) {
         const int column = base + thread / kWarp, d = column % dim_;
         s.square = 0;
-        if (column >= 2 * dim_) return;
+        if (column >= end) return;
         for (int row = thread % kWarp; row < rows; row += kWarp)
           s.square += terms[column / dim_ * kRows * dim_ + row * dim_ + d];
       });
       block_.lane_sum(&MlpState::square, kWarp);
       block_.each([=](int thread, MlpState& s) {
         const int column = base + thread / kWarp;
-        if (thread % kWarp != 0 || column >= 2 * dim_) return;
+        if (thread % kWarp != 0 || column >= end) return;
         (column < dim_ ? first : second)[column % dim_] += s.square;
       });
     }
-    block_.sync();
+    if (begin < end) block_.sync();
   }
 
   // to = from, for the rows that exist.
@@ -168,6 +185,11 @@ class MlpDynamicsRows {
   ADE_HD generalized_leapfrog::DriftVjp<float> drift_vjp_at(int64_t t, int d, float dx, float x,
                                                             float u) const {
     return generalized_leapfrog::drift_vjp(dx, x, u, stretch(t, d), eta(t, d), lo_, hi_);
+  }
+
+  ADE_HD generalized_leapfrog::HalfKickVjp<float> kick_vjp_at(int64_t t, int d, float dv, float v,
+                                                              float force) const {
+    return generalized_leapfrog::half_kick_vjp(dv, v, force, decay(t, d), k(t, d));
   }
 
   ADE_HD float at(const void* steps, int64_t t, int d) const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/mlp/field.h"
+#include "cuda/mlp/linear_backward.h"
 #include "cuda/mlp/pack.h"
 #include "cuda/mlp/reduce.h"
 #include "cuda/mlp/unroll_backward.h"
@@ -25,6 +26,12 @@ struct MlpBodyOf<MlpUnrollBackward> {
   static constexpr bool sums = true;
 };
 template <>
+struct MlpBodyOf<MlpLinearBackward> {
+  template <int S, int R>
+  using Body = MlpLinearBackwardBody<S, R>;
+  static constexpr bool sums = true;
+};
+template <>
 struct MlpBodyOf<MlpField> {
   template <int S, int R>
   using Body = MlpFieldBody<S, R>;
@@ -37,101 +44,146 @@ struct MlpBodyOf<MlpFieldBackward> {
   static constexpr bool sums = true;
 };
 
-// Also places everything in `workspace` and returns the bytes of it that are used.
+// How often a kernel takes all rows through the network, independently of each other.
 template <class Launch>
-int64_t plan_mlp(MlpPlan& plan, const Launch& from, int64_t memory_limit) {
+int64_t times_of(const Launch&) {
+  return 1;
+}
+inline int64_t times_of(const MlpLinearBackward& a) { return a.dynamics.steps + 1; }
+
+inline MlpSums sums_of(const MlpPlan& plan, const MlpFieldBackward& a) {
+  return plan_sums(plan, {use_of(a).weights, false, false}, 0);
+}
+inline MlpSums sums_of(const MlpPlan& plan, const MlpUnrollBackward& a) {
+  return plan_sums(plan, {use_of(a).weights, true, true}, a.dynamics.steps);
+}
+inline MlpSums sums_of(const MlpPlan& plan, const MlpLinearBackward& a) {
+  return plan_sums(plan, {use_of(a).weights, true, false}, a.dynamics.steps);
+}
+
+// Parts of the workspace, one after the other.
+class MlpWorkspace {
+ public:
+  explicit MlpWorkspace(void* base) : base_(static_cast<char*>(base)) {}
+
+  template <class T>
+  T* take(int64_t size) {
+    const int64_t at = bytes_;
+    bytes_ += (size + kAlignment - 1) / kAlignment * kAlignment;
+    return reinterpret_cast<T*>(base_ == nullptr ? nullptr : base_ + at);
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  static constexpr int64_t kAlignment = 256;
+
+  char* base_;
+  int64_t bytes_ = 0;
+};
+
+template <class Launch>
+MlpPlan plan_mlp(MlpWorkspace& workspace, const Launch& from, int64_t memory_limit) {
   constexpr bool kSums = MlpBodyOf<Launch>::sums;
-  const auto aligned = [](int64_t bytes) { return (bytes + 255) / 256 * 256; };
-  plan = plan_network(from);
-  const MlpUse use = use_of(from);
-  const int wide = row_tiles(plan.rows);
-  plan_buffers(plan, use, from.precision, wide, BlockMemory(memory_limit));
-  plan.own_bytes = aligned(plan.own_bytes);
+  MlpPlan plan = plan_network(from);
+  const int64_t times = times_of(from);
+  const int wide = row_tiles(plan.rows, times);
+  plan_buffers(plan, use_of(from), from.precision, wide, BlockMemory(memory_limit));
+  plan.own_bytes = (plan.own_bytes + 255) / 256 * 256;
   const int64_t block_rows = int64_t{wide} * kTile, limit = (kSums ? kBackwardTiles : kForwardTiles) / wide;
-  plan.tiles = (plan.rows + block_rows - 1) / block_rows;
+  plan.tiles = (plan.rows + block_rows - 1) / block_rows * times;
   plan.blocks = plan.tiles < limit ? plan.tiles : limit;
 
-  char* const base = static_cast<char*>(from.workspace);
-  int64_t bytes = 0;
-  const auto place = [&](int64_t size) {
-    const int64_t at = bytes;
-    bytes += aligned(size);
-    return base == nullptr ? nullptr : base + at;
-  };
-  plan.packed =
-      reinterpret_cast<Quad*>(place(from.precision * plan.plane * static_cast<int64_t>(sizeof(Quad))));
-  plan.own = place(plan.blocks * plan.own_bytes);
+  plan.packed = workspace.take<Quad>(from.precision * plan.plane * static_cast<int64_t>(sizeof(Quad)));
+  plan.own = workspace.take<char>(plan.blocks * plan.own_bytes);
   if constexpr (kSums) {
-    plan_sums(plan, use, steps_of(from));
-    plan.block_sums = reinterpret_cast<float*>(place(plan.blocks * plan.sums.size * 4));
+    plan.sums = sums_of(plan, from);
+    plan.block_sums = workspace.take<float>(plan.blocks * plan.sums.size * 4);
   }
-  return bytes;
+  return plan;
 }
 
-inline void add_sum(MlpReduceArgs& args, void* to, int64_t first, int64_t rows, int64_t columns,
-                    int across = 0) {
-  if (to == nullptr) return;
-  args.sums[args.count++] = {static_cast<float*>(to), first, static_cast<int32_t>(rows),
-                             static_cast<int32_t>(columns), across};
-}
-inline void add_weight_sums(MlpReduceArgs& args, const MlpPlan& plan, const MlpWeightGradients& to) {
-  const int layers = plan.shape.layers;
-  for (int l = 1; l <= layers; ++l) {
-    add_sum(args, to.weight[l - 1], plan.sums.weight[l], plan.width(l), plan.width(l - 1),
-            plan.columns(l - 1));
-    add_sum(args, to.bias[l - 1], plan.sums.bias[l], 1, plan.width(l));
-  }
-  add_sum(args, to.weight[layers], plan.sums.out, 1, plan.width(layers));
-  add_sum(args, to.bias[layers], plan.sums.out_bias, 1, 1);
-}
-inline void add_sums(MlpReduceArgs& args, const MlpPlan& plan, const MlpFieldBackward& from) {
-  add_weight_sums(args, plan, from.dweights);
-}
-inline void add_sums(MlpReduceArgs& args, const MlpPlan& plan, const MlpUnrollBackward& from) {
-  const int64_t steps = from.dynamics.steps, dim = plan.shape.dim;
-  add_weight_sums(args, plan, from.dweights);
-  add_sum(args, from.dkick, plan.sums.kick, steps + 1, dim);
-  add_sum(args, from.ddrift, plan.sums.drift, steps, dim);
-  add_sum(args, from.dlog_decay, plan.sums.decay, steps + 1, dim);
-  add_sum(args, from.dlog_stretch, plan.sums.stretch, steps, dim);
+// The first launch of a piecewise-linear potential's backward pass; from.cotangents too.
+inline MlpCotangentsArgs plan_cotangents(MlpWorkspace& workspace, MlpLinearBackward& from) {
+  const int64_t rows = from.dynamics.rows, steps = from.dynamics.steps;
+  from.cotangents = workspace.take<float>((steps + 1) * rows * from.shape.dim * 4);
+  MlpCotangentsArgs args = {};
+  args.tiles = (rows + MlpCotangents::kRows - 1) / MlpCotangents::kRows;
+  args.blocks = args.tiles < kBackwardTiles ? args.tiles : kBackwardTiles;
+  args.sums = plan_sums(plan_network(from), {false, false, true}, steps);
+  args.block_sums = workspace.take<float>(args.blocks * args.sums.size * 4);
+  args.launch = from;
+  return args;
 }
 
-template <class Launch, class Backend>
-int64_t mlp_workspace_bytes(const Backend& backend, Launch from) {
-  MlpPlan plan;
-  from.workspace = nullptr;
-  return plan_mlp(plan, from, backend.memory_limit());
+// The results that are sums over blocks.
+class MlpReductions {
+ public:
+  // That follow are `blocks` blocks' sums.
+  void of(const float* block_sums, int64_t blocks, int64_t stride) {
+    from_ = block_sums;
+    blocks_ = blocks;
+    stride_ = stride;
+  }
+  void add(void* to, int64_t first, int64_t rows, int64_t columns, int across = 0) {
+    if (to == nullptr) return;
+    args_.sums[args_.count++] = {
+        static_cast<float*>(to),       from_ + first, blocks_, stride_, static_cast<int32_t>(rows),
+        static_cast<int32_t>(columns), across};
+    largest_ = rows * columns > largest_ ? rows * columns : largest_;
+  }
+  void add_weights(const MlpPlan& plan, const MlpWeightGradients& to) {
+    const int layers = plan.shape.layers;
+    for (int l = 1; l <= layers; ++l) {
+      add(to.weight[l - 1], plan.sums.weight[l], plan.width(l), plan.width(l - 1), plan.columns(l - 1));
+      add(to.bias[l - 1], plan.sums.bias[l], 1, plan.width(l));
+    }
+    add(to.weight[layers], plan.sums.out, 1, plan.width(layers));
+    add(to.bias[layers], plan.sums.out_bias, 1, 1);
+  }
+  void add_others(const MlpSums& sums, const MlpUnrollBackward& to) {
+    const int64_t steps = to.dynamics.steps, dim = to.shape.dim;
+    add(to.ddrift, sums.drift, steps, dim);
+    add(to.dlog_decay, sums.decay, steps + 1, dim);
+    add(to.dlog_stretch, sums.stretch, steps, dim);
+  }
+
+  template <class Backend>
+  int run(Backend& backend) const {
+    if (args_.count == 0) return 0;
+    return backend.template run<MlpReduce>((largest_ + kThreads - 1) / kThreads, args_.count, args_);
+  }
+
+ private:
+  MlpReduceArgs args_ = {};
+  const float* from_ = nullptr;
+  int64_t blocks_ = 0, stride_ = 0, largest_ = 0;
+};
+
+inline void add_sums(MlpReductions& to, const MlpPlan& plan, const MlpFieldBackward& from) {
+  to.add_weights(plan, from.dweights);
+}
+inline void add_sums(MlpReductions& to, const MlpPlan& plan, const MlpLinearBackward& from) {
+  to.add_weights(plan, from.dweights);
+  to.add(from.dkick, plan.sums.kick, from.dynamics.steps + 1, from.shape.dim);
+}
+inline void add_sums(MlpReductions& to, const MlpPlan& plan, const MlpUnrollBackward& from) {
+  to.add_weights(plan, from.dweights);
+  to.add(from.dkick, plan.sums.kick, from.dynamics.steps + 1, from.shape.dim);
+  to.add_others(plan.sums, from);
 }
 
 template <int S, int R, class Backend, class Launch>
 int run_mlp(Backend& backend, const Launch& from, const MlpPlan& plan) {
   using Body = typename MlpBodyOf<Launch>::template Body<S, R>;
-  int error = 0;
-  if (plan.rows > 0) {
-    error = backend.template run<MlpPack<S>>(pack_blocks(plan), plan.shape.layers, {plan, from.weights});
-    if (error != 0) return error;
-    error = backend.template run<Body>(plan.blocks, 1, {from, plan}, plan.shared_bytes);
-    if (error != 0) return error;
-  }
-  if constexpr (MlpBodyOf<Launch>::sums) {
-    MlpReduceArgs sums = {plan.block_sums, plan.blocks, plan.sums.size, {}, 0};
-    add_sums(sums, plan, from);
-    int64_t largest = 0;
-    for (int i = 0; i < sums.count; ++i) {
-      const int64_t size = int64_t{1} * sums.sums[i].rows * sums.sums[i].columns;
-      largest = size > largest ? size : largest;
-    }
-    if (sums.count > 0)
-      error = backend.template run<MlpReduce>((largest + kThreads - 1) / kThreads, sums.count, sums);
-  }
-  return error;
+  if (plan.rows == 0) return 0;
+  const int error =
+      backend.template run<MlpPack<S>>(pack_blocks(plan), plan.shape.layers, {plan, from.weights});
+  if (error != 0) return error;
+  return backend.template run<Body>(plan.blocks, 1, {from, plan}, plan.shared_bytes);
 }
-
 template <class Backend, class Launch>
-int launch_mlp(Backend& backend, const Launch& from) {
-  MlpPlan plan;
-  plan_mlp(plan, from, backend.memory_limit());
-  const bool wide = row_tiles(plan.rows) == 2;
+int run_mlp(Backend& backend, const Launch& from, const MlpPlan& plan) {
+  const bool wide = row_tiles(plan.rows, times_of(from)) == 2;
   switch (from.precision) {
     case kMediumPrecision:
       return wide ? run_mlp<1, 2>(backend, from, plan) : run_mlp<1, 1>(backend, from, plan);
@@ -140,6 +192,57 @@ int launch_mlp(Backend& backend, const Launch& from) {
     default:
       return wide ? run_mlp<3, 2>(backend, from, plan) : run_mlp<3, 1>(backend, from, plan);
   }
+}
+
+// Workspace, and launches, of the four ops; MlpUnrollBackward here of a smooth potential.
+template <class Launch, class Backend>
+int64_t mlp_workspace_bytes(const Backend& backend, const Launch& from) {
+  MlpWorkspace workspace(nullptr);
+  plan_mlp(workspace, from, backend.memory_limit());
+  return workspace.bytes();
+}
+template <class Backend, class Launch>
+int launch_mlp(Backend& backend, const Launch& from) {
+  MlpWorkspace workspace(from.workspace);
+  const MlpPlan plan = plan_mlp(workspace, from, backend.memory_limit());
+  const int error = run_mlp(backend, from, plan);
+  if (error != 0) return error;
+  if constexpr (MlpBodyOf<Launch>::sums) {
+    MlpReductions sums;
+    sums.of(plan.block_sums, plan.blocks, plan.sums.size);
+    add_sums(sums, plan, from);
+    return sums.run(backend);
+  }
+  return 0;
+}
+
+// The same of a piecewise-linear one.
+template <class Backend>
+int64_t linear_backward_bytes(const Backend& backend, const MlpUnrollBackward& args) {
+  MlpLinearBackward from = {args, nullptr};
+  MlpWorkspace workspace(nullptr);
+  plan_cotangents(workspace, from);
+  plan_mlp(workspace, from, backend.memory_limit());
+  return workspace.bytes();
+}
+template <class Backend>
+int launch_linear_backward(Backend& backend, const MlpUnrollBackward& args) {
+  MlpLinearBackward from = {args, nullptr};
+  MlpWorkspace workspace(args.workspace);
+  const MlpCotangentsArgs first = plan_cotangents(workspace, from);
+  const MlpPlan plan = plan_mlp(workspace, from, backend.memory_limit());
+  int error = 0;
+  if (plan.rows > 0)
+    error = backend.template run<MlpCotangents>(first.blocks, 1, first,
+                                                MlpCotangents::memory_bytes(from.shape.dim));
+  if (error == 0) error = run_mlp(backend, from, plan);
+  if (error != 0) return error;
+  MlpReductions sums;
+  sums.of(first.block_sums, first.blocks, first.sums.size);
+  sums.add_others(first.sums, from);
+  sums.of(plan.block_sums, plan.blocks, plan.sums.size);
+  add_sums(sums, plan, from);
+  return sums.run(backend);
 }
 
 }  // namespace kernels

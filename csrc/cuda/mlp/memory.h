@@ -1,6 +1,6 @@
 // Where the buffers of a block are: in its shared memory as far as that goes, and beyond in its own part of
-// the workspace, which the second-level cache holds. The kernels reach both by the same pointers; the results
-// do not depend on it.
+// the workspace. (The largest networks' parts of all blocks together, hundreds of megabytes, are more than a
+// second-level cache holds.) The kernels reach both by the same pointers; the results do not depend on it.
 #pragma once
 
 #include "cuda/block.h"

@@ -1,5 +1,5 @@
-// W_l and W_lᵀ as right operands of the products along layer l - 1 and along layer l: planes of tiles in
-// fragment order, padded with zeros.
+// W_l for the products along layer l - 1 and along layer l: planes of tiles in block order (cuda/warp.h),
+// padded with zeros.
 #pragma once
 
 #include "cuda/mlp/dynamics.h"
@@ -33,26 +33,21 @@ struct MlpPack {
   template <class Warp>
   static ADE_HD void tile(Warp& warp, const Args* args, int l, int64_t index) {
     const MlpPlan& plan = args->plan;
-    const int out = plan.columns(l), in = plan.columns(l - 1);
-    if (index >= int64_t{2} * out * in) return;
-    const bool transposed = index >= int64_t{1} * out * in;
-    const int64_t tile = transposed ? index - int64_t{1} * out * in : index;
-    const int across = transposed ? out : in, row0 = static_cast<int>(tile / across) * kTile,
-              column0 = static_cast<int>(tile % across) * kTile;
+    const int across = plan.columns(l - 1);
+    if (index >= int64_t{1} * plan.columns(l) * across) return;
+    const int row0 = static_cast<int>(index / across) * kTile;
+    const int column0 = static_cast<int>(index % across) * kTile;
     const float* const w = static_cast<const float*>(args->weights.weight[l - 1]);
     const int rows = plan.width(l), columns = plan.width(l - 1);
-    Quad* const to = plan.packed + (transposed ? plan.backward[l] : plan.forward[l]) + tile * kWarp;
+    Quad* const to = plan.packed + plan.weight[l] + index * kWarp;
     warp.each([&](int lane) {
       Eight e;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        // A right operand has the pairs {k, k + 8} of a column next to each other: those are pairs 0 and 2.
-        const int from = (i / 2 == 1 ? 4 : i / 2 == 2 ? 2 : i / 2 * 2) + i % 2;
-        const int a = row0 + tile_row(lane, from), b = column0 + tile_column(lane, from);
-        const int row = transposed ? b : a, column = transposed ? a : b;
+        const int row = row0 + tile_row(lane, i), column = column0 + tile_column(lane, i);
         e.v[i] = row < rows && column < columns ? w[int64_t{row} * columns + column] : 0.0f;
       }
-      store_planes<S>(to, plan.plane, lane, e);
+      store_block_planes<S>(to, plan.plane, lane, e);
     });
   }
 };
@@ -60,7 +55,7 @@ struct MlpPack {
 inline int64_t pack_blocks(const MlpPlan& plan) {
   int64_t blocks = 0;
   for (int l = 1; l <= plan.shape.layers; ++l) {
-    const int64_t tiles = int64_t{2} * plan.columns(l) * plan.columns(l - 1);
+    const int64_t tiles = int64_t{1} * plan.columns(l) * plan.columns(l - 1);
     const int64_t own = (tiles + kWarps - 1) / kWarps;
     blocks = own > blocks ? own : blocks;
   }

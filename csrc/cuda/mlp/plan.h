@@ -22,8 +22,8 @@ constexpr int64_t kRowsForWideBlocks = 4096;
 
 // What a kernel asks of its blocks.
 struct MlpUse {
-  bool states;     // v: the unroll
-  bool adjoint;    // the unroll backwards
+  bool states;     // x, v: the unroll
+  bool adjoint;    // v and terms: the unroll backwards
   bool value;      // f
   bool dgradient;  // second-order products for a cotangent of F
   bool dvalue;     // the same of f
@@ -47,11 +47,11 @@ struct MlpPlan {
   const float* out;
   const float* out_bias;
 
-  // W_l and W_lᵀ as right operands (pack.h); in Quads.
+  // The weights (pack.h), and where W_l starts among them; in Quads.
   Quad* packed;
-  int64_t forward[kLayerSlots], backward[kLayerSlots];
+  int64_t weight[kLayerSlots];
   int64_t plane;  // from one plane to the next
-  bool resident;  // the block has its own copy
+  bool resident;  // the block has its own copy in shared memory
   Buffer weights;
 
   int64_t rows, tiles, blocks;
@@ -60,6 +60,7 @@ struct MlpPlan {
 
   // Rows [rows of a block, D] of floats.
   Buffer x, v, gradient, dgradient, dx, terms;  // terms: [2, rows, D]
+  Buffer parts;                                 // [project_parts, rows, D]
   Buffer dvalue;                                // [rows]
   Buffer value_parts;                           // [tiles of layer L, rows]
   // Tiles: planes of h_l, δ_l, t_l, ζ_l, with x and u for layer 0; floats of φ'_l, and of φ''_l, φ''_l G_l,
@@ -72,6 +73,11 @@ struct MlpPlan {
 
   ADE_HD int width(int l) const { return l == 0 ? shape.dim : shape.width[l - 1]; }
   ADE_HD int columns(int l) const { return (width(l) + kTile - 1) / kTile; }  // of tiles
+  // Of the sums that lead to the input, so that every warp has one.
+  ADE_HD int project_parts() const {
+    const int parts = kWarps / columns(0);
+    return parts < 1 ? 1 : parts < columns(1) ? parts : columns(1);
+  }
   ADE_HD bool linear() const { return shape.activation == kRelu || shape.activation == kLeakyRelu; }
 };
 
@@ -86,8 +92,6 @@ inline int64_t rows_of(const MlpUnroll& a) { return a.dynamics.rows; }
 inline int64_t rows_of(const MlpUnrollBackward& a) { return a.dynamics.rows; }
 inline int64_t rows_of(const MlpField& a) { return a.rows; }
 inline int64_t rows_of(const MlpFieldBackward& a) { return a.rows; }
-inline int64_t steps_of(const MlpUnrollBackward& a) { return a.dynamics.steps; }
-inline int64_t steps_of(const MlpFieldBackward&) { return 0; }
 
 inline MlpUse use_of(const MlpUnroll&) { return {true, false, false, false, false, false, false}; }
 inline MlpUse use_of(const MlpUnrollBackward& a) {
@@ -106,7 +110,9 @@ inline MlpUse use_of(const MlpFieldBackward& a) {
 }
 
 // How many rows a block has, over kTile.
-inline int row_tiles(int64_t rows) { return rows >= kRowsForWideBlocks ? 2 : 1; }
+inline int row_tiles(int64_t rows, int64_t times = 1) {
+  return rows * times >= kRowsForWideBlocks && rows > kTile ? 2 : 1;
+}
 
 template <class Launch>
 MlpPlan plan_network(const Launch& from) {
@@ -117,17 +123,16 @@ MlpPlan plan_network(const Launch& from) {
   const int layers = from.shape.layers;
   for (int l = 1; l <= layers; ++l) {
     plan.bias[l] = static_cast<const float*>(from.weights.bias[l - 1]);
-    const int64_t quads = int64_t{1} * plan.columns(l) * plan.columns(l - 1) * kWarp;
-    plan.forward[l] = plan.plane;
-    plan.backward[l] = plan.plane + quads;
-    plan.plane += 2 * quads;
+    plan.weight[l] = plan.plane;
+    plan.plane += int64_t{1} * plan.columns(l) * plan.columns(l - 1) * kWarp;
   }
   plan.out = static_cast<const float*>(from.weights.weight[layers]);
   plan.out_bias = static_cast<const float*>(from.weights.bias[layers]);
   return plan;
 }
 
-// The buffers, those that are read most often first: they get what there is of shared memory.
+// The buffers, those that are read most often first: they get what there is of shared memory. The weights
+// come before everything: every block reads all of them, again and again.
 inline void plan_buffers(MlpPlan& plan, const MlpUse& use, int planes, int row_tiles, BlockMemory memory) {
   const int layers = plan.shape.layers;
   const int64_t block_rows = int64_t{row_tiles} * kTile, points = block_rows * plan.shape.dim * 4;
@@ -135,8 +140,13 @@ inline void plan_buffers(MlpPlan& plan, const MlpUse& use, int planes, int row_t
   const int64_t plane_bytes = planes * kPlaneTileBytes;
   const bool smooth = !plan.linear(), bend = smooth && use.dgradient;
 
-  plan.x = memory.take(points);
+  const int64_t weight_bytes = planes * plan.plane * static_cast<int64_t>(sizeof(Quad));
+  plan.resident = memory.fits(weight_bytes);
+  if (plan.resident) plan.weights = memory.take(weight_bytes);
+
+  if (use.states) plan.x = memory.take(points);
   plan.gradient = memory.take(points);
+  plan.parts = memory.take(plan.project_parts() * points);
   if (use.states || use.adjoint) plan.v = memory.take(points);
   if (use.adjoint || use.second_order()) {
     plan.dx = memory.take(points);
@@ -148,43 +158,54 @@ inline void plan_buffers(MlpPlan& plan, const MlpUse& use, int planes, int row_t
 
   plan.hidden[0] = tiles(0, plane_bytes);
   if (use.dgradient) plan.tangent[0] = tiles(0, plane_bytes);
+  // Without second-order products nobody reads h_l or δ_l but the next layer.
+  Buffer pair[2] = {};
+  for (int l = 1; l <= 2 && !use.second_order(); ++l) {
+    int widest = l;
+    for (int k = l; k <= layers; k += 2) widest = plan.columns(k) > plan.columns(widest) ? k : widest;
+    if (l <= layers) pair[l % 2] = tiles(widest, plane_bytes);
+  }
   for (int l = 1; l <= layers; ++l) {
-    plan.hidden[l] = tiles(l, plane_bytes);
-    // Without second-order products nobody reads h_l once layer l + 1 is through.
+    plan.hidden[l] = use.second_order() ? tiles(l, plane_bytes) : pair[l % 2];
     plan.delta[l] = use.second_order() ? tiles(l, plane_bytes) : plan.hidden[l];
     plan.slope[l] = tiles(l, smooth ? kFloatTileBytes : kWarp);
     if (bend) plan.bend[l] = tiles(l, kFloatTileBytes);
     if (use.dgradient && l < layers) plan.tangent[l] = tiles(l, plane_bytes);
     if (use.curvature) plan.zeta[l] = tiles(l, plane_bytes);
   }
-  const int64_t weight_bytes = planes * plan.plane * static_cast<int64_t>(sizeof(Quad));
-  plan.resident = memory.fits(weight_bytes);
-  if (plan.resident) plan.weights = memory.take(weight_bytes);
   plan.shared_bytes = memory.shared_bytes();
   plan.own_bytes = memory.own_bytes();
 }
 
-inline void plan_sums(MlpPlan& plan, const MlpUse& use, int64_t steps) {
-  MlpSums& sums = plan.sums;
+// What a kernel sums over the batch.
+struct MlpSummed {
+  bool weights, kick;
+  bool others;  // drift, decay, stretch
+};
+
+inline MlpSums plan_sums(const MlpPlan& plan, const MlpSummed& of, int64_t steps) {
+  MlpSums sums = {};
   const auto take = [&](int64_t floats) {
     const int64_t first = sums.size;
     sums.size += (floats + 15) / 16 * 16;
     return first;
   };
   const int layers = plan.shape.layers, dim = plan.shape.dim;
-  for (int l = 1; use.weights && l <= layers; ++l) {
+  for (int l = 1; of.weights && l <= layers; ++l) {
     sums.weight[l] = take(int64_t{kTileElements} * plan.columns(l) * plan.columns(l - 1));
     sums.bias[l] = take(plan.width(l));
   }
-  if (use.weights) {
+  if (of.weights) {
     sums.out = take(plan.width(layers));
     sums.out_bias = take(1);
   }
-  if (!use.adjoint) return;
-  sums.kick = take((steps + 1) * dim);
-  sums.decay = take((steps + 1) * dim);
-  sums.drift = take(steps * dim);
-  sums.stretch = take(steps * dim);
+  if (of.kick) sums.kick = take((steps + 1) * dim);
+  if (of.others) {
+    sums.drift = take(steps * dim);
+    sums.decay = take((steps + 1) * dim);
+    sums.stretch = take(steps * dim);
+  }
+  return sums;
 }
 
 }  // namespace kernels

@@ -39,6 +39,17 @@ ADE_HD void store_planes(Quad* at, int64_t stride, int lane, Eight e) {
 #pragma unroll
   for (int s = 0; s < S; ++s) at[s * stride + lane] = plane[s];
 }
+// The same in block order.
+template <int S>
+ADE_HD void store_block_planes(Quad* at, int64_t stride, int lane, Eight e) {
+#pragma unroll
+  for (int s = 0; s < S; ++s) {
+    uint32_t* const pairs = reinterpret_cast<uint32_t*>(at + s * stride) + lane;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      pairs[block_of_pair<true>(i) * kWarp] = take_plane(e.v[2 * i], e.v[2 * i + 1]);
+  }
+}
 template <int S>
 ADE_HD Eight load_planes(const Quad* at, int64_t stride, int lane) {
   Eight e = {};
@@ -139,25 +150,48 @@ struct Tiles {
   }
 };
 
-// c = a b for R rows of tiles from r0 and P columns from p0. `b` is packed: a row of its tiles is a column of
-// the right operand.
-template <int S, int R, int P, class Warp>
+// Tiles of a matrix W in block order.
+struct BlockTiles {
+  const Quad* first;
+  int64_t plane;
+  int columns;
+  bool shared;  // in shared memory
+};
+
+// c = a Wᵀ, or a W where kTransposed, for R rows of tiles from r0 and P columns from p0: the terms k0 to k1,
+// in tiles.
+template <int S, bool kTransposed, int R, int P, class Warp>
 ADE_HD void product(Warp& warp, typename Warp::template Reg<Eight> (&c)[R][P], const Tiles& a, int r0,
-                    const Tiles& b, int p0) {
+                    const BlockTiles& w, int p0, int k0, int k1) {
+  using Quads = typename Warp::template Reg<Quad>;
   clear(warp, c);
-#pragma unroll 2
-  for (int k = 0; k < a.columns; ++k) {
-    typename Warp::template Reg<Quad> left[S][R], right[S][P];
+  const auto add = [&](int k, auto load) {
+    Quads left[S][R], right[S][P];
+#pragma unroll
+    for (int s = 0; s < S; ++s) {
+#pragma unroll
+      for (int p = 0; p < P; ++p) {
+        const int64_t tile = kTransposed ? int64_t{k} * w.columns + p0 + p : int64_t{p0 + p} * w.columns + k;
+        load(right[s][p], w.first + s * w.plane + tile * kWarp);
+      }
+    }
     warp.each([&](int lane) {
 #pragma unroll
       for (int s = 0; s < S; ++s) {
-#pragma unroll
-        for (int p = 0; p < P; ++p) right[s][p].at(lane) = (b.at(p0 + p, k) + s * b.plane)[lane];
 #pragma unroll
         for (int r = 0; r < R; ++r) left[s][r].at(lane) = (a.at(r0 + r, k) + s * a.plane)[lane];
       }
     });
     add_product<S>(warp, c, left, right);
+  };
+  if (w.shared) {
+#pragma unroll 2
+    for (int k = k0; k < k1; ++k)
+      add(k, [&](Quads& q, const Quad* tile) { warp.template load_shared_blocks<kTransposed>(q, tile); });
+  } else {
+#pragma unroll 1
+    for (int k = k0; k < k1; ++k)
+      add(k, [&](Quads& q, const Quad* tile) { warp.template load_blocks<kTransposed>(q, tile); });
   }
 }
 

@@ -7,18 +7,17 @@ namespace ade {
 namespace ADE_ISA {
 namespace kernels {
 
-// One result [rows, columns]: floats from `first` on, or tiles of floats with `across` of them in a row of
-// tiles.
+// One result [rows, columns], of which each block has floats, or tiles of floats with `across` of them in a
+// row of tiles.
 struct MlpSum {
   float* to;
-  int64_t first;
+  const float* from;       // of the first block
+  int64_t blocks, stride;  // floats from a block to the next
   int32_t rows, columns;
   int32_t across;  // 0: no tiles
 };
 
 struct MlpReduceArgs {
-  const float* block_sums;
-  int64_t blocks, stride;  // floats from a block to the next
   MlpSum sums[2 * kLayerSlots + 4];
   int32_t count;
 };
@@ -43,9 +42,8 @@ struct MlpReduce {
                                 ? index
                                 : (int64_t{row / kTile} * sum.across + column / kTile) * kTileElements +
                                       float_index(row % kTile, column % kTile);
-      const float* const from = args->block_sums + sum.first + place;
       float total = 0;
-      for (int64_t b = 0; b < args->blocks; ++b) total += from[b * args->stride];
+      for (int64_t b = 0; b < sum.blocks; ++b) total += sum.from[b * sum.stride + place];
       sum.to[index] = total;
     });
   }

@@ -19,8 +19,11 @@ ADE_HD Four load_columns(const float* row, int lane) {
 }
 ADE_HD int column_slot(int i) { return i % 2 + i / 4 * 2; }
 
+// What is known of φ when a kernel is compiled.
+enum class Phi { kAny, kSmooth, kLinear };
+
 // S planes, R tiles of rows.
-template <int S, int R, class Block>
+template <int S, int R, class Block, Phi kPhi = Phi::kAny>
 class MlpTile {
  public:
   static constexpr int kRows = R * kTile;
@@ -34,7 +37,7 @@ class MlpTile {
         memory({block.memory(), plan.own + block.x() * plan.own_bytes}),
         block_(block),
         plan_(plan),
-        weights_(plan.packed) {}
+        weights_({plan.packed, plan.plane, 0, false}) {}
 
   mlp::Wanted want;     // of the sweep at hand
   int rows;             // that exist
@@ -61,7 +64,8 @@ class MlpTile {
       for (int64_t i = t; i < count; i += kThreads) to[i] = from[i];
     });
     block_.sync();
-    weights_ = to;
+    weights_.first = to;
+    weights_.shared = true;
   }
 
   // Rows [rows, D] of floats as the planes of layer 0. The input, or the cotangent of F.
@@ -129,6 +133,7 @@ class MlpTile {
   ADE_HD float* sums() const { return plan_.block_sums + block_.x() * plan_.sums.size; }
 
  private:
+  using Math = FloatMath<(S < kMaxPlanes)>;
   template <class Warp>
   using Products = typename Warp::template Reg<Eight>[R][1];
 
@@ -152,15 +157,21 @@ class MlpTile {
   ADE_HD Four* floats_at(Buffer buffer, int l, int r, int p) const {
     return memory.template at<Four>(buffer) + tile_at(l, r, p) * (kTileElements / 4);
   }
-  // W_l as the right operand of products along layer l - 1, and along layer l.
-  ADE_HD Tiles along_input(int l) const {
-    return {weights_ + plan_.forward[l], plan_.plane, plan_.columns(l - 1)};
+  ADE_HD BlockTiles weight(int l) const {
+    return {weights_.first + plan_.weight[l], weights_.plane, plan_.columns(l - 1), weights_.shared};
   }
-  ADE_HD Tiles along_output(int l) const {
-    return {weights_ + plan_.backward[l], plan_.plane, plan_.columns(l)};
+  // c = a W_lᵀ for planes a of layer l - 1, and c = a W_l for planes a of layer l: column p of all rows.
+  template <class Warp>
+  ADE_HD void along_input(Warp& warp, Products<Warp>& c, Buffer a, int l, int p) const {
+    product<S, false>(warp, c, planes(a, l - 1), 0, weight(l), p, 0, plan_.columns(l - 1));
+  }
+  template <class Warp>
+  ADE_HD void along_output(Warp& warp, Products<Warp>& c, Buffer a, int l, int p) const {
+    product<S, true>(warp, c, planes(a, l), 0, weight(l), p, 0, plan_.columns(l));
   }
 
-  ADE_HD bool bends() const { return want.tangent && !plan_.linear(); }
+  ADE_HD bool linear() const { return kPhi == Phi::kAny ? plan_.linear() : kPhi == Phi::kLinear; }
+  ADE_HD bool bends() const { return want.tangent && !linear(); }
   // --- φ and φ' ---
 
   struct Jets {
@@ -179,13 +190,13 @@ class MlpTile {
   ADE_HD void smooth_jets(Jets& out, const Eight& z) const {
     switch (plan_.shape.activation) {
       case kSoftplus:
-        return jets<mlp::Softplus<FloatMath>>(out, z, plan_.parameter);
+        return jets<mlp::Softplus<Math>>(out, z, plan_.parameter);
       case kSilu:
-        return jets<mlp::Silu<FloatMath>>(out, z, plan_.parameter);
+        return jets<mlp::Silu<Math>>(out, z, plan_.parameter);
       case kTanh:
-        return jets<mlp::Tanh<FloatMath>>(out, z, plan_.parameter);
+        return jets<mlp::Tanh<Math>>(out, z, plan_.parameter);
       default:
-        return jets<mlp::Elu<FloatMath>>(out, z, plan_.parameter);
+        return jets<mlp::Elu<Math>>(out, z, plan_.parameter);
     }
   }
 
@@ -235,8 +246,8 @@ class MlpTile {
     return slope;
   }
   ADE_HD Eight load_slope(int l, int r, int p, int lane) const {
-    return plan_.linear() ? slopes_of(load_mask(l, r, p, lane))
-                          : load_floats(floats_at(plan_.slope[l], l, r, p), lane);
+    return linear() ? slopes_of(load_mask(l, r, p, lane))
+                    : load_floats(floats_at(plan_.slope[l], l, r, p), lane);
   }
 
   // --- the phases of a column of tiles ---
@@ -259,35 +270,52 @@ class MlpTile {
     });
   }
 
-  // Rows [rows, D] of floats = or += a W_1, for planes a of layer 1.
+  // Rows [rows, D] of floats = or += a W_1, for planes a of layer 1. Few columns are shared out to the warps
+  // by parts of the sums.
   template <bool kAdd>
   ADE_HD void project(Buffer a, Buffer to) {
-    const int dim = plan_.shape.dim;
-    columns(0, [=](auto& warp, int p) {
-      Products<typename std::decay<decltype(warp)>::type> c;
-      product<S>(warp, c, planes(a, 1), 0, along_output(1), p);
-      float* const out = memory.template at<float>(to);
+    const int dim = plan_.shape.dim, count = plan_.columns(0), parts = plan_.project_parts();
+    const int terms = plan_.columns(1), size = kRows * dim;
+    float* const scratch = memory.template at<float>(plan_.parts);
+    block_.each_warp([=](auto& warp) {
+      for (int job = warp.index(); job < count * parts; job += kWarps) {
+        const int p = job % count, part = job / count;
+        Products<typename std::decay<decltype(warp)>::type> c;
+        product<S, true>(warp, c, planes(a, 1), 0, weight(1), p, part * terms / parts,
+                         (part + 1) * terms / parts);
 #pragma unroll
-      for (int r = 0; r < R; ++r) {
-        warp.each([&](int lane) {
+        for (int r = 0; r < R; ++r) {
+          warp.each([&](int lane) {
 #pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            const int row = r * kTile + tile_row(lane, i), column = p * kTile + tile_column(lane, i);
-            if (row >= rows || column >= dim) continue;
-            float* const at = out + row * dim + column;
-            *at = kAdd ? *at + c[r][0].at(lane).v[i] : c[r][0].at(lane).v[i];
-          }
-        });
+            for (int i = 0; i < 8; ++i) {
+              const int row = r * kTile + tile_row(lane, i), column = p * kTile + tile_column(lane, i);
+              if (column < dim) scratch[part * size + row * dim + column] = c[r][0].at(lane).v[i];
+            }
+          });
+        }
       }
     });
+    block_.sync();
+    float* const out = memory.template at<float>(to);
+    const int used = rows * dim;
+    block_.each([=](int t, auto&) {
+#pragma unroll 1
+      for (int i = t; i < used; i += kThreads) {
+        float sum = scratch[i];
+#pragma unroll 1
+        for (int part = 1; part < parts; ++part) sum += scratch[part * size + i];
+        out[i] = kAdd ? out[i] + sum : sum;
+      }
+    });
+    block_.sync();
   }
 
   // h_l and φ'_l, at the top δ_L and f's part, of z_l.
   template <class Warp>
   ADE_HD void forward_column(Warp& warp, int l, int p) {
     Products<Warp> c;
-    product<S>(warp, c, planes(plan_.hidden[l - 1], l - 1), 0, along_input(l), p);
-    const bool last = l == layers(), linear = plan_.linear(), bend = bends();
+    along_input(warp, c, plan_.hidden[l - 1], l, p);
+    const bool last = l == layers(), linear = this->linear(), bend = bends();
     const bool keep_value = !last || with_value;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
@@ -306,7 +334,7 @@ class MlpTile {
 #pragma unroll
           for (int i = 0; i < 8; ++i) {
             mask |= static_cast<uint32_t>(z.v[i] > 0) << i;
-            jet.value.v[i] = mlp::PiecewiseLinear<FloatMath>::value(z.v[i], plan_.parameter);
+            jet.value.v[i] = mlp::PiecewiseLinear<Math>::value(z.v[i], plan_.parameter);
           }
           jet.slope = slopes_of(mask);
           memory.template at<uint8_t>(plan_.slope[l])[tile_at(l, r, p) * kWarp + lane] =
@@ -365,7 +393,7 @@ class MlpTile {
   template <class Warp>
   ADE_HD void backward_column(Warp& warp, int l, int p) {
     Products<Warp> c;
-    product<S>(warp, c, planes(plan_.delta[l + 1], l + 1), 0, along_output(l + 1), p);
+    along_output(warp, c, plan_.delta[l + 1], l + 1, p);
     const bool bend = bends();
 #pragma unroll
     for (int r = 0; r < R; ++r) {
@@ -384,7 +412,7 @@ class MlpTile {
   template <class Warp>
   ADE_HD void tangent_column(Warp& warp, int l, int p) {
     Products<Warp> c;
-    product<S>(warp, c, planes(plan_.tangent[l - 1], l - 1), 0, along_input(l), p);
+    along_input(warp, c, plan_.tangent[l - 1], l, p);
     const bool bend = bends(), last = l == layers();
     typename Warp::template Reg<Four> total;
     warp.each([&](int lane) { total.at(lane) = Four{}; });
@@ -411,7 +439,7 @@ class MlpTile {
   ADE_HD void curvature_column(Warp& warp, int l, int p) {
     const bool last = l == layers(), bend = bends();
     Products<Warp> c;
-    if (!last) product<S>(warp, c, planes(plan_.zeta[l + 1], l + 1), 0, along_output(l + 1), p);
+    if (!last) along_output(warp, c, plan_.zeta[l + 1], l + 1, p);
     typename Warp::template Reg<Four> total, total_out;
     warp.each([&](int lane) { total.at(lane) = total_out.at(lane) = Four{}; });
 #pragma unroll
@@ -495,7 +523,7 @@ class MlpTile {
 
   Block& block_;
   const MlpPlan& plan_;
-  const Quad* weights_;
+  BlockTiles weights_;  // of all layers
 };
 
 }  // namespace kernels

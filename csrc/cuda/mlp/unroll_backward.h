@@ -1,6 +1,6 @@
-// The whole backward pass of the unroll: a block takes its rows back from t = T to 0. At every stored x_t the
-// network's second-order products turn the kick's cotangent of F(x_t) into cotangents of x_t and of the
-// weights.
+// The whole backward pass of the unroll of a smooth potential: a block takes its rows back from t = T to 0.
+// At every stored x_t the network's second-order products turn the kick's cotangent of F(x_t) into cotangents
+// of x_t and of the weights.
 #pragma once
 
 #include "cuda/mlp/unroll.h"
@@ -21,9 +21,8 @@ struct MlpUnrollBackwardBody {
     const MlpUnrollBackward& launch = args->launch;
     const MlpPlan& plan = args->plan;
     const int64_t dim = plan.shape.dim, steps = launch.dynamics.steps, all = plan.rows * dim;
-    MlpTile<S, R, Block> tile(block, plan);
+    MlpTile<S, R, Block, Phi::kSmooth> tile(block, plan);
     MlpDynamicsRows<R, Block> dynamics(block, launch.dynamics, plan.shape.dim);
-    const int64_t bit_stride = tile.bit_stride();
     float* const dx = tile.memory.template at<float>(plan.dx);
     float* const dv = tile.memory.template at<float>(plan.v);
     float* const u = tile.memory.template at<float>(plan.dgradient);
@@ -33,9 +32,7 @@ struct MlpUnrollBackwardBody {
 
     tile.want.gradient = true;
     tile.want.weights = launch.dweights.weight[0] != nullptr;
-    tile.want.tangent = !launch.stopped && (!plan.linear() || tile.want.weights);
-    tile.want.curvature = tile.want.tangent && !plan.linear();
-    tile.want.bits_kept = launch.bits != nullptr;
+    tile.want.tangent = tile.want.curvature = !launch.stopped;
     tile.prepare();
     tile.clear_sums();
     for (int64_t index = block.x(); index < plan.tiles; index += plan.blocks) {
@@ -50,14 +47,16 @@ struct MlpUnrollBackwardBody {
       for (int64_t t = steps; t >= 0; --t) {
         if (t < steps) {
           dynamics.drift_vjp(t, x + t * all, v + t * all, dx, dv, terms);
-          dynamics.add_sums(terms, sums + plan.sums.drift + t * dim, sums + plan.sums.stretch + t * dim);
+          dynamics.add_sums(terms, sums + plan.sums.drift + t * dim,
+                            launch.dlog_stretch ? sums + plan.sums.stretch + t * dim : nullptr);
         }
-        tile.bits = launch.bits ? launch.bits + (t * plan.rows + turn.first) * bit_stride : nullptr;
         tile.set_input(x + t * all);
         mlp::first_order(tile, tile.want);
         const float* const v_before = t == 0 ? static_cast<const float*>(launch.v0) + at : v + (t - 1) * all;
-        dynamics.kick_vjp(t, force, v_before, dv, u, terms);
-        dynamics.add_sums(terms, sums + plan.sums.kick + t * dim, sums + plan.sums.decay + t * dim);
+        dynamics.force_vjp(t, force, dv, u, terms);
+        dynamics.momentum_vjp(t, v_before, dv, terms);
+        dynamics.add_sums(terms, sums + plan.sums.kick + t * dim,
+                          launch.dlog_decay ? sums + plan.sums.decay + t * dim : nullptr);
         if (!tile.want.tangent) continue;
         tile.set_dgradient(u);
         mlp::second_order(tile, tile.want);
