@@ -99,8 +99,8 @@ def _family_lines(device: str, usable: bool) -> list[str]:
     if device == "cuda" and usable and has_kernel("mlp_unroll", device):
         room = mlp.shared_memory(torch.device("cuda", torch.cuda.current_device())) >> 10
         found.append(
-            f"  their weights, 2, 4 or 6 bytes each (matmul precision medium, high, highest): on the chip up to {room} KiB, "
-            f"beyond that read from the L2 cache at every step"
+            f"  their weights, 2, 4 or 6 bytes each (matmul precision medium, high, highest): on the chip up to {room} "
+            f"KiB, beyond that read from the L2 cache at every step"
         )
     return found
 
