@@ -14,7 +14,7 @@ struct MlpUnrollBackwardBody {
   using Args = MlpArgs<MlpUnrollBackward>;
   using State = MlpState;
   using Shared = MlpShared;
-  static constexpr int kBlocks = R == 1 && S < 3 ? 2 : 1;  // registers for none to be spilled
+  static constexpr int kBlocks = R == 1 && S == 1 ? 2 : 1;  // registers for none to be spilled
 
   template <class Block>
   static ADE_HD void run(Block& block, const Args* args) {
