@@ -59,6 +59,7 @@ ABLATION: dict[str, dict[str, Any]] = {
     "no averaging": {"ema_decay": 0.0},
     "Adam's β₁ = 0.9": {"beta1": 0.9},
     "λ = 1": {"momentum_weight": 1.0},
+    "entropy weight 0.5": {"entropy_weight": 0.5},
     "λ = 1, step size fixed at 0.05": {**_FIXED_STEPS, "step_size": 0.05},
     "q⁰ a Gaussian": {"initial": "gaussian"},
     "generalized leapfrog": {"dynamics": "generalized"},
