@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -244,7 +244,7 @@ def step_rows(
         )
     step = step.to(device=x0.device, dtype=accumulation_dtype(x0.dtype))
     try:
-        shaped = step.expand(n_steps, *event) if per_step else step.expand(event).unsqueeze(0)
+        shaped = step.expand(n_steps if per_step else 1, *event)
     except RuntimeError:
         raise ValueError(
             f"{layer}: {name} must be a number or broadcast to the {what} {event}, with or without a leading axis of "
@@ -255,10 +255,64 @@ def step_rows(
 
 def merged_kicks(eta: Tensor, n_steps: int) -> Tensor:
     """[T, D] or [1, D] step sizes -> [T + 1, D] steps of the merged kicks: η⁰/2, (ηᵗ⁻¹ + ηᵗ)/2, ηᵀ⁻¹/2."""
-    half = 0.5 * eta
     if len(eta) == 1:
-        return torch.cat([half, eta.expand(n_steps - 1, -1), half])
-    return generalized_kicks(half, None)[0]
+        kick = eta.expand(n_steps + 1, -1).clone()
+        kick[::n_steps].mul_(0.5)  # the first and the last
+        return kick
+    return generalized_kicks(0.5 * eta, None)[0]
+
+
+def add_merged_kicks_vjp(terms: Tensor, dkick: Tensor) -> Tensor:
+    """terms [T, D] + the cotangent of the step sizes: each is in the kicks at both of its ends."""
+    return torch.add(terms, dkick[:-1], alpha=0.5).add_(dkick[1:], alpha=0.5)
+
+
+class MergedSteps:
+    """Kicks and drifts of leapfrog from step sizes as the layers hold them: a `Schedule` of the MLP operators.
+
+    tensors: the step size, and the drifts' own where they have one. kick: [T + 1, D], drift: [T, D], of the
+    accumulation dtype, without a graph.
+
+    Raises: ValueError, as `step_rows`.
+    """
+
+    def __init__(
+        self, layer: str, step_size: Tensor, drift_step: Tensor | None, n_steps: int, layout: Layout, x0: Tensor
+    ) -> None:
+        self.tensors = (step_size, drift_step)
+        self._rows_of = functools.partial(_kick_and_drift_rows, layer, n_steps, layout, x0)
+        self._layout = layout
+        with torch.no_grad():
+            kick, drift = self._rows_of(step_size, drift_step)
+            self.kick, self.drift = kick, drift.contiguous()
+
+    def differentiable(self) -> tuple[Tensor, Tensor]:
+        """(kick, drift) as functions of the tensors that autograd sees."""
+        return self._rows_of(*self.tensors)
+
+    def vjp(self, dkick: Tensor, ddrift: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
+        """The tensors' cotangents, of those that are `wanted`."""
+        step_size, drift_step = self.tensors
+        dstep = ddrift_step = None
+        if wanted[0]:
+            own_drift = drift_step is not None
+            rows = add_merged_kicks_vjp(torch.zeros_like(ddrift) if own_drift else ddrift, dkick)
+            dstep = self._summed(rows, step_size)
+        if wanted[1]:
+            ddrift_step = self._summed(ddrift, drift_step)
+        return dstep, ddrift_step
+
+    def _summed(self, rows: Tensor, step: Tensor) -> Tensor:
+        """Cotangents of rows, [T, D] -> the step's, over all that it is broadcast to."""
+        return self._layout.events(rows).sum_to_size(step.shape).to(device=step.device, dtype=step.dtype)
+
+
+def _kick_and_drift_rows(
+    layer: str, n_steps: int, layout: Layout, x0: Tensor, step_size: Tensor, drift_step: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    eta = step_rows(layer, step_size, n_steps, layout, x0)
+    drift = eta if drift_step is None else step_rows(layer, drift_step, n_steps, layout, x0, "drift_step")
+    return merged_kicks(eta, n_steps), drift.expand(n_steps, -1)
 
 
 def zero_log_det(x0: Tensor) -> Tensor:
@@ -305,7 +359,7 @@ class Dynamics(nn.Module):
 
     def _planned(self, output: DynamicsOutput, plan: Plan | None) -> DynamicsOutput:
         if plan is not None:
-            self.last_plan = plan
+            self.__dict__["last_plan"] = plan  # by Module.__setattr__ it takes as long as all checks of a call
         return output
 
     def _register_step(self, name: str, step: Tensor, learn: bool) -> None:

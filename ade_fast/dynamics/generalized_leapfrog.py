@@ -71,6 +71,9 @@ class GeneralizedLeapfrogProgram:
             grad_clip=self._force_clip, momentum_clip=momentum_clip, bounds=(lo, hi), **options,
         )  # fmt: skip
 
+    def as_rows(self, args: tuple) -> tuple[Tensor | None, ...]:
+        return args
+
     def networks(self) -> Sequence[NetworkPair]:
         return (self._kick_nets, self._drift_nets)
 

@@ -19,11 +19,13 @@ from .unroll import GradientFunction, differentiate
 class LeapfrogProgram:
     """T drifts between T + 1 merged kicks, with damping m (1 for leapfrog).
 
-    args: x⁰ [B, D], v⁰ [B, D], kick steps [T + 1, D], drift steps [T, D]. Outputs: x^T, v^T.
+    args: x⁰ [B, D], v⁰ [B, D], and as given step size and drift step (or None), as rows kick steps [T + 1, D] and
+    drift steps [T, D]. Outputs: x^T, v^T.
     """
 
-    def __init__(self, layer: str, n_steps: int, damping: float, options: Options) -> None:
+    def __init__(self, layer: str, n_steps: int, damping: float, options: Options, steps: base.MergedSteps) -> None:
         self.n_steps, self.n_kicks = n_steps, n_steps + 1
+        self._steps = steps
         self._layer = layer
         self._check_finite = options.check_finite
         self._kick = (damping, *base.clip_code(options.grad_clip))
@@ -32,10 +34,15 @@ class LeapfrogProgram:
     def fused(self, field: MLPField, args: tuple, **options) -> tuple[Tensor, Tensor]:
         damping, *grad_clip = self._kick
         *momentum_clip, lo, hi = self._drift
-        end = field.unroll(
-            *args, damping=damping, grad_clip=grad_clip, momentum_clip=momentum_clip, bounds=(lo, hi), **options
-        )
-        return end.x, end.v
+        x, v, *steps = args
+        return field.scheduled_unroll(
+            x, v, self._steps, steps, damping=damping, grad_clip=grad_clip, momentum_clip=momentum_clip,
+            bounds=(lo, hi), **options,
+        )  # fmt: skip
+
+    def as_rows(self, args: tuple) -> tuple[Tensor, ...]:
+        x, v, *_ = args
+        return x, v, *self._steps.differentiable()
 
     def networks(self) -> Sequence[NetworkPair]:
         return ()
@@ -112,10 +119,9 @@ def run_leapfrog(
     v0 = base.draw_momentum(layer, x0, event, generator) if v0 is None else base.check_v0(layer, v0, x0, event)
     base.check_potential(layer, potential, x0, options.check_potential)
     layout = Layout.of(x0)
-    eta = base.step_rows(layer, step_size, n_steps, layout, x0)
-    drift = eta if drift_step is None else base.step_rows(layer, drift_step, n_steps, layout, x0, "drift_step")
-    program = LeapfrogProgram(layer, n_steps, damping, options)
-    args = (layout.rows(x0), layout.rows(v0), base.merged_kicks(eta, n_steps), drift.expand(n_steps, -1))
+    steps = base.MergedSteps(layer, step_size, drift_step, n_steps, layout, x0)
+    program = LeapfrogProgram(layer, n_steps, damping, options, steps)
+    args = (layout.rows(x0), layout.rows(v0), *steps.tensors)
     (x, v), plan = differentiate(layer, potential, program, args, layout, options, captured)
     return DynamicsOutput(layout.events(x), layout.events(v), base.zero_log_det(x0)), plan
 

@@ -40,6 +40,7 @@ class Program(Protocol):
     """The steps of one dynamics, over rows, and their adjoint.
 
     `fused` runs the whole program in one operator, for the potentials that have one, or returns None where it cannot.
+    `as_rows` turns the `args` that it takes into those of the other methods, as functions that autograd sees.
     `networks` are its learned parts and `prepare` finds their inputs (see `NetworkPair.prepare`); it returns the name
     of a captured node or None.
     `forward` may run under autograd (then it must be made of differentiable operations alone) or without; it appends
@@ -50,6 +51,8 @@ class Program(Protocol):
     n_kicks: int
 
     def fused(self, field: MLPField, args: tuple, **options) -> tuple[Tensor, ...] | None: ...
+
+    def as_rows(self, args: tuple) -> tuple[Tensor | None, ...]: ...
 
     def networks(self) -> Sequence[NetworkPair]: ...
 
@@ -149,6 +152,7 @@ def differentiate(
     x0 = args[0]
     if (fused := _fused(layer, potential, program, args, layout, options)) is not None:
         return fused
+    args = program.as_rows(args)
     functions = {"potential": potential} | {k: f for pair in program.networks() for k, f in pair.functions.items()}
     if options.gradient == "none" or not torch.is_grad_enabled():
         with torch.no_grad():

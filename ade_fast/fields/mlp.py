@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.parametrize import is_parametrized
 
-from .._mlp_ops import wants_grad  # (the import registers the operators' derivatives)
+from .._mlp_ops import Schedule, scheduled_unroll, wants_grad  # (the import registers the operators' derivatives)
 from .._ops import build_info, ops
 from .._slow_paths import note_slow_path
 from ..potentials.mlp import MLPPotential
@@ -139,46 +139,47 @@ class MLPField:
         Known are `ade.MLPPotential` and a plain ``nn.Sequential`` of linear layers with the same activation after each
         but the last, of output width 1.
         """
-        if type(potential) is MLPPotential:
-            layers = potential.layers
-        elif type(potential) is nn.Sequential:
-            layers = potential
-        else:
-            return f"a {type(potential).__name__} is no MLPPotential and no nn.Sequential"
-        modules = [potential, layers, *layers]
+        layers = potential.layers if type(potential) is MLPPotential else potential
+        if type(layers) is not nn.Sequential:
+            return f"a {type(layers).__name__} is no MLPPotential and no nn.Sequential"
+        modules = list(layers)
         if _has_any_global_hook():
             return "there are hooks on all modules (torch.nn.modules.module.register_module_*_hook)"
-        if any(_is_tampered_with(module) for module in modules):
+        if any(map(_is_tampered_with, (potential, layers, *modules))):
             return "a module of it has hooks or a forward of its own"
-        linears, activations = list(layers)[0::2], list(layers)[1::2]
+        linears, activations = modules[0::2], modules[1::2]
         if not activations or len(linears) != len(activations) + 1 or not all(map(_is_linear, linears)):
             return "its layers are not linear layers with an activation between each pair"
-        kinds = {_activation_of(module) for module in activations}
+        kinds = set(map(_activation_of, activations))
         if len(kinds) > 1 or None in kinds:
             names = ", ".join(sorted({type(module).__name__ for module in activations}))
             return f"its activations ({names}) are not one of {', '.join(_CODES)} with torch's defaults throughout"
-        (activation, parameter) = next(iter(kinds))
-        spec = MLPSpec(
-            linears[0].in_features, tuple(linear.out_features for linear in linears[:-1]), activation, parameter
+        spec = _spec_of(
+            tuple([linear.in_features for linear in linears]),
+            tuple([linear.out_features for linear in linears]),
+            *kinds.pop(),
         )
-        return _outside_the_family(spec, linears) or MLPField(spec, linears)
+        return spec if isinstance(spec, str) else MLPField(spec, linears)
 
     def refuses(self, x: Tensor) -> str | None:
         """The reason why the kernels cannot take these states, or None."""
-        weight = self._linears[0].weight if not is_parametrized(self._linears[0]) else self._linears[0].bias
-        if x.device.type not in ("cpu", "cuda"):
-            return f"the states are on {x.device}: there are CPU and CUDA kernels alone"
-        if x.device.type == "cuda" and not build_info()["cuda"]:
-            return "this build of ade_fast has no CUDA kernels: install nvcc and rebuild with ADE_FAST_CUDA=1"
-        if x.device.type == "cuda" and x.dtype == torch.float64:
-            return "the states are torch.float64, and the CUDA kernels take float32 alone"
-        if x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) < _BFLOAT16_GPUS:
-            return f"{x.device} has no bfloat16 tensor cores (compute capability below 8.0)"
-        if x.dtype not in (torch.float32, torch.float64):
-            return f"the states are {x.dtype}, not float32 or float64"
-        if weight.dtype != x.dtype or weight.device != x.device:
-            return f"the weights are {weight.dtype} on {weight.device}, the states {x.dtype} on {x.device}"
-        if torch.is_autocast_enabled(x.device.type):
+        device, dtype = x.device, x.dtype
+        if device.type == "cuda":
+            if not build_info()["cuda"]:
+                return "this build of ade_fast has no CUDA kernels: install nvcc and rebuild with ADE_FAST_CUDA=1"
+            if dtype == torch.float64:
+                return "the states are torch.float64, and the CUDA kernels take float32 alone"
+            if torch.cuda.get_device_capability(device) < _BFLOAT16_GPUS:
+                return f"{device} has no bfloat16 tensor cores (compute capability below 8.0)"
+        elif device.type != "cpu":
+            return f"the states are on {device}: there are CPU and CUDA kernels alone"
+        if dtype not in (torch.float32, torch.float64):
+            return f"the states are {dtype}, not float32 or float64"
+        first = self._linears[0]
+        weight = first.bias if _is_parametrized(first) else first.weight  # a parametrised one is computed when read
+        if weight.dtype != dtype or weight.device != device:
+            return f"the weights are {weight.dtype} on {weight.device}, the states {dtype} on {device}"
+        if torch.is_autocast_enabled(device.type):
             return "autocast is on, and the kernels run in the states' dtype"
         return None
 
@@ -209,6 +210,25 @@ class MLPField:
     def unroll(self, x0: Tensor, v0: Tensor, kick: Tensor, drift: Tensor, **options) -> UnrollEnd:
         """`mlp_unroll` with this potential's weights."""
         return mlp_unroll(self.spec, *self.weights(), x0, v0, kick, drift, **options)
+
+    def scheduled_unroll(
+        self,
+        x0: Tensor,
+        v0: Tensor,
+        schedule: Schedule,
+        steps: tuple[Tensor | None, Tensor | None],
+        *,
+        keep_bits: bool,
+        keep_products: bool,
+        gradient: str,
+        **options,
+    ) -> tuple[Tensor, Tensor]:
+        """(x^T, v^T) of `mlp_unroll`, with the kicks and drifts of a schedule and derivatives by its tensors `steps`."""
+        _note_weights(self.spec, x0.device)
+        return scheduled_unroll(
+            schedule, x0, v0, steps, *_as_inputs(*self.weights(), gradient),
+            (*_unroll_numbers(self.spec, gradient, **options), keep_bits, keep_products),
+        )  # fmt: skip
 
 
 def mlp_unroll(
@@ -252,14 +272,13 @@ def mlp_unroll(
         raise ValueError("mlp_unroll: keep_products needs keep_bits where the potential is piecewise linear")
     if gradient not in ("full", "truncated", "stopped"):
         raise ValueError(f"mlp_unroll: gradient must be 'full', 'truncated' or 'stopped', got {gradient!r}")
-    weights, biases = list(weights), list(biases)
-    if gradient != "full":
-        weights, biases = [w.detach() for w in weights], [b.detach() for b in biases]
+    weights, biases = _as_inputs(weights, biases, gradient)
+    numbers = _unroll_numbers(spec, gradient, damping, grad_clip, momentum_clip, bounds)
     _note_weights(spec, x0.device)
     recorded = wants_grad(x0, v0, kick, drift, log_decay, log_stretch, *weights, *biases)
     x, v, *_ = ops.mlp_unroll.default(
-        x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *spec._numbers, damping, *grad_clip,
-        *momentum_clip, *bounds, gradient == "stopped", False, recorded and keep_bits, recorded and keep_products,
+        x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *numbers, False, recorded and keep_bits,
+        recorded and keep_products,
     )  # fmt: skip
     log_det = x0.new_zeros(len(x0))
     if log_decay is not None:
@@ -269,6 +288,27 @@ def mlp_unroll(
     if log_stretch is not None:
         log_det = log_det + log_stretch.sum()
     return UnrollEnd(x, v, log_det)
+
+
+def _unroll_numbers(
+    spec: MLPSpec,
+    gradient: str,
+    damping: float = 1.0,
+    grad_clip: tuple[int, float] = _NO_CLIP,
+    momentum_clip: tuple[int, float] = _NO_CLIP,
+    bounds: tuple[float, float] = _NO_RANGE,
+) -> tuple[float, ...]:
+    """The numbers of the operator's schema, up to what is kept."""
+    return (*spec._numbers, damping, *grad_clip, *momentum_clip, *bounds, gradient == "stopped")
+
+
+def _as_inputs(
+    weights: Sequence[Tensor], biases: Sequence[Tensor], gradient: str
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and biases as the operator takes them: without a gradient where there is to be none."""
+    if gradient == "full":
+        return list(weights), list(biases)
+    return [w.detach() for w in weights], [b.detach() for b in biases]
 
 
 def generalized_kicks(half: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -285,14 +325,21 @@ def generalized_kicks(half: Tensor, scale: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def _is_tampered_with(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in module.__dict__
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def _is_parametrized(module: nn.Module) -> bool:
+    return type(module) is not nn.Linear and is_parametrized(module)  # torch derives a class from the module's own
 
 
 def _is_linear(module: nn.Module) -> bool:
-    kind = type(module)
-    if is_parametrized(module):  # torch derives a class from the module's own
-        kind = kind.__mro__[1]
+    kind = type(module).__mro__[1] if _is_parametrized(module) else type(module)
     return kind is nn.Linear and module.bias is not None
 
 
@@ -313,9 +360,11 @@ def _activation_of(module: nn.Module) -> tuple[str, float] | None:
     return None
 
 
-def _outside_the_family(spec: MLPSpec, linears: Sequence[nn.Linear]) -> str | None:
-    sizes = [spec.dim, *spec.hidden]
-    if [linear.in_features for linear in linears] != sizes or linears[-1].out_features != 1:
+@functools.lru_cache(maxsize=256)
+def _spec_of(ins: tuple[int, ...], outs: tuple[int, ...], activation: str, parameter: float) -> MLPSpec | str:
+    """The spec of linear layers from `ins` to `outs`, or the reason why the kernels do not know it."""
+    spec = MLPSpec(ins[0], outs[:-1], activation, parameter)
+    if ins != (spec.dim, *spec.hidden) or outs[-1] != 1:
         return f"its linear layers do not lead from {spec.dim} numbers to one"
     if spec.dim > MAX_DIM:
         return f"x has {spec.dim} dimensions, more than {MAX_DIM}"
@@ -323,4 +372,4 @@ def _outside_the_family(spec: MLPSpec, linears: Sequence[nn.Linear]) -> str | No
         return f"it has {len(spec.hidden)} hidden layers, more than {MAX_LAYERS}"
     if any(width % WIDTH_STEP or width > MAX_WIDTH for width in spec.hidden):
         return f"its hidden widths {spec.hidden} are not multiples of {WIDTH_STEP} up to {MAX_WIDTH}"
-    return None
+    return spec
