@@ -18,9 +18,17 @@ from ._ops import _Function, _library, _skipping_autograd, below_autograd, ops
 
 Tensors = list[Tensor]
 
+_MAX_BOTTOM_DIMS = 2  # csrc/common/mlp_shape.h
 # Before the weights and the biases:
 _UNROLL_TENSORS = 6  # x0, v0, kick, drift, log_decay, log_stretch
 _SCHEDULED_TENSORS = 4  # x0, v0, the two of the schedule
+
+
+def product_columns(dim: int, widths: Sequence[int], piecewise_linear: bool) -> int:
+    """Columns of the products that ``mlp_unroll`` keeps on the CPU (csrc/common/mlp_shape.h)."""
+    if piecewise_linear and len(widths) > 2 and dim <= _MAX_BOTTOM_DIMS:
+        return dim * widths[1] + sum(widths[1:-1])
+    return sum(widths[:-1]) + (0 if piecewise_linear else sum(widths[1:]))
 
 
 def _register_fakes() -> None:
@@ -32,7 +40,7 @@ def _register_fakes() -> None:
         x, v = (x0.new_empty(shape if keep_states else (0,)) for shape in states)
         linear, widths = activation in (0, 1), [w.shape[0] for w in weights[:-1]]
         bits = (steps + 1, rows, sum(widths) // 8) if keep_bits and linear else (0,)
-        columns = sum(widths[:-1]) + (0 if linear else sum(widths[1:]))
+        columns = product_columns(dim, widths, linear)
         products = (steps + 1, columns, rows) if keep_products and x0.device.type != "cuda" else (0,)
         return (
             x0.new_empty(x0.shape), v0.new_empty(v0.shape), x, v, x0.new_empty(bits, dtype=torch.uint8),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.parametrize import is_parametrized
 
-from .._mlp_ops import Schedule, scheduled_unroll, wants_grad  # (the import registers the operators' derivatives)
+from .._mlp_ops import Schedule, product_columns, scheduled_unroll, wants_grad
 from .._ops import build_info, ops
 from .._slow_paths import note_slow_path
 from ..potentials.mlp import MLPPotential
@@ -58,7 +58,7 @@ class MLPSpec:
 
     def product_bytes(self, rows: int, n_steps: int, dtype: torch.dtype) -> int:
         """What ``mlp_unroll(keep_products=True)`` keeps on the CPU, of an unroll of `n_steps` for `rows` samples."""
-        columns = sum(self.hidden[:-1]) + (0 if self.piecewise_linear else sum(self.hidden[1:]))
+        columns = product_columns(self.dim, self.hidden, self.piecewise_linear)
         return (n_steps + 1) * columns * rows * dtype.itemsize
 
     def weight_bytes(self, precision: str) -> int:

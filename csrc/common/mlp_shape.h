@@ -34,13 +34,24 @@ struct MlpShape {
   double parameter;                 // leaky relu's slope, elu's alpha
 };
 
+// Whether the CPU's kernels take φ' of a piecewise-linear potential as bits: of the top layer, but for the
+// shallowest potential, whose W_L is narrow; and of the bottom layer below another hidden layer than the top,
+// for few enough dimensions to have a table for each (cpu/mlp/subsets.h).
+constexpr int kMaxBottomDims = 2;
+ADE_HD bool top_is_bits(const MlpShape& shape) {
+  return piecewise_linear(shape.activation) && shape.layers > 1;
+}
+ADE_HD bool bottom_is_bits(const MlpShape& shape) {
+  return piecewise_linear(shape.activation) && shape.layers > 2 && shape.dim <= kMaxBottomDims;
+}
+
 // Columns of the matrix products that lead through hidden layers to the gradient: G_l, l < L, and of a smooth
-// potential z_l, l > 1 (potentials/mlp.h). They are what its backward pass would have to compute again.
+// potential z_l, l > 1 (potentials/mlp.h), or P_d in place of G_1. They are what the backward pass on the CPU
+// would have to compute again.
 ADE_HD int product_columns(const MlpShape& shape) {
-  int count = 0;
-  for (int l = 1; l < shape.layers; ++l) {
-    count += shape.width[l - 1] + (piecewise_linear(shape.activation) ? 0 : shape.width[l]);
-  }
+  int count = bottom_is_bits(shape) ? shape.dim * shape.width[1] : shape.layers > 1 ? shape.width[0] : 0;
+  for (int l = 2; l < shape.layers; ++l) count += shape.width[l - 1];
+  for (int l = 2; l <= shape.layers && !piecewise_linear(shape.activation); ++l) count += shape.width[l - 1];
   return count;
 }
 

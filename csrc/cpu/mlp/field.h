@@ -30,7 +30,7 @@ struct Field {
     if (args.rows == 0) return;
     Arena shared(args.workspace);
     Network<T> network(args.shape, shared);
-    network.pack(args.weights);
+    network.pack(args.weights, {true, false});
     const Tiles cut = tiles(args);
     Queue queue(cut.count);
     const int64_t each = tile_bytes(args, network), dim = args.shape.dim;
@@ -82,7 +82,7 @@ struct FieldBackward {
 
   static void launch(const MlpFieldBackward& args, cpu::Parallel parallel) {
     Layout layout(args);
-    layout.network.pack(args.weights);
+    layout.network.pack(args.weights, {true, true});
     const Tiles cut(args.rows);
     const Groups group(cut.count);
     char* const memory = static_cast<char*>(args.workspace);
@@ -102,7 +102,7 @@ struct FieldBackward {
         memset(block, 0, layout.sums_bytes);
         Arena arena(block);
         WeightSums<T> sums(args.shape, arena);
-        tile.sums = &sums;
+        tile.begin_sums(sums);
         for (int64_t t = group.begin(g); t < group.begin(g + 1); ++t) {
           const int64_t first = cut.begin(t), rows = cut.begin(t + 1) - first, bytes = rows * dim * sizeof(T);
           tile.begin(static_cast<int>(rows), nullptr, {});
@@ -118,6 +118,7 @@ struct FieldBackward {
             memset(dx, 0, bytes);
           }
         }
+        tile.end_sums();
       }
     });
     if (!args.dweights.weight[0]) return;

@@ -162,6 +162,12 @@ void Tile<T>::backward_linear(int l, int p, const T* grad) {
 template <class T>
 void Tile<T>::backward(int l) {
   if (products_.known && !linear()) return;  // done with the activations
+  if (l == 1 && bottom_by_bits()) {          // P, which G_1 would be read from
+    for (int d = 0; d < shape_.dim && !products_.known; ++d) {
+      for (int p = 0; p < panel_count(2); ++p) multiply_bottom(d, p, bottom_panel(d, p));
+    }
+    return;
+  }
   const int64_t packed_panel = static_cast<int64_t>(columns(l + 1)) * kPanel<T>;
   for (int p = 0; p < panel_count(l); ++p) {
     T* const grad = grad_panel(l, p);
@@ -177,6 +183,33 @@ void Tile<T>::backward(int l) {
     } else {
       backward_smooth(l, p, grad);
     }
+  }
+}
+
+template <class T>
+void Tile<T>::input_gradient() {
+  if (!bottom_by_bits()) return project(delta_[1], gradient);
+  shape_.dim == 1 ? bottom_gradient<1>() : bottom_gradient<2>();
+}
+
+template <class T>
+template <int D>
+void Tile<T>::bottom_gradient() {
+  for (int r = 0; r < rows_; ++r) {
+    V dot[D] = {};
+    for (int p = 0; p < panel_count(2); ++p) {
+      const T* const delta_2 = delta_[2] + p * panel_size() + r * kPanel<T>;
+#pragma GCC unroll 2
+      for (int d = 0; d < D; ++d) {
+        const T* const product = bottom_panel(d, p) + r * kPanel<T>;
+#pragma GCC unroll 4
+        for (int j = 0; j < kRegisters; ++j) {
+          dot[d] += simd::load(delta_2 + j * kLanes) * simd::load(product + j * kLanes);
+        }
+      }
+    }
+#pragma GCC unroll 2
+    for (int d = 0; d < D; ++d) gradient[r * D + d] = simd::sum<T>(dot[d]);
   }
 }
 

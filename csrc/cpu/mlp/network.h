@@ -22,16 +22,16 @@ inline int unit_count(const MlpShape& shape) {
   return count;
 }
 
-// Whether φ'_L is taken as bits: of a piecewise-linear potential, but for the shallowest, whose W_L is
-// narrow.
-inline bool top_is_bits(const MlpShape& shape) {
-  return piecewise_linear(shape.activation) && shape.layers > 1;
-}
 // φ' of a piecewise-linear φ below zero.
 template <class T>
 T lower_slope(const MlpShape& shape) {
   return shape.activation == kRelu ? T(0) : static_cast<T>(shape.parameter);
 }
+
+// What sweeps will read: products that lead to the gradient, and the curvature's.
+struct NetworkUse {
+  bool products, curvature;
+};
 
 template <class T>
 struct Network {
@@ -39,7 +39,9 @@ struct Network {
   T* forward[kMaxHiddenLayers + 1];   // W_lᵀ [n_{l-1}, n_l]
   T* backward[kMaxHiddenLayers + 1];  // W_l [n_l, n_{l-1}], the last panel padded with zeros; with
                                       // top_is_bits, diag(w) W_L
-  T* top;                             // with top_is_bits, the tables of diag(w) W_L's columns; else null
+  T* top;     // with top_is_bits, the tables of diag(w) W_L's columns; else null
+  T* bottom;  // with bottom_is_bits, for each d those of diag(W_1,·d) W_2ᵀ's columns; else null
+  const T* weight1;  // W_1 [n_1, D]
   const T* bias[kMaxHiddenLayers + 1];
   const T* out;  // w [n_L]
   T out_bias;
@@ -53,35 +55,66 @@ struct Network {
     const int last = shape.layers;
     top = top_is_bits(shape) ? arena.take<T>(width(shape, last - 1) / simd::kLanes<T> * top_table_size())
                              : nullptr;
+    bottom = bottom_is_bits(shape) ? arena.take<T>(shape.dim * bottom_size()) : nullptr;
   }
 
   // Of one register of columns.
   int64_t top_table_size() const { return subset_table_size<T>(width(shape, shape.layers)); }
+  int64_t bottom_table_size() const { return subset_table_size<T>(width(shape, 1)); }
+  // Of one dimension.
+  int64_t bottom_size() const { return width(shape, 2) / simd::kLanes<T> * bottom_table_size(); }
 
-  void pack(const MlpWeights& weights) {
-    out = static_cast<const T*>(weights.weight[shape.layers]);
-    out_bias = *static_cast<const T*>(weights.bias[shape.layers]);
-    for (int l = 1; l <= shape.layers; ++l) {
-      pack_forward(static_cast<const T*>(weights.weight[l - 1]), width(shape, l - 1), width(shape, l),
-                   forward[l]);
-      pack_backward(static_cast<const T*>(weights.weight[l - 1]), width(shape, l - 1), width(shape, l),
-                    backward[l]);
+  void pack(const MlpWeights& weights, const NetworkUse& use) {
+    const int last = shape.layers;
+    const bool by_top = top_is_bits(shape), by_bottom = bottom_is_bits(shape);
+    weight1 = static_cast<const T*>(weights.weight[0]);
+    out = static_cast<const T*>(weights.weight[last]);
+    out_bias = *static_cast<const T*>(weights.bias[last]);
+    for (int l = 1; l <= last; ++l) {
+      const T* const w = static_cast<const T*>(weights.weight[l - 1]);
+      const int in = width(shape, l - 1), units = width(shape, l);
+      const bool only_bits = (l == last && by_top) || (l == 1 && by_bottom);
+      if (use.products || !only_bits) pack_forward(w, in, units, forward[l]);
+      const bool only_table = l == 2 && by_bottom;
+      if (l == 1 || use.curvature || (use.products && !only_table)) pack_backward(w, in, units, backward[l]);
       bias[l] = static_cast<const T*>(weights.bias[l - 1]);
     }
-    if (top_is_bits(shape)) pack_top();
+    if (by_top && (use.products || use.curvature)) scale_top();
+    if (by_top && use.products) pack_top();
+    if (by_bottom && use.products) pack_bottom();
   }
 
  private:
-  void pack_top() {
+  // W_L becomes diag(w) W_L.
+  void scale_top() {
     const int units = width(shape, shape.layers);
-    T* table = top;
     for (int p = 0; p < panels(width(shape, shape.layers - 1), kPanel<T>); ++p) {
       T* const panel = backward[shape.layers] + static_cast<int64_t>(p) * units * kPanel<T>;
       for (int k = 0; k < units; ++k) {
         for (int c = 0; c < kPanel<T>; ++c) panel[k * kPanel<T> + c] *= out[k];
       }
+    }
+  }
+  void pack_top() {
+    const int units = width(shape, shape.layers);
+    T* table = top;
+    const T one = 1;
+    for (int p = 0; p < panels(width(shape, shape.layers - 1), kPanel<T>); ++p) {
+      const T* const panel = backward[shape.layers] + static_cast<int64_t>(p) * units * kPanel<T>;
       for (int j = 0; j < simd::kPanelRegisters<T>; ++j, table += top_table_size()) {
-        tabulate(panel + j * simd::kLanes<T>, units, lower_slope<T>(shape), table);
+        tabulate(panel + j * simd::kLanes<T>, {&one, 0}, units, lower_slope<T>(shape), table);
+      }
+    }
+  }
+  void pack_bottom() {
+    const int units = width(shape, 1);
+    T* table = bottom;
+    for (int d = 0; d < shape.dim; ++d) {
+      for (int p = 0; p < panels(width(shape, 2), kPanel<T>); ++p) {
+        const T* const panel = forward[2] + static_cast<int64_t>(p) * units * kPanel<T>;
+        for (int j = 0; j < simd::kPanelRegisters<T>; ++j, table += bottom_table_size()) {
+          tabulate(panel + j * simd::kLanes<T>, {weight1 + d, shape.dim}, units, lower_slope<T>(shape), table);
+        }
       }
     }
   }
@@ -109,11 +142,16 @@ struct Network {
   }
 };
 
+// Whether dW_l is summed as its transpose [n_{l-1}, n_l].
+inline bool summed_transposed(const MlpShape& shape, int l) {
+  return l == 1 || (l == 2 && bottom_is_bits(shape));
+}
+
 // Gradients of the weights, summed over samples and steps; with top_is_bits, M for dW_L, s for db_L, and no
 // dw (potentials/mlp.h).
 template <class T>
 struct WeightSums {
-  T* weight[kMaxHiddenLayers + 1];  // l = 1: dW_1ᵀ [D, n_1]; else dW_l [n_l, n_{l-1}]; panels
+  T* weight[kMaxHiddenLayers + 1];  // dW_l [n_l, n_{l-1}], or transposed (summed_transposed); panels
   T* bias[kMaxHiddenLayers + 1];
   T* out;       // dw [n_L]
   T* out_bias;  // [1]

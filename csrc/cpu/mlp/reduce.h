@@ -81,24 +81,24 @@ void reduce_weights(const MlpShape& shape, const MlpWeights& weights, const Weig
     groups.sum(first.bias[l], width(shape, l), static_cast<T*>(dweights.bias[l - 1]));
   }
 
-  int64_t first_panel[kMaxHiddenLayers + 2] = {0,
-                                               0};  // layer 1's panels run over n_1, the others' over n_{l-1}
+  int64_t first_panel[kMaxHiddenLayers + 2] = {0, 0};
   for (int l = 1; l <= layers; ++l) {
-    first_panel[l + 1] = first_panel[l] + width(shape, l == 1 ? 1 : l - 1) / kPanel<T>;
+    first_panel[l + 1] = first_panel[l] + width(shape, summed_transposed(shape, l) ? l : l - 1) / kPanel<T>;
   }
   const auto body = [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       int l = 1;
       while (task >= first_panel[l + 1]) ++l;
       const int64_t p = task - first_panel[l];
-      const int64_t in = width(shape, l - 1), rows = l == 1 ? in : width(shape, l);
+      const bool transposed = summed_transposed(shape, l);
+      const int64_t in = width(shape, l - 1), rows = transposed ? in : width(shape, l);
       T* const out = static_cast<T*>(dweights.weight[l - 1]);
       for (int64_t r = 0; r < rows; ++r) {
         T row[kPanel<T>];
         groups.sum(first.weight[l] + (p * rows + r) * kPanel<T>, kPanel<T>, row);
         for (int64_t c = 0; c < kPanel<T>; ++c) {
           const int64_t unit = p * kPanel<T> + c;
-          out[l == 1 ? unit * in + r : r * in + unit] = row[c];
+          out[transposed ? unit * in + r : r * in + unit] = row[c];
         }
       }
     }

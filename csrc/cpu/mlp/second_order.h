@@ -1,6 +1,8 @@
 // Second-order sweeps of a tile: the vector-Jacobian product of its gradient and value (potentials/mlp.h).
 #pragma once
 
+#include <cstring>
+
 #include "cpu/mlp/tile.h"
 
 namespace ade {
@@ -10,12 +12,17 @@ namespace mlp {
 // t_l from t_{l-1}; φ''_l G_l becomes φ''_l G_l ż_l. dw += Σ t_L, unless it follows from M.
 template <class T>
 void Tile<T>::tangent(int l) {
-  if (by_bits(l)) return;
+  if (by_bits(l) || (l == 1 && bottom_by_bits())) return;
+  const bool from_bottom = l == 2 && bottom_by_bits();
   const bool last = l == shape_.layers, bend = bends();
   const T* const in = l == 1 ? dgradient : tangent_[l - 1];
   const int64_t packed_panel = static_cast<int64_t>(columns(l - 1)) * kPanel<T>;
   for (int p = 0; p < panel_count(l); ++p) {
-    multiply(in, l - 1, network_.forward[l] + p * packed_panel, zeros_, panel_);
+    if (from_bottom) {
+      shape_.dim == 1 ? bottom_tangent<1>(p, panel_) : bottom_tangent<2>(p, panel_);
+    } else {
+      multiply(in, l - 1, network_.forward[l] + p * packed_panel, zeros_, panel_);
+    }
     T* const t = tangent_[l] + p * panel_size();
     const T* const slope = slope_[l] + p * panel_size();
     T* const zeta_l = zeta_[l] + p * panel_size();
@@ -35,7 +42,22 @@ void Tile<T>::tangent(int l) {
         }
       }
     }
-    if (last) add_to(sums->out + p * kPanel<T>, total);
+    if (last) add_to(sums_->out + p * kPanel<T>, total);
+  }
+}
+
+template <class T>
+template <int D>
+void Tile<T>::bottom_tangent(int p, T* out) {
+  for (int r = 0; r < rows_; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kRegisters; ++j) {
+      const int64_t at = r * kPanel<T> + j * kLanes;
+      V sum{};
+#pragma GCC unroll 2
+      for (int d = 0; d < D; ++d) sum += dgradient[r * D + d] * simd::load(bottom_panel(d, p) + at);
+      simd::store<T>(out + at, sum);
+    }
   }
 }
 
@@ -46,7 +68,7 @@ void Tile<T>::curvature(int l) {
   const bool last = l == shape_.layers, bend = bends(), bits_suffice = by_bits(l);
   const int64_t packed_panel = last ? 0 : static_cast<int64_t>(columns(l + 1)) * kPanel<T>;
   if (last && dvalue) {
-    for (int r = 0; r < rows_; ++r) *sums->out_bias += dvalue[r];
+    for (int r = 0; r < rows_; ++r) *sums_->out_bias += dvalue[r];
   }
   for (int p = 0; p < panel_count(l); ++p) {
     if (!last) multiply(zeta_[l + 1], l + 1, network_.backward[l + 1] + p * packed_panel, zeros_, panel_);
@@ -74,24 +96,27 @@ void Tile<T>::curvature(int l) {
         total[j] += z;
       }
     }
-    add_to(sums->bias[l] + p * kPanel<T>, total);
-    if (last && dvalue && !bits_suffice) add_to(sums->out + p * kPanel<T>, total_out);
+    add_to(sums_->bias[l] + p * kPanel<T>, total);
+    if (last && dvalue && !bits_suffice) add_to(sums_->out + p * kPanel<T>, total_out);
   }
 }
 
 // dW_l += δ_lᵀ t_{l-1} + ζ_lᵀ h_{l-1}: both sums in one pass over dW where both are there and dense.
 template <class T>
 void Tile<T>::weight_gradient(int l) {
-  if (by_bits(l) && want.tangent) add_top_weight_gradient();
-  const bool tangent = want.tangent && !by_bits(l);
+  const bool top = by_bits(l), bottom = l <= 2 && bottom_by_bits();
+  if (want.tangent && top) add_top_weight_gradient();
+  if (want.tangent && bottom && l == 2) add_bottom_weight_gradient();
+  const bool tangent = want.tangent && !top && !bottom;
   if (!tangent && !want.curvature) return;
+  const T* const below = l == 1 ? x : hidden_[l - 1];
   const T* const left = tangent ? delta_[l] : zeta_[l];
-  const T* const right = tangent ? (l == 1 ? dgradient : tangent_[l - 1]) : (l == 1 ? x : hidden_[l - 1]);
+  const T* const right = tangent ? (l == 1 ? dgradient : tangent_[l - 1]) : below;
   const int chunks = tangent && want.curvature ? 2 : 1;
   const int64_t next_left = chunks == 2 ? zeta_[l] - left : 0;
-  const int64_t next_right = chunks == 2 ? (l == 1 ? x : hidden_[l - 1]) - right : 0;
-  T* const sum = sums->weight[l];
-  if (l == 1) {  // transposed: dW_1ᵀ [D, n_1]
+  const int64_t next_right = chunks == 2 ? below - right : 0;
+  T* const sum = sums_->weight[l];
+  if (l == 1) {
     const int dim = shape_.dim;
     for (int p = 0; p < panel_count(1); ++p) {
       T* const c = sum + static_cast<int64_t>(p) * dim * kPanel<T>;
@@ -100,12 +125,20 @@ void Tile<T>::weight_gradient(int l) {
     }
     return;
   }
-  for (int q = 0; q < panel_count(l - 1); ++q) {
-    for (int p = 0; p < panel_count(l); ++p) {
-      T* const c = sum + (static_cast<int64_t>(q) * columns(l) + p * kPanel<T>)*kPanel<T>;
-      product<T, 1, kPanel<T>>(kPanel<T>, {left + p * panel_size(), 1, kPanel<T>, next_left},
-                               {right + q * panel_size(), next_right}, chunks, rows_, {c, kPanel<T>}, c);
+  // sum [m, n] += aᵀ b
+  const auto add_product = [&](const T* a, int64_t next_a, int m, const T* b, int64_t next_b, int n) {
+    for (int q = 0; q < n / kPanel<T>; ++q) {
+      for (int p = 0; p < m / kPanel<T>; ++p) {
+        T* const c = sum + (static_cast<int64_t>(q) * m + p * kPanel<T>)*kPanel<T>;
+        product<T, 1, kPanel<T>>(kPanel<T>, {a + p * panel_size(), 1, kPanel<T>, next_a},
+                                 {b + q * panel_size(), next_b}, chunks, rows_, {c, kPanel<T>}, c);
+      }
     }
+  };
+  if (summed_transposed(shape_, l)) {
+    add_product(right, next_right, columns(l - 1), left, next_left, columns(l));
+  } else {
+    add_product(left, next_left, columns(l), right, next_right, columns(l - 1));
   }
 }
 
@@ -113,14 +146,73 @@ template <class T>
 void Tile<T>::add_top_weight_gradient() {
   const int l = shape_.layers, units = columns(l);
   const int groups = (rows_ + kSubsetTerms - 1) / kSubsetTerms;
-  T* const sum = sums->weight[l];
+  const T one = 1;
+  T* const sum = sums_->weight[l];
   transpose_bits(bits_of_panel(l, 0, 0), bit_stride_, rows_, units, unit_bits_);
   for (int q = 0; q < panel_count(l - 1); ++q) {
     for (int j = 0; j < kRegisters; ++j) {
-      tabulate(tangent_[l - 1] + q * panel_size() + j * kLanes, rows_, parameter_, subsets_);
+      tabulate(tangent_[l - 1] + q * panel_size() + j * kLanes, {&one, 0}, rows_, parameter_, subsets_);
       subset_product<T, true>(units, reinterpret_cast<const uint8_t*>(unit_bits_), sizeof(uint64_t), groups,
                               subsets_, sum + static_cast<int64_t>(q) * units * kPanel<T> + j * kLanes);
     }
+  }
+}
+
+template <class T>
+void Tile<T>::add_bottom_weight_gradient() {
+  const int units = columns(1), dim = shape_.dim;
+  const int groups = (rows_ + kSubsetTerms - 1) / kSubsetTerms;
+  transpose_bits(bits_of_panel(1, 0, 0), bit_stride_, rows_, units, unit_bits_);
+  for (int p = 0; p < panel_count(2); ++p) {
+    for (int j = 0; j < kRegisters; ++j) {
+      for (int d = 0; d < dim; ++d) {
+        tabulate(delta_[2] + p * panel_size() + j * kLanes, {dgradient + d, dim}, rows_, parameter_, subsets_);
+        const int64_t panel = static_cast<int64_t>(d) * panel_count(2) + p;
+        subset_product<T, true>(units, reinterpret_cast<const uint8_t*>(unit_bits_), sizeof(uint64_t), groups,
+                                subsets_, bottom_sums_ + panel * units * kPanel<T> + j * kLanes);
+      }
+    }
+  }
+}
+
+template <class T>
+void Tile<T>::begin_sums(WeightSums<T>& sums) {
+  sums_ = &sums;
+  if (!bottom_by_bits() || !want.tangent) return;
+  memset(bottom_sums_, 0, sizeof(T) * shape_.dim * columns(2) * columns(1));
+}
+
+template <class T>
+void Tile<T>::end_sums() {
+  if (!bottom_by_bits() || !want.tangent) return;
+  shape_.dim == 1 ? add_bottom_sums<1>() : add_bottom_sums<2>();
+}
+
+// dW_1 and dW_2 from N.
+template <class T>
+template <int D>
+void Tile<T>::add_bottom_sums() {
+  const int units = columns(1);
+  const int64_t size = static_cast<int64_t>(columns(2)) * units;
+  for (int k = 0; k < units; ++k) {
+    V dot[D] = {};
+    for (int p = 0; p < panel_count(2); ++p) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kRegisters; ++j) {
+        const int64_t at = (static_cast<int64_t>(p) * units + k) * kPanel<T> + j * kLanes;
+        V total = simd::load(sums_->weight[2] + at);
+#pragma GCC unroll 2
+        for (int d = 0; d < D; ++d) {
+          const V n = simd::load(bottom_sums_ + d * size + at);
+          total += network_.weight1[k * D + d] * n;
+          dot[d] += simd::load(network_.forward[2] + at) * n;
+        }
+        simd::store<T>(sums_->weight[2] + at, total);
+      }
+    }
+    T* const sum = sums_->weight[1] + static_cast<int64_t>(k / kPanel<T>)*D * kPanel<T> + k % kPanel<T>;
+#pragma GCC unroll 2
+    for (int d = 0; d < D; ++d) sum[d * kPanel<T>] += simd::sum<T>(dot[d]);
   }
 }
 

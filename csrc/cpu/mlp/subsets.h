@@ -19,15 +19,22 @@ constexpr int64_t subset_table_size(int64_t terms) {
   return (terms + kSubsetTerms - 1) / kSubsetTerms * kSubsets * simd::kLanes<T>;
 }
 
-// The table of b_k = data[k * kPanel ...], k < terms; beyond, terms are zero.
+// A factor of each term: data[k * stride].
 template <class T>
-static void tabulate(const T* data, int terms, T a, T* table) {
+struct Factors {
+  const T* data;
+  int64_t stride;
+};
+
+// The table of b_k = factor_k data[k * kPanel ...], k < terms; beyond, terms are zero.
+template <class T>
+static void tabulate(const T* data, const Factors<T>& factors, int terms, T a, T* table) {
   using V = simd::Vector<T>;
   constexpr int kLanes = simd::kLanes<T>;
   for (int first = 0; first < terms; first += kSubsetTerms, table += kSubsets * kLanes) {
     V term[kSubsetTerms][2] = {};  // where the bit is not set, and where it is
     for (int k = 0; k < kSubsetTerms && first + k < terms; ++k) {
-      term[k][1] = simd::load(data + (first + k) * kPanel<T>);
+      term[k][1] = factors.data[(first + k) * factors.stride] * simd::load(data + (first + k) * kPanel<T>);
       term[k][0] = a * term[k][1];
     }
 #pragma GCC unroll 4

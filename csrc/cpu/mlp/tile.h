@@ -6,6 +6,7 @@
 
 #include "cpu/mlp/network.h"
 #include "cpu/mlp/vector_math.h"
+#include "cpu/rows.h"
 #include "potentials/mlp.h"
 #include "potentials/mlp_activations.h"
 
@@ -22,8 +23,9 @@ struct TileUse {
   }
 };
 
-// The products through hidden layers, z_l (l >= 2, of a smooth φ) and G_l (l < L), kept from the forward
-// unroll for the backward pass: panels [panel, B, kPanel] of one step. Their order is this folder's own.
+// The products through hidden layers, z_l (l >= 2, of a smooth φ) and G_l (l < L) or P_d for G_1, kept from the
+// forward unroll for the backward pass: panels [panel, B, kPanel] of one step. Their order is this folder's
+// own.
 template <class T>
 struct Products {
   T* data;       // at the tile's first row, or null: not kept
@@ -48,6 +50,9 @@ class Tile {
   // The samples at hand: rows of x, where the piecewise-linear bits live (null: in the tile), and where the
   // products do.
   void begin(int rows, uint8_t* bits, Products<T> products);
+  // What weight_gradient adds to, from begin_sums on; complete after end_sums.
+  void begin_sums(WeightSums<T>& sums);
+  void end_sums();
 
   int layers() const { return shape_.layers; }
 
@@ -55,7 +60,7 @@ class Tile {
   void forward(int l);
   void seed_from_bits();
   void backward(int l);
-  void input_gradient() { project(delta_[1], gradient); }
+  void input_gradient();
 
   // Second order.
   void tangent(int l);
@@ -70,7 +75,6 @@ class Tile {
   T* dvalue;     // [rows], df, or null: 0
   T* dgradient;  // [rows, D], u
   T* dx;         // [rows, D]
-  WeightSums<T>* sums;
 
  private:
   using V = simd::Vector<T>;
@@ -83,6 +87,7 @@ class Tile {
   bool linear() const { return piecewise_linear(shape_.activation); }
   bool bends() const { return want.tangent && !linear(); }
   bool by_bits(int l) const { return l == shape_.layers && top_is_bits(shape_); }
+  bool bottom_by_bits() const { return bottom_is_bits(shape_); }
 
   // out [rows, kPanel] = start + (activations of layer l) times a packed panel.
   void multiply(const T* activations, int l, const T* packed, const T* start, T* out);
@@ -92,7 +97,12 @@ class Tile {
     return kept ? products_.data + (first_z_ + first_unit_[l] + p * kPanel<T>)*products_.rows : panel_;
   }
   T* grad_panel(int l, int p) const {
-    return products_.data ? products_.data + (first_unit_[l] + p * kPanel<T>)*products_.rows : panel_;
+    return products_.data ? products_.data + (first_grad_ + first_unit_[l] + p * kPanel<T>)*products_.rows
+                          : panel_;
+  }
+  T* bottom_panel(int d, int p) const {  // of P_d
+    const int64_t column = static_cast<int64_t>(d) * columns(2) + p * kPanel<T>;
+    return products_.data ? products_.data + column * products_.rows : bottom_ + column * rows_;
   }
   // out [rows, D] = a W_1 for panels a of layer 1.
   void project(const T* a, T* out);
@@ -101,6 +111,15 @@ class Tile {
   // A panel of G_{L-1} = φ'_L diag(w) W_L, and M += Σ φ'_L t_{L-1}ᵀ, by the bits of φ'_L.
   void multiply_top(int p, T* out);
   void add_top_weight_gradient();
+  // The same of P_d, and N_d += Σ (u_d φ'_1) δ_2ᵀ, by the bits of φ'_1; F and ż_2 from P.
+  void multiply_bottom(int d, int p, T* out);
+  void add_bottom_weight_gradient();
+  template <int D>
+  void bottom_gradient();
+  template <int D>
+  void bottom_tangent(int p, T* out);
+  template <int D>
+  void add_bottom_sums();
 
   uint8_t* bits_of_panel(int l, int p, int row) const {
     return bits_ + row * bit_stride_ + (first_unit_[l] + p * kPanel<T>) / 8;
@@ -136,19 +155,23 @@ class Tile {
   T* delta_[kMaxHiddenLayers + 1];    // δ_l
   T* tangent_[kMaxHiddenLayers + 1];  // t_l
   T* zeta_[kMaxHiddenLayers + 1];     // φ''_l, then φ''_l G_l, then φ''_l G_l ż_l, then ζ_l
-  T* subsets_;                        // a table of t_{L-1}'s rows
-  uint64_t* unit_bits_;               // [n_L], bits of φ'_L by units
+  T* bottom_;                         // P_d, panels [n_2, rows] for each d
+  T* bottom_sums_;                    // N_d, panels [n_2, n_1] for each d
+  T* subsets_;                        // a table of t_{L-1}'s or δ_2's rows
+  uint64_t* unit_bits_;               // bits of φ'_L or φ'_1 by units
+  WeightSums<T>* sums_;
   uint8_t* own_bits_;
   uint8_t* bits_;       // [rows, Σ n_l / 8]
   int64_t bit_stride_;  // bytes of one row
   Products<T> products_;
-  int first_z_;  // column of the kept z_2, less first_unit_[2]
+  int first_z_;     // column of the kept z_2, less first_unit_[2]
+  int first_grad_;  // of the kept G_l, less first_unit_[l]
   int first_unit_[kMaxHiddenLayers + 2];
 };
 
 template <class T>
 Tile<T>::Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena)
-    : sums(nullptr), network_(network), shape_(network.shape), rows_(capacity) {
+    : network_(network), shape_(network.shape), rows_(capacity), sums_(nullptr) {
   const int layers = shape_.layers;
   const bool smooth = !linear(), curvature = use.curvature(shape_);
   parameter_ = linear() ? lower_slope<T>(shape_) : static_cast<T>(shape_.parameter);
@@ -156,6 +179,7 @@ Tile<T>::Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena
   for (int l = 1; l <= layers; ++l) first_unit_[l + 1] = first_unit_[l] + columns(l);
   bit_stride_ = first_unit_[layers + 1] / 8;
   first_z_ = first_unit_[layers] - columns(1);
+  first_grad_ = bottom_by_bits() ? shape_.dim * columns(2) - columns(1) : 0;
 
   const int64_t points = static_cast<int64_t>(capacity) * shape_.dim;
   zeros_ = arena.take<T>(kPanel<T>);
@@ -176,12 +200,16 @@ Tile<T>::Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena
     slope_[l] = smooth ? arena.take<T>(size) : nullptr;
     const bool own_delta = (curvature || use.dgradient) && !bits;
     delta_[l] = own_delta ? arena.take<T>(size) : (smooth ? slope_[l] : hidden_[l]);
-    tangent_[l] = use.dgradient && l < layers ? arena.take<T>(size) : nullptr;
+    const bool own_tangent = use.dgradient && l < layers && !(l == 1 && bottom_by_bits());
+    tangent_[l] = own_tangent ? arena.take<T>(size) : nullptr;
     zeta_[l] = curvature ? arena.take<T>(size) : nullptr;
   }
+  const int64_t bottom_size = bottom_by_bits() ? static_cast<int64_t>(shape_.dim) * columns(2) : 0;
+  bottom_ = arena.take<T>(bottom_size * capacity);
+  bottom_sums_ = use.dgradient ? arena.take<T>(bottom_size * columns(1)) : nullptr;
   const bool top_gradient = by_bits(layers) && use.dgradient;
   subsets_ = top_gradient ? arena.take<T>(subset_table_size<T>(capacity)) : nullptr;
-  unit_bits_ = top_gradient ? arena.take<uint64_t>(columns(layers)) : nullptr;
+  unit_bits_ = top_gradient ? arena.take<uint64_t>(max_of(columns(layers), columns(1))) : nullptr;
   if (zeros_) {
     for (int c = 0; c < kPanel<T>; ++c) zeros_[c] = 0;
   }
@@ -218,6 +246,16 @@ template <class T>
 inline simd::Vector<T> Tile<T>::slope_from_bits(uint32_t bits, int j) const {
   const simd::Mask<T> m = simd::mask_of<T>(bits >> (j * kLanes));
   return m ? simd::broadcast<T>(1) : simd::broadcast<T>(parameter_);
+}
+
+template <class T>
+void Tile<T>::multiply_bottom(int d, int p, T* out) {
+  const int64_t size = network_.bottom_table_size();
+  const T* const tables = network_.bottom + d * network_.bottom_size() + p * kRegisters * size;
+  for (int j = 0; j < kRegisters; ++j) {
+    subset_product<T, false>(rows_, bits_of_panel(1, 0, 0), bit_stride_, columns(1) / kSubsetTerms,
+                             tables + j * size, out + j * kLanes);
+  }
 }
 
 template <class T>

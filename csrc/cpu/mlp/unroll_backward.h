@@ -68,7 +68,7 @@ struct UnrollBackward {
 
   static void launch(const MlpUnrollBackward& args, cpu::Parallel parallel) {
     Layout layout(args);
-    layout.network.pack(args.weights);
+    layout.network.pack(args.weights, {args.products == nullptr, !piecewise_linear(args.shape.activation)});
     layout.dynamics.prepare();
     const Tiles cut(args.dynamics.rows);
     const Groups group(cut.count);
@@ -82,15 +82,28 @@ struct UnrollBackward {
         memset(block, 0, layout.sums_bytes);
         Arena arena(block);
         Sums sums(args, arena);
-        tile.sums = &sums.weights;
+        tile.want = wanted(args);
+        tile.begin_sums(sums.weights);
         for (int64_t i = group.begin(g); i < group.begin(g + 1); ++i) {
           go_back(args, layout.dynamics, tile, sums.steps, cut.begin(i),
                   static_cast<int>(cut.begin(i + 1) - cut.begin(i)));
         }
+        tile.end_sums();
       }
     });
     Arena arena(memory + layout.sums_at);
     reduce(args, Sums(args, arena), {group.count, layout.sums_bytes}, parallel);
+  }
+
+  static Wanted wanted(const MlpUnrollBackward& args) {
+    const bool smooth = !piecewise_linear(args.shape.activation);
+    Wanted want{};
+    want.gradient = true;
+    want.weights = args.dweights.weight[0] != nullptr;
+    want.tangent = !args.stopped && (smooth || want.weights);
+    want.curvature = want.tangent && smooth;
+    want.bits_kept = args.bits != nullptr;
+    return want;
   }
 
   static void go_back(const MlpUnrollBackward& args, const Dynamics<T>& dynamics, Tile<T>& tile,
@@ -102,13 +115,6 @@ struct UnrollBackward {
     const T* const v0 = static_cast<const T*>(args.v0) + at;
     T* const dx = static_cast<T*>(args.dx0) + at;  // the cotangents of x and v are carried in their outputs
     T* const dv = static_cast<T*>(args.dv0) + at;
-    const bool smooth = !piecewise_linear(args.shape.activation);
-    tile.want = Wanted{};
-    tile.want.gradient = true;
-    tile.want.weights = args.dweights.weight[0] != nullptr;
-    tile.want.tangent = !args.stopped && (smooth || tile.want.weights);
-    tile.want.curvature = tile.want.tangent && smooth;
-    tile.want.bits_kept = args.bits != nullptr;
     memcpy(dx, static_cast<const T*>(args.dx_end) + at, bytes);
     memcpy(dv, static_cast<const T*>(args.dv_end) + at, bytes);
     for (int64_t t = args.dynamics.steps; t >= 0; --t) {

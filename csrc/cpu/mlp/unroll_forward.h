@@ -49,7 +49,7 @@ struct UnrollForward {
   static void launch(const MlpUnroll& args, cpu::Parallel parallel) {
     if (args.dynamics.rows == 0) return;
     Layout layout(args);
-    layout.network.pack(args.weights);
+    layout.network.pack(args.weights, {true, false});
     layout.dynamics.prepare();
     const Tiles cut = tiles(args);
     Queue queue(cut.count);
