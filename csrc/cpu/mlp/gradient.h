@@ -60,7 +60,8 @@ void Tile<T>::activate_linear(int l, int p, const T* z) {
   const bool last = l == shape_.layers;
   T* const h = hidden_[l] + p * panel_size();
   T* const delta_l = delta_[l] + p * panel_size();
-  const bool bits_suffice = by_bits(l), keep_value = !bits_suffice && (!last || dvalue);
+  const bool bits_suffice = by_bits(l) || (l == 1 && bottom_by_bits() && !dvalue);
+  const bool keep_value = !bits_suffice && (!last || dvalue);
   const V one = simd::broadcast<T>(1), a = simd::broadcast<T>(parameter_);
   for (int r = 0; r < rows_; ++r) {
     uint32_t bits = 0;
@@ -92,7 +93,9 @@ void Tile<T>::forward(int l) {
   const int64_t packed_panel = static_cast<int64_t>(columns(l - 1)) * kPanel<T>;
   for (int p = 0; p < panel_count(l); ++p) {
     T* const z = z_panel(l, p);
-    if (z == panel_ || !products_.known) {
+    if (l == 2 && bottom_by_bits()) {
+      shape_.dim == 1 ? bottom_forward<1>(p, z) : bottom_forward<2>(p, z);
+    } else if (z == panel_ || !products_.known) {
       multiply(in, l - 1, network_.forward[l] + p * packed_panel, network_.bias[l] + p * kPanel<T>, z);
     }
     switch (shape_.activation) {
@@ -162,9 +165,9 @@ void Tile<T>::backward_linear(int l, int p, const T* grad) {
 template <class T>
 void Tile<T>::backward(int l) {
   if (products_.known && !linear()) return;  // done with the activations
-  if (l == 1 && bottom_by_bits()) {          // P, which G_1 would be read from
-    for (int d = 0; d < shape_.dim && !products_.known; ++d) {
-      for (int p = 0; p < panel_count(2); ++p) multiply_bottom(d, p, bottom_panel(d, p));
+  if (l == 1 && bottom_by_bits()) {          // P in its place, which a forward sweep has computed
+    for (int p = 0; p < panel_count(2) && !products_.known && !want.forward(); ++p) {
+      multiply_bottom(p);
     }
     return;
   }

@@ -40,7 +40,7 @@ struct Network {
   T* backward[kMaxHiddenLayers + 1];  // W_l [n_l, n_{l-1}], the last panel padded with zeros; with
                                       // top_is_bits, diag(w) W_L
   T* top;     // with top_is_bits, the tables of diag(w) W_L's columns; else null
-  T* bottom;  // with bottom_is_bits, for each d those of diag(W_1,·d) W_2ᵀ's columns; else null
+  T* bottom;  // with bottom_is_bits, those of diag(W_1,·d) W_2ᵀ's for each d, and of diag(b_1) W_2ᵀ's
   const T* weight1;  // W_1 [n_1, D]
   const T* bias[kMaxHiddenLayers + 1];
   const T* out;  // w [n_L]
@@ -55,13 +55,13 @@ struct Network {
     const int last = shape.layers;
     top = top_is_bits(shape) ? arena.take<T>(width(shape, last - 1) / simd::kLanes<T> * top_table_size())
                              : nullptr;
-    bottom = bottom_is_bits(shape) ? arena.take<T>(shape.dim * bottom_size()) : nullptr;
+    bottom = bottom_is_bits(shape) ? arena.take<T>((shape.dim + 1) * bottom_size()) : nullptr;
   }
 
   // Of one register of columns.
   int64_t top_table_size() const { return subset_table_size<T>(width(shape, shape.layers)); }
   int64_t bottom_table_size() const { return subset_table_size<T>(width(shape, 1)); }
-  // Of one dimension.
+  // Of one dimension, or b_1.
   int64_t bottom_size() const { return width(shape, 2) / simd::kLanes<T> * bottom_table_size(); }
 
   void pack(const MlpWeights& weights, const NetworkUse& use) {
@@ -109,11 +109,12 @@ struct Network {
   void pack_bottom() {
     const int units = width(shape, 1);
     T* table = bottom;
-    for (int d = 0; d < shape.dim; ++d) {
+    for (int d = 0; d <= shape.dim; ++d) {
+      const Factors<T> factors = d < shape.dim ? Factors<T>{weight1 + d, shape.dim} : Factors<T>{bias[1], 1};
       for (int p = 0; p < panels(width(shape, 2), kPanel<T>); ++p) {
         const T* const panel = forward[2] + static_cast<int64_t>(p) * units * kPanel<T>;
         for (int j = 0; j < simd::kPanelRegisters<T>; ++j, table += bottom_table_size()) {
-          tabulate(panel + j * simd::kLanes<T>, {weight1 + d, shape.dim}, units, lower_slope<T>(shape), table);
+          tabulate(panel + j * simd::kLanes<T>, factors, units, lower_slope<T>(shape), table);
         }
       }
     }

@@ -106,7 +106,9 @@ template <class T>
 void Tile<T>::weight_gradient(int l) {
   const bool top = by_bits(l), bottom = l <= 2 && bottom_by_bits();
   if (want.tangent && top) add_top_weight_gradient();
-  if (want.tangent && bottom && l == 2) add_bottom_weight_gradient();
+  if (want.tangent && bottom && l == 2) {
+    add_bottom_weight_gradient();
+  }
   const bool tangent = want.tangent && !top && !bottom;
   if (!tangent && !want.curvature) return;
   const T* const below = l == 1 ? x : hidden_[l - 1];
@@ -142,18 +144,27 @@ void Tile<T>::weight_gradient(int l) {
   }
 }
 
+// One register of columns: to [units] += those units' bits over the rows times the table of the rows.
+template <class T>
+void Tile<T>::add_unit_product(int units, T* to) {
+  const int groups = (rows_ + kSubsetTerms - 1) / kSubsetTerms;
+  subset_product(units, reinterpret_cast<const uint8_t*>(unit_bits_), sizeof(uint64_t), groups, subsets_,
+                 [&](int unit, V sum) {
+                   T* const at = to + unit * kPanel<T>;
+                   simd::store<T>(at, simd::load(at) + sum);
+                 });
+}
+
 template <class T>
 void Tile<T>::add_top_weight_gradient() {
   const int l = shape_.layers, units = columns(l);
-  const int groups = (rows_ + kSubsetTerms - 1) / kSubsetTerms;
   const T one = 1;
   T* const sum = sums_->weight[l];
   transpose_bits(bits_of_panel(l, 0, 0), bit_stride_, rows_, units, unit_bits_);
   for (int q = 0; q < panel_count(l - 1); ++q) {
     for (int j = 0; j < kRegisters; ++j) {
       tabulate(tangent_[l - 1] + q * panel_size() + j * kLanes, {&one, 0}, rows_, parameter_, subsets_);
-      subset_product<T, true>(units, reinterpret_cast<const uint8_t*>(unit_bits_), sizeof(uint64_t), groups,
-                              subsets_, sum + static_cast<int64_t>(q) * units * kPanel<T> + j * kLanes);
+      add_unit_product(units, sum + static_cast<int64_t>(q) * units * kPanel<T> + j * kLanes);
     }
   }
 }
@@ -161,15 +172,13 @@ void Tile<T>::add_top_weight_gradient() {
 template <class T>
 void Tile<T>::add_bottom_weight_gradient() {
   const int units = columns(1), dim = shape_.dim;
-  const int groups = (rows_ + kSubsetTerms - 1) / kSubsetTerms;
   transpose_bits(bits_of_panel(1, 0, 0), bit_stride_, rows_, units, unit_bits_);
   for (int p = 0; p < panel_count(2); ++p) {
     for (int j = 0; j < kRegisters; ++j) {
       for (int d = 0; d < dim; ++d) {
         tabulate(delta_[2] + p * panel_size() + j * kLanes, {dgradient + d, dim}, rows_, parameter_, subsets_);
         const int64_t panel = static_cast<int64_t>(d) * panel_count(2) + p;
-        subset_product<T, true>(units, reinterpret_cast<const uint8_t*>(unit_bits_), sizeof(uint64_t), groups,
-                                subsets_, bottom_sums_ + panel * units * kPanel<T> + j * kLanes);
+        add_unit_product(units, bottom_sums_ + panel * units * kPanel<T> + j * kLanes);
       }
     }
   }

@@ -73,11 +73,13 @@ ADE_INLINE void add_subsets(const uint8_t* bits, int64_t stride, int groups, con
     }
   }
 }
-// out[r * kPanel ...] = that over all `groups`, or += it.
-template <class T, int kRows, bool kAdd>
-ADE_INLINE void sum_subsets(const uint8_t* bits, int64_t stride, int groups, const T* table, T* out) {
+// finish(r, sum) gets that of row r over all `groups`.
+template <class T, int kRows, class Finish>
+ADE_INLINE void sum_subsets(int row, const uint8_t* bits, int64_t stride, int groups, const T* table,
+                            const Finish& finish) {
   constexpr int kWordTable = kWordGroups * kSubsets * simd::kLanes<T>;
   simd::Vector<T> sum[kRows] = {};
+  bits += row * stride;
   for (; groups >= kWordGroups; groups -= kWordGroups) {
     add_subsets<T, kRows, true>(bits, stride, groups, table, sum);
     bits += sizeof(uint32_t);
@@ -85,23 +87,17 @@ ADE_INLINE void sum_subsets(const uint8_t* bits, int64_t stride, int groups, con
   }
   if (groups > 0) add_subsets<T, kRows, false>(bits, stride, groups, table, sum);
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-    T* const to = out + r * kPanel<T>;
-    simd::store<T>(to, kAdd ? simd::load(to) + sum[r] : sum[r]);
-  }
+  for (int r = 0; r < kRows; ++r) finish(row + r, sum[r]);
 }
-// Bits are read by words of 32.
-template <class T, bool kAdd>
-static void subset_product(int rows, const uint8_t* bits, int64_t stride, int groups, const T* table,
-                           T* out) {
+// One register of columns of the product: finish(r, sum) takes row r of it. Bits are read by words of 32. A
+// table at a time: that of 128 terms fills the first-level cache.
+template <class T, class Finish>
+ADE_INLINE void subset_product(int rows, const uint8_t* bits, int64_t stride, int groups, const T* table,
+                               const Finish& finish) {
   constexpr int kRows = 8;
   int r = 0;
-  for (; r + kRows <= rows; r += kRows) {
-    sum_subsets<T, kRows, kAdd>(bits + r * stride, stride, groups, table, out + r * kPanel<T>);
-  }
-  for (; r < rows; ++r) {
-    sum_subsets<T, 1, kAdd>(bits + r * stride, stride, groups, table, out + r * kPanel<T>);
-  }
+  for (; r + kRows <= rows; r += kRows) sum_subsets<T, kRows>(r, bits, stride, groups, table, finish);
+  for (; r < rows; ++r) sum_subsets<T, 1>(r, bits, stride, groups, table, finish);
 }
 
 // unit u's bits over up to 64 rows: bit r of by_unit[u] is bit u of row r.

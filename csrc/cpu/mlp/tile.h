@@ -111,9 +111,14 @@ class Tile {
   // A panel of G_{L-1} = φ'_L diag(w) W_L, and M += Σ φ'_L t_{L-1}ᵀ, by the bits of φ'_L.
   void multiply_top(int p, T* out);
   void add_top_weight_gradient();
-  // The same of P_d, and N_d += Σ (u_d φ'_1) δ_2ᵀ, by the bits of φ'_1; F and ż_2 from P.
-  void multiply_bottom(int d, int p, T* out);
+  // The same of P, of P and z_2, and N_d += Σ (u_d φ'_1) δ_2ᵀ, by the bits of φ'_1; F and ż_2 from P.
+  void multiply_bottom(int p);
+  template <class Finish>
+  void multiply_bottom(int d, int p, const Finish& finish);
+  template <int D>
+  void bottom_forward(int p, T* z);
   void add_bottom_weight_gradient();
+  void add_unit_product(int units, T* to);
   template <int D>
   void bottom_gradient();
   template <int D>
@@ -157,7 +162,7 @@ class Tile {
   T* zeta_[kMaxHiddenLayers + 1];     // φ''_l, then φ''_l G_l, then φ''_l G_l ż_l, then ζ_l
   T* bottom_;                         // P_d, panels [n_2, rows] for each d
   T* bottom_sums_;                    // N_d, panels [n_2, n_1] for each d
-  T* subsets_;                        // a table of t_{L-1}'s or δ_2's rows
+  T* subsets_;                        // a table of t_{L-1}'s rows, or of δ_2's times u_d
   uint64_t* unit_bits_;               // bits of φ'_L or φ'_1 by units
   WeightSums<T>* sums_;
   uint8_t* own_bits_;
@@ -249,13 +254,35 @@ inline simd::Vector<T> Tile<T>::slope_from_bits(uint32_t bits, int j) const {
 }
 
 template <class T>
-void Tile<T>::multiply_bottom(int d, int p, T* out) {
+template <class Finish>
+void Tile<T>::multiply_bottom(int d, int p, const Finish& finish) {
   const int64_t size = network_.bottom_table_size();
   const T* const tables = network_.bottom + d * network_.bottom_size() + p * kRegisters * size;
   for (int j = 0; j < kRegisters; ++j) {
-    subset_product<T, false>(rows_, bits_of_panel(1, 0, 0), bit_stride_, columns(1) / kSubsetTerms,
-                             tables + j * size, out + j * kLanes);
+    subset_product(rows_, bits_of_panel(1, 0, 0), bit_stride_, columns(1) / kSubsetTerms, tables + j * size,
+                   [&](int r, V sum) { finish(r * kPanel<T> + j * kLanes, sum); });
   }
+}
+
+template <class T>
+void Tile<T>::multiply_bottom(int p) {
+  for (int d = 0; d < shape_.dim; ++d) {
+    T* const out = bottom_panel(d, p);
+    multiply_bottom(d, p, [&](int64_t at, V sum) { simd::store<T>(out + at, sum); });
+  }
+}
+
+template <class T>
+template <int D>
+void Tile<T>::bottom_forward(int p, T* z) {
+  multiply_bottom(p);
+  const T* const bias = network_.bias[2] + p * kPanel<T>;
+  multiply_bottom(D, p, [&](int64_t at, V sum) {
+    const T* const x_r = x + at / kPanel<T> * D;
+#pragma GCC unroll 2
+    for (int d = 0; d < D; ++d) sum += x_r[d] * simd::load(bottom_panel(d, p) + at);
+    simd::store<T>(z + at, simd::load(bias + at % kPanel<T>) + sum);
+  });
 }
 
 template <class T>
@@ -263,8 +290,8 @@ void Tile<T>::multiply_top(int p, T* out) {
   const int units = columns(shape_.layers);
   for (int j = 0; j < kRegisters; ++j) {
     const T* const table = network_.top + (p * kRegisters + j) * network_.top_table_size();
-    subset_product<T, false>(rows_, bits_of_panel(shape_.layers, 0, 0), bit_stride_, units / kSubsetTerms,
-                             table, out + j * kLanes);
+    subset_product(rows_, bits_of_panel(shape_.layers, 0, 0), bit_stride_, units / kSubsetTerms, table,
+                   [&](int r, V sum) { simd::store<T>(out + r * kPanel<T> + j * kLanes, sum); });
   }
 }
 
