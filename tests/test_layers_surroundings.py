@@ -56,6 +56,18 @@ def test_tensors_from_inference_mode_may_start_a_differentiable_unroll(layer: nn
     assert len(found) == len(wanted) > 0 and all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
+@pytest.mark.parametrize("kind", [ade.Leapfrog, ade.DampedLeapfrog, ade.GeneralizedLeapfrog])
+def test_a_layer_made_in_inference_mode_may_run_a_differentiable_unroll(kind: type, potential: nn.Module) -> None:
+    (x0, v0), found = start(), []
+    with torch.inference_mode():
+        made_there = kind(3, 0.1, learn_step_size=False).double()
+    for layer in (made_there, kind(3, 0.1, learn_step_size=False).double()):
+        potential.zero_grad()
+        layer(potential, x0, v0).x.sum().backward()
+        found.append([p.grad.clone() for p in potential.parameters() if p.grad is not None])
+    assert found[0] and all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("transform", ["grad", "jacrev", "vmap"])
 def test_torch_func_is_refused_in_so_many_words(layer: nn.Module, potential: nn.Module, transform: str) -> None:
     x0, v0 = start()

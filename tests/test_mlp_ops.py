@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import subprocess
@@ -183,8 +184,9 @@ def test_unroll_of_every_depth(activation: str, layers: int) -> None:
 @pytest.mark.parametrize(("dim", "steps"), [(1, 1), (2, 1), (3, 2), (4, 1), (33, 2), (128, 1)])
 @pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
 def test_unroll_of_every_size(activation: str, dim: int, steps: int, batch: int) -> None:
-    case = Case.make(make_potential(activation, dim, (64, 32)), batch, dim, steps)
-    check(case, OPTIONS["generalized, norm and value clip, range"])
+    for hidden in ((64, 32), (32, 96, 64)) if dim <= 2 else ((64, 32),):
+        case = Case.make(make_potential(activation, dim, hidden), batch, dim, steps)
+        check(case, OPTIONS["generalized, norm and value clip, range"])
 
 
 @pytest.mark.parametrize("hidden", [(96, 160), (256, 32, 128), (128, 128, 128)], ids=str)
@@ -214,10 +216,11 @@ def test_plain_sequential() -> None:
 
 
 @every_option
+@pytest.mark.parametrize("dim", [1, 2, 3])
 @pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
-def test_backward_agrees_whatever_is_kept(activation: str, option: str) -> None:
+def test_backward_agrees_whatever_is_kept(activation: str, dim: int, option: str) -> None:
     """Bit for bit: what was kept is what would be computed again. Three hidden layers of different widths."""
-    case = Case.make(make_potential(activation, 3, (32, 96, 64)), batch=70, dim=3, steps=3)
+    case = Case.make(make_potential(activation, dim, (32, 96, 64)), batch=70, dim=dim, steps=3)
     results = []
     for bits, products in ((False, False), (True, False), (True, True)):
         x, v, _ = case.fused(OPTIONS[option], keep_bits=bits, keep_products=products)
@@ -326,7 +329,7 @@ def test_gradcheck_of_the_field(activation: str) -> None:
 @pytest.mark.parametrize("layers", LAYERS)
 @every_activation
 def test_field_agrees_with_autograd(activation: str, layers: int) -> None:
-    for batch, dim in ((0, 3), (1, 1), (17, 3), (60, 33)):
+    for batch, dim in ((0, 3), (1, 1), (17, 3), (60, 33), (61, 2)):
         potential = make_potential(activation, dim, LAYERS[layers])
         field = MLPField.match(potential)
         x = torch.randn(batch, dim, dtype=torch.float64, requires_grad=True)
@@ -441,10 +444,13 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("hidden", [(32, 64), (64, 32, 32)], ids=str)
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 @pytest.mark.parametrize("batch", [100, 1000])
-def test_result_does_not_depend_on_the_threads_nor_on_the_call(activation: str, batch: int, threads: None) -> None:
-    case = Case.make(make_potential(activation, 2, dtype=torch.float32), batch, 2, 3, dtype=torch.float32)
+def test_result_does_not_depend_on_the_threads_nor_on_the_call(
+    activation: str, batch: int, hidden: tuple[int, ...], threads: None
+) -> None:
+    case = Case.make(make_potential(activation, 2, hidden, dtype=torch.float32), batch, 2, 3, dtype=torch.float32)
     options = OPTIONS["generalized, norm and value clip, range"]
     results = []
     for count in (1, 2, 3, 7, 2):
@@ -455,9 +461,12 @@ def test_result_does_not_depend_on_the_threads_nor_on_the_call(activation: str, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("dim", "hidden"), [(3, (32, 64)), (2, (32, 64, 32))])
 @every_activation
-def test_a_sample_does_not_depend_on_its_batch(activation: str, dtype: torch.dtype) -> None:
-    case = Case.make(make_potential(activation, 3, dtype=dtype), 75, 3, 3, dtype=dtype)
+def test_a_sample_does_not_depend_on_its_batch(
+    activation: str, dim: int, hidden: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    case = Case.make(make_potential(activation, dim, hidden, dtype=dtype), 75, dim, 3, dtype=dtype)
     options = OPTIONS["damped, value and norm clip, range"]
     part = Case(case.potential, case.x0[31:40].detach().requires_grad_(), case.v0[31:40].detach().requires_grad_(),
                 case.eta, case.scale_v, case.scale_x, case.drift)  # fmt: skip
@@ -471,9 +480,8 @@ def test_a_sample_does_not_depend_on_its_batch(activation: str, dtype: torch.dty
 def test_every_instruction_set(activation: str, instructions: str, isa) -> None:
     if not isa(instructions):
         pytest.skip(f"this processor has no {instructions}")
-    for option, (batch, dim, hidden) in zip(
-        OPTIONS.values(), itertools.cycle([(61, 2, (64, 32)), (17, 33, (32, 128, 32)), (3, 1, (32,))]), strict=False
-    ):
+    shapes = [(61, 2, (64, 32)), (17, 33, (32, 128, 32)), (3, 1, (32,)), (61, 2, (64, 32, 96)), (5, 1, (32, 64, 32, 32))]
+    for option, (batch, dim, hidden) in zip(OPTIONS.values(), itertools.cycle(shapes), strict=False):
         check(Case.make(make_potential(activation, dim, hidden), batch, dim, steps=2), option)
         check(Case.make(make_potential(activation, dim, hidden, dtype=torch.float32), batch, dim, 2, torch.float32),
               option, tolerance=2e-3 if activation in ("relu", "leaky_relu") else 1e-4)  # fmt: skip
@@ -604,6 +612,30 @@ def test_nan_reaches_the_result(activation: str, option: str) -> None:
         assert x[7].isnan().any() or v[7].isnan().any()
         others = torch.arange(60) != 7
         assert x[others].isfinite().all() and v[others].isfinite().all()
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_a_unit_that_minus_infinity_switches_off_stays_off(dim: int) -> None:
+    potential = make_potential("relu", dim, (32, 64, 32))
+    case = Case.make(potential, batch=9, dim=dim, steps=2)
+    with torch.no_grad():
+        potential.linears[0].bias[5] = -math.inf
+    for actual, wanted in zip(case.fused(OPTIONS["leapfrog"]), case.expected(OPTIONS["leapfrog"]), strict=True):
+        assert_close(actual, wanted, 1e-12, "end")
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_data_and_kinks_far_from_zero_lose_no_digits(dim: int, offset: float) -> None:
+    """A piecewise-linear potential of few dimensions sums z_2 in other terms than W_2 h_1: they must not cancel."""
+    potential = make_potential("relu", dim, (64, 64, 64), dtype=torch.float32)
+    with torch.no_grad():
+        first = potential.linears[0]
+        first.bias.copy_(0.3 * torch.randn(64) - first.weight.sum(1) * offset)
+    x = torch.randn(2000, dim) + offset
+    exact = copy.deepcopy(potential).double()(x.double())
+    eager, ours = potential(x), MLPField.match(potential).value(x)
+    assert (ours - exact).norm() <= 2 * (eager - exact).norm()
 
 
 def changed(position: int, value):

@@ -200,7 +200,7 @@ def check_potential(layer: str, potential: object, x0: Tensor, probe: bool) -> C
     if not callable(potential):
         raise TypeError(f"{layer}: potential must be callable, (B, *event) -> (B,), got {type(potential).__name__}")
     if isinstance(potential, nn.Module):
-        parameter = next(potential.parameters(), None)
+        parameter = _first_parameter(potential)
         if parameter is not None and parameter.device != x0.device:
             raise ValueError(
                 f"{layer}: potential's parameters are on {parameter.device}, x0 is on {x0.device}: "
@@ -209,6 +209,17 @@ def check_potential(layer: str, potential: object, x0: Tensor, probe: bool) -> C
     if probe:
         probe_potential(layer, potential, x0.detach())
     return potential
+
+
+def _first_parameter(module: nn.Module) -> Tensor | None:
+    """``next(module.parameters(), None)``, which takes longer than all other checks together."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter
+    for child in module._modules.values():
+        if child is not None and (found := _first_parameter(child)) is not None:
+            return found
+    return None
 
 
 def check_context(layer: str, context: object) -> tuple[Tensor, ...]:

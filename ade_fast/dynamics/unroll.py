@@ -145,14 +145,14 @@ def differentiate(
     effective weights, the leaves that its graph leads to, and the networks' parameters.
     """
     _refuse_transforms(layer, args)
-    args = tuple(t.clone() if t is not None and t.is_inference() else t for t in args)  # autograd may not save those
+    args = _savable(args)
     if torch.is_inference_mode_enabled():  # where ∇f could not be computed either
         with torch.inference_mode(False), torch.no_grad():
             return differentiate(layer, potential, program, args, layout, options, context)
     x0 = args[0]
     if (fused := _fused(layer, potential, program, args, layout, options)) is not None:
         return fused
-    args = program.as_rows(args)
+    args = _savable(program.as_rows(args))
     functions = {"potential": potential} | {k: f for pair in program.networks() for k, f in pair.functions.items()}
     if options.gradient == "none" or not torch.is_grad_enabled():
         with torch.no_grad():
@@ -193,6 +193,11 @@ def differentiate(
             with torch.no_grad():
                 return program.forward(side.grad, args, None), plan
         return _Unroll.apply(program, side, len(args), *args, *network_inputs, *inputs.tensors), plan
+
+
+def _savable(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """Tensors that were made in inference mode as copies: autograd may not save those."""
+    return tuple([t.clone() if t is not None and t.is_inference() else t for t in tensors])
 
 
 def _without_gradients(

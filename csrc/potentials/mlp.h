@@ -26,11 +26,11 @@
 //
 // without ż_L and h_L, and both M and G_{L-1} = φ'_L diag(w) W_L have a factor of two values. So have
 //
-//   P_d = (φ'_1 ⊙ W_1,·d) W_2ᵀ,   P_b = (φ'_1 ⊙ b_1) W_2ᵀ,   N_d = Σ (u_d φ'_1) δ_2ᵀ
+//   P_d = (φ'_1 ⊙ W_1,·d) W_2ᵀ,   P_c = (φ'_1 ⊙ (b_1 + W_1 c)) W_2ᵀ,   N_d = Σ (u_d φ'_1) δ_2ᵀ
 //
-// for each dimension d, and with them, without h_1, G_1, δ_1 and t_1,
+// for each dimension d and any one point c, and with them, without h_1, G_1, δ_1 and t_1,
 //
-//   bottom      z_2 = Σ_d x_d P_d + P_b + b_2,   F_d = ⟨δ_2, P_d⟩,   ż_2 = Σ_d u_d P_d
+//   bottom      z_2 = Σ_d (x_d - c_d) P_d + P_c + b_2,   F_d = ⟨δ_2, P_d⟩,   ż_2 = Σ_d u_d P_d
 //               dW_2,jk = Σ_d W_1,kd N_d,kj,   dW_1,kd = Σ_j W_2,jk N_d,kj
 //
 // The CPU's tiles take their top so, and where D is small the bottom (cpu/mlp/subsets.h).

@@ -15,11 +15,15 @@ struct ActivationJet {
   V value, slope, curvature;  // φ(z), φ'(z), φ''(z)
 };
 
-// relu (a = 0) and leaky relu: z for z > 0, else a z. The derivative at 0 is a, as in torch.
+// Relu and leaky relu: z for z > 0, else a z. The derivative at 0 is a, as in torch. Relu is 0 at -inf, where
+// 0 z is not. `scalar_a` is the number that all of `a` is.
 template <class M>
 struct PiecewiseLinear {
   using V = typename M::V;
-  static ADE_HD V value(V z, V a) { return M::select(z > V{}, z, a * z); }
+  template <class T>
+  static ADE_HD V value(V z, V a, T scalar_a) {
+    return scalar_a == 0 ? M::positive_part(z) : M::select(z > V{}, z, a * z);
+  }
 };
 
 // log(1 + e^z); like torch's, the identity above 20.

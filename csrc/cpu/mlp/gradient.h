@@ -70,7 +70,7 @@ void Tile<T>::activate_linear(int l, int p, const T* z) {
       const int64_t at = r * kPanel<T> + j * kLanes;
       const V z_r = simd::load(z + at);
       const simd::Mask<T> positive = z_r > V{};
-      const V phi = PiecewiseLinear<simd::Math<T>>::value(z_r, a);
+      const V phi = PiecewiseLinear<simd::Math<T>>::value(z_r, a, parameter_);
       bits |= simd::bits_of(positive) << (j * kLanes);
       if (keep_value) simd::store<T>(h + at, phi);
       if (last) {

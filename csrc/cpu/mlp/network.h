@@ -2,6 +2,8 @@
 // (product.h).
 #pragma once
 
+#include <cmath>
+
 #include "cpu/mlp/arena.h"
 #include "cpu/mlp/subsets.h"
 #include "launch/mlp.h"
@@ -40,7 +42,9 @@ struct Network {
   T* backward[kMaxHiddenLayers + 1];  // W_l [n_l, n_{l-1}], the last panel padded with zeros; with
                                       // top_is_bits, diag(w) W_L
   T* top;     // with top_is_bits, the tables of diag(w) W_L's columns; else null
-  T* bottom;  // with bottom_is_bits, those of diag(W_1,·d) W_2ᵀ's for each d, and of diag(b_1) W_2ᵀ's
+  T* bottom;  // with bottom_is_bits, those of diag(W_1,·d) W_2ᵀ's for each d, and of diag(b_1 + W_1 c) W_2ᵀ's
+  T* centred_bias;           // with bottom_is_bits, b_1 + W_1 c
+  T center[kMaxBottomDims];  // c
   const T* weight1;  // W_1 [n_1, D]
   const T* bias[kMaxHiddenLayers + 1];
   const T* out;  // w [n_L]
@@ -56,12 +60,13 @@ struct Network {
     top = top_is_bits(shape) ? arena.take<T>(width(shape, last - 1) / simd::kLanes<T> * top_table_size())
                              : nullptr;
     bottom = bottom_is_bits(shape) ? arena.take<T>((shape.dim + 1) * bottom_size()) : nullptr;
+    centred_bias = bottom ? arena.take<T>(width(shape, 1)) : nullptr;
   }
 
   // Of one register of columns.
   int64_t top_table_size() const { return subset_table_size<T>(width(shape, shape.layers)); }
   int64_t bottom_table_size() const { return subset_table_size<T>(width(shape, 1)); }
-  // Of one dimension, or b_1.
+  // Of one dimension, or the bias.
   int64_t bottom_size() const { return width(shape, 2) / simd::kLanes<T> * bottom_table_size(); }
 
   void pack(const MlpWeights& weights, const NetworkUse& use) {
@@ -106,11 +111,40 @@ struct Network {
       }
     }
   }
+  // c is the point that is nearest to the kinks of layer 1, by least squares: (W_1ᵀ W_1) c = -W_1ᵀ b_1. Where
+  // data and kinks lie together far from 0, the terms of z_2 would otherwise be large and cancel.
+  void centre_bottom() {
+    double a[kMaxBottomDims][kMaxBottomDims] = {}, rhs[kMaxBottomDims] = {}, c[kMaxBottomDims] = {};
+    const int units = width(shape, 1), dim = shape.dim;
+    for (int k = 0; k < units; ++k) {
+      if (!std::isfinite(bias[1][k])) continue;  // a unit that is switched off by -inf
+      for (int d = 0; d < dim; ++d) {
+        const double w = weight1[k * dim + d];
+        rhs[d] -= w * bias[1][k];
+        for (int e = 0; e < dim; ++e) a[d][e] += w * weight1[k * dim + e];
+      }
+    }
+    const double ridge = 1e-6 * (a[0][0] + a[1][1]);  // parallel kinks determine no point
+    for (int d = 0; d < dim; ++d) a[d][d] += ridge;
+    if (dim == 1) a[1][1] = 1;
+    const double determinant = a[0][0] * a[1][1] - a[0][1] * a[1][0];
+    if (determinant > 0 && std::isfinite(determinant)) {  // else W_1 is 0, or not finite
+      c[0] = (rhs[0] * a[1][1] - a[0][1] * rhs[1]) / determinant;
+      c[1] = (a[0][0] * rhs[1] - rhs[0] * a[1][0]) / determinant;
+    }
+    for (int d = 0; d < kMaxBottomDims; ++d) center[d] = static_cast<T>(c[d]);
+    for (int k = 0; k < units; ++k) {
+      double sum = bias[1][k];
+      for (int d = 0; d < dim; ++d) sum += static_cast<double>(weight1[k * dim + d]) * center[d];
+      centred_bias[k] = static_cast<T>(sum);
+    }
+  }
   void pack_bottom() {
+    centre_bottom();
     const int units = width(shape, 1);
     T* table = bottom;
     for (int d = 0; d <= shape.dim; ++d) {
-      const Factors<T> factors = d < shape.dim ? Factors<T>{weight1 + d, shape.dim} : Factors<T>{bias[1], 1};
+      const Factors<T> factors = d < shape.dim ? Factors<T>{weight1 + d, shape.dim} : Factors<T>{centred_bias, 1};
       for (int p = 0; p < panels(width(shape, 2), kPanel<T>); ++p) {
         const T* const panel = forward[2] + static_cast<int64_t>(p) * units * kPanel<T>;
         for (int j = 0; j < simd::kPanelRegisters<T>; ++j, table += bottom_table_size()) {

@@ -334,7 +334,7 @@ class MlpTile {
 #pragma unroll
           for (int i = 0; i < 8; ++i) {
             mask |= static_cast<uint32_t>(z.v[i] > 0) << i;
-            jet.value.v[i] = mlp::PiecewiseLinear<Math>::value(z.v[i], plan_.parameter);
+            jet.value.v[i] = mlp::PiecewiseLinear<Math>::value(z.v[i], plan_.parameter, plan_.parameter);
           }
           jet.slope = slopes_of(mask);
           memory.template at<uint8_t>(plan_.slope[l])[tile_at(l, r, p) * kWarp + lane] =
