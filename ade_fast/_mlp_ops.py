@@ -121,8 +121,10 @@ class _Unroll(_Function):
 
 
 class _ScheduledUnroll(_Function):
-    """Inputs: the numbers of the schema, a schedule, x0, v0, the two tensors of the schedule (one may be None), weights,
-    biases. Outputs: x_end, v_end. One node: a graph of kicks and drifts would take small batches a tenth of the time.
+    """Inputs: the numbers of the schema without keep_states, a schedule, x0, v0, the schedule's two tensors (None where
+    there is but one), weights, biases. Outputs: x_end, v_end.
+
+    One node: a graph of kicks and drifts would take a tenth of a small batch's time.
     """
 
     @staticmethod
@@ -169,9 +171,7 @@ def _go_back(
     dx_end = torch.zeros_like(v0) if dx_end is None else dx_end
     dv_end = torch.zeros_like(v0) if dv_end is None else dv_end
     stopped = numbers[-1]
-    return _unroll_backward(
-        dx_end, dv_end, v0, *steps, weights, biases, *kept, *numbers, want_weights and not stopped
-    )
+    return _unroll_backward(dx_end, dv_end, v0, *steps, weights, biases, *kept, *numbers, want_weights and not stopped)
 
 
 class _Field(_Function):

@@ -480,7 +480,13 @@ def test_a_sample_does_not_depend_on_its_batch(
 def test_every_instruction_set(activation: str, instructions: str, isa) -> None:
     if not isa(instructions):
         pytest.skip(f"this processor has no {instructions}")
-    shapes = [(61, 2, (64, 32)), (17, 33, (32, 128, 32)), (3, 1, (32,)), (61, 2, (64, 32, 96)), (5, 1, (32, 64, 32, 32))]
+    shapes = [
+        (61, 2, (64, 32)),
+        (17, 33, (32, 128, 32)),
+        (3, 1, (32,)),
+        (61, 2, (64, 32, 96)),
+        (5, 1, (32, 64, 32, 32)),
+    ]
     for option, (batch, dim, hidden) in zip(OPTIONS.values(), itertools.cycle(shapes), strict=False):
         check(Case.make(make_potential(activation, dim, hidden), batch, dim, steps=2), option)
         check(Case.make(make_potential(activation, dim, hidden, dtype=torch.float32), batch, dim, 2, torch.float32),

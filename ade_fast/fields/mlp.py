@@ -223,7 +223,7 @@ class MLPField:
         gradient: str,
         **options,
     ) -> tuple[Tensor, Tensor]:
-        """(x^T, v^T) of `mlp_unroll`, with the kicks and drifts of a schedule and derivatives by its tensors `steps`."""
+        """(x^T, v^T) of `mlp_unroll`, with kicks and drifts of a schedule, and derivatives by its tensors `steps`."""
         _note_weights(self.spec, x0.device)
         return scheduled_unroll(
             schedule, x0, v0, steps, *_as_inputs(*self.weights(), gradient),
@@ -302,9 +302,7 @@ def _unroll_numbers(
     return (*spec._numbers, damping, *grad_clip, *momentum_clip, *bounds, gradient == "stopped")
 
 
-def _as_inputs(
-    weights: Sequence[Tensor], biases: Sequence[Tensor], gradient: str
-) -> tuple[list[Tensor], list[Tensor]]:
+def _as_inputs(weights: Sequence[Tensor], biases: Sequence[Tensor], gradient: str) -> tuple[list[Tensor], list[Tensor]]:
     """Weights and biases as the operator takes them: without a gradient where there is to be none."""
     if gradient == "full":
         return list(weights), list(biases)

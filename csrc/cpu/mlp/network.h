@@ -41,11 +41,11 @@ struct Network {
   T* forward[kMaxHiddenLayers + 1];   // W_lᵀ [n_{l-1}, n_l]
   T* backward[kMaxHiddenLayers + 1];  // W_l [n_l, n_{l-1}], the last panel padded with zeros; with
                                       // top_is_bits, diag(w) W_L
-  T* top;     // with top_is_bits, the tables of diag(w) W_L's columns; else null
+  T* top;                             // with top_is_bits, the tables of diag(w) W_L's columns; else null
   T* bottom;  // with bottom_is_bits, those of diag(W_1,·d) W_2ᵀ's for each d, and of diag(b_1 + W_1 c) W_2ᵀ's
   T* centred_bias;           // with bottom_is_bits, b_1 + W_1 c
   T center[kMaxBottomDims];  // c
-  const T* weight1;  // W_1 [n_1, D]
+  const T* weight1;          // W_1 [n_1, D]
   const T* bias[kMaxHiddenLayers + 1];
   const T* out;  // w [n_L]
   T out_bias;
@@ -144,7 +144,8 @@ struct Network {
     const int units = width(shape, 1);
     T* table = bottom;
     for (int d = 0; d <= shape.dim; ++d) {
-      const Factors<T> factors = d < shape.dim ? Factors<T>{weight1 + d, shape.dim} : Factors<T>{centred_bias, 1};
+      const Factors<T> factors =
+          d < shape.dim ? Factors<T>{weight1 + d, shape.dim} : Factors<T>{centred_bias, 1};
       for (int p = 0; p < panels(width(shape, 2), kPanel<T>); ++p) {
         const T* const panel = forward[2] + static_cast<int64_t>(p) * units * kPanel<T>;
         for (int j = 0; j < simd::kPanelRegisters<T>; ++j, table += bottom_table_size()) {

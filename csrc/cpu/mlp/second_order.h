@@ -176,7 +176,8 @@ void Tile<T>::add_bottom_weight_gradient() {
   for (int p = 0; p < panel_count(2); ++p) {
     for (int j = 0; j < kRegisters; ++j) {
       for (int d = 0; d < dim; ++d) {
-        tabulate(delta_[2] + p * panel_size() + j * kLanes, {dgradient + d, dim}, rows_, parameter_, subsets_);
+        tabulate(delta_[2] + p * panel_size() + j * kLanes, {dgradient + d, dim}, rows_, parameter_,
+                 subsets_);
         const int64_t panel = static_cast<int64_t>(d) * panel_count(2) + p;
         add_unit_product(units, bottom_sums_ + panel * units * kPanel<T> + j * kLanes);
       }
@@ -219,7 +220,7 @@ void Tile<T>::add_bottom_sums() {
         simd::store<T>(sums_->weight[2] + at, total);
       }
     }
-    T* const sum = sums_->weight[1] + static_cast<int64_t>(k / kPanel<T>)*D * kPanel<T> + k % kPanel<T>;
+    T* const sum = sums_->weight[1] + static_cast<int64_t>(k / kPanel<T>) * D * kPanel<T> + k % kPanel<T>;
 #pragma GCC unroll 2
     for (int d = 0; d < D; ++d) sum[d * kPanel<T>] += simd::sum<T>(dot[d]);
   }

@@ -23,9 +23,9 @@ struct TileUse {
   }
 };
 
-// The products through hidden layers, z_l (l >= 2, of a smooth φ) and G_l (l < L) or P_d for G_1, kept from the
-// forward unroll for the backward pass: panels [panel, B, kPanel] of one step. Their order is this folder's
-// own.
+// The products through hidden layers, z_l (l >= 2, of a smooth φ) and G_l (l < L) or P_d for G_1, kept from
+// the forward unroll for the backward pass: panels [panel, B, kPanel] of one step. Their order is this
+// folder's own.
 template <class T>
 struct Products {
   T* data;       // at the tile's first row, or null: not kept
