@@ -8,7 +8,7 @@ differentiable once: the derivative of a ``*_backward`` would need third derivat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,13 +80,16 @@ _unroll_backward = _skipping_autograd(ops.mlp_unroll_backward.default)
 _field_backward = _skipping_autograd(ops.mlp_field_backward.default)
 
 
-class Schedule(Protocol):
-    """Kicks [T + 1, D] and drifts [T, D], without a graph, and how their cotangents are those of two tensors."""
+class Schedule(NamedTuple):
+    """Kicks [T + 1, D] and drifts [T, D], without a graph, and the one or two tensors that they are made of.
+
+    vjp: (dkick, ddrift, which of the tensors' cotangents are wanted) -> those, or None.
+    """
 
     kick: Tensor
     drift: Tensor
-
-    def vjp(self, dkick: Tensor, ddrift: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]: ...
+    tensors: tuple[Tensor, Tensor | None]
+    vjp: Callable[[Tensor, Tensor, Sequence[bool]], tuple[Tensor | None, Tensor | None]]
 
 
 class _Unroll(_Function):
@@ -115,45 +118,47 @@ class _Unroll(_Function):
             dx_end, dv_end, v0, steps, weights, biases, (x, v, bits, products), ctx.numbers,
             any(wanted[_UNROLL_TENSORS:]),
         )  # fmt: skip
+        derivatives = [*dinputs, *dweights, *dbiases]
         if torch.is_grad_enabled():  # create_graph=True: x0 is not among the operator's inputs, but they depend on it
-            dinputs = refuse_derivative(dinputs, [x0])
-        return None, *_where(wanted, [*dinputs, *dweights, *dbiases])
+            derivatives = refuse_derivative(derivatives, [x0])
+        return None, *_where(wanted, derivatives)
 
 
 class _ScheduledUnroll(_Function):
-    """Inputs: the numbers of the schema without keep_states, a schedule, x0, v0, the schedule's two tensors (None where
-    there is but one), weights, biases. Outputs: x_end, v_end.
+    """Inputs: the numbers of the schema without keep_states, the schedule's vjp, kick, drift, x0, v0, the schedule's
+    tensors, weights, biases. Outputs: x_end, v_end.
 
     One node: a graph of kicks and drifts would take a tenth of a small batch's time.
     """
 
     @staticmethod
-    def forward(ctx, numbers: Sequence[float], schedule: Schedule, *tensors: Tensor | None):
-        (x0, v0, *_), weights, biases = _split(tensors, _SCHEDULED_TENSORS)
+    def forward(ctx, numbers: Sequence[float], vjp: Callable, kick: Tensor, drift: Tensor, *tensors: Tensor | None):
+        (x0, v0, *steps), weights, biases = _split(tensors, _SCHEDULED_TENSORS)
         *rest, keep_bits, keep_products = numbers
         with below_autograd():
             x_end, v_end, *kept = _unroll(
-                x0, v0, schedule.kick, schedule.drift, None, None, weights, biases, *rest, True, keep_bits,
-                keep_products,
-            )  # fmt: skip
-        ctx.numbers, ctx.schedule = rest, schedule
-        ctx.save_for_backward(x0, v0, *weights, *biases, *kept)
+                x0, v0, kick, drift, None, None, weights, biases, *rest, True, keep_bits, keep_products
+            )
+        ctx.numbers, ctx.vjp = rest, vjp
+        # What a derivative's derivative would depend on.
+        ctx.step_tensors = [t for t in steps if t is not None and t.requires_grad]
+        ctx.save_for_backward(x0, v0, *weights, *biases, kick, drift, *kept)
         ctx.set_materialize_grads(False)
         return x_end, v_end
 
     @staticmethod
     def backward(ctx, dx_end: Tensor | None, dv_end: Tensor | None):
-        *saved, x, v, bits, products = ctx.saved_tensors
+        *saved, kick, drift, x, v, bits, products = ctx.saved_tensors
         (x0, v0), weights, biases = _split(saved, 2)
-        schedule, wanted = ctx.schedule, ctx.needs_input_grad[2:]
+        wanted = ctx.needs_input_grad[4:]
         dx0, dv0, dkick, ddrift, _, _, dweights, dbiases = _go_back(
-            dx_end, dv_end, v0, (schedule.kick, schedule.drift, None, None), weights, biases, (x, v, bits, products),
-            ctx.numbers, any(wanted[_SCHEDULED_TENSORS:]),
+            dx_end, dv_end, v0, (kick, drift, None, None), weights, biases, (x, v, bits, products), ctx.numbers,
+            any(wanted[_SCHEDULED_TENSORS:]),
         )  # fmt: skip
-        dinputs = [dx0, dv0, *schedule.vjp(dkick, ddrift, wanted[2:_SCHEDULED_TENSORS])]
+        derivatives = [dx0, dv0, *ctx.vjp(dkick, ddrift, wanted[2:_SCHEDULED_TENSORS]), *dweights, *dbiases]
         if torch.is_grad_enabled():
-            dinputs = refuse_derivative(dinputs, [x0])
-        return None, None, *_where(wanted, [*dinputs, *dweights, *dbiases])
+            derivatives = refuse_derivative(derivatives, [x0, *ctx.step_tensors])
+        return None, None, None, None, *_where(wanted, derivatives)
 
 
 def _go_back(
@@ -218,25 +223,18 @@ def wants_grad(*tensors: Tensor | None) -> bool:
 
 
 def scheduled_unroll(
-    schedule: Schedule,
-    x0: Tensor,
-    v0: Tensor,
-    steps: tuple[Tensor | None, Tensor | None],
-    weights: Tensors,
-    biases: Tensors,
-    numbers: Sequence[float],
+    schedule: Schedule, x0: Tensor, v0: Tensor, weights: Tensors, biases: Tensors, numbers: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """(x_end, v_end) of ``mlp_unroll``, differentiable by `steps`, the tensors that `schedule` was made of.
+    """(x_end, v_end) of ``mlp_unroll``, differentiable by the tensors that `schedule` was made of.
 
     numbers: those of the schema, without keep_states.
     """
+    kick, drift, steps, vjp = schedule
     tensors = (x0, v0, *steps, *weights, *biases)
     if wants_grad(*tensors):
-        return _ScheduledUnroll.apply(numbers, schedule, *tensors)
+        return _ScheduledUnroll.apply(numbers, vjp, kick, drift, *tensors)
     with below_autograd():
-        return _unroll(
-            x0, v0, schedule.kick, schedule.drift, None, None, weights, biases, *numbers[:-2], False, False, False
-        )[:2]
+        return _unroll(x0, v0, kick, drift, None, None, weights, biases, *numbers[:-2], False, False, False)[:2]
 
 
 def _register_derivatives() -> None:

@@ -367,6 +367,51 @@ def test_no_change_in_place_makes_a_silently_wrong_gradient(
             assert_close(a, e, f"gradient {i}")
 
 
+@pytest.mark.parametrize("shape", [(), (2,), (1, 2)], ids=str)
+@pytest.mark.parametrize("kind", ["leapfrog", "damped"])
+def test_the_mlp_kernels_steps_are_those_of_the_forward_pass(kind: str, shape: tuple[int, ...]) -> None:
+    """One step: what the kernels read could be the step size's own memory."""
+    step = torch.full(shape, 0.1, dtype=DOUBLE)
+    layer = {
+        "leapfrog": lambda: ade.Leapfrog(1, step),
+        "damped": lambda: ade.DampedLeapfrog(1, step, drift_step=2 * step),
+    }[kind]().double()
+    potential = ade.MLPPotential(2, (32, 32)).double()
+    x0, v0 = (torch.randn(5, 2, dtype=DOUBLE, requires_grad=True) for _ in range(2))
+    wanted = [x0, v0, layer.step_size, *potential.parameters()]
+
+    def gradients(change: bool) -> list[Tensor]:
+        out = layer(potential, x0, v0)
+        with torch.no_grad():
+            for tensor in (layer.step_size, *layer.buffers()) if change else ():
+                tensor.mul_(1.5)
+        found = torch.autograd.grad(out.x.square().sum() + out.v.sin().sum(), wanted, allow_unused=True)
+        return [g for g in found if g is not None]
+
+    for a, b in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("hidden", [(32, 32), (32, 32, 32)], ids=str)
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("gradient", ["full", "truncated", "stopped"])
+@pytest.mark.parametrize("of", ["x0", "step_size", "weight"])
+@pytest.mark.parametrize("by", ["x0", "step_size"])
+def test_no_second_derivative_of_an_mlps_unroll_is_a_silent_zero(
+    by: str, of: str, gradient: str, activation: str, hidden: tuple[int, ...]
+) -> None:
+    potential = ade.MLPPotential(2, hidden, activation).double()
+    layer = ade.Leapfrog(2, 0.1, gradient=gradient).double()
+    x0, v0 = (torch.randn(5, 2, dtype=DOUBLE, requires_grad=True) for _ in range(2))
+    tensors = {"x0": x0, "step_size": layer.step_size, "weight": potential.linears[0].weight}
+    if of == "weight" and gradient != "full":
+        return  # it has no derivative at all
+    out = layer(potential, x0, v0)
+    (grad,) = torch.autograd.grad(out.x.square().sum(), tensors[of], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable only once"):
+        torch.autograd.grad((grad * tensors[of]).sum(), tensors[by])
+
+
 @pytest.mark.parametrize("memory", ["graph", "states"])
 def test_change_of_a_buffer_before_backward_is_refused(memory: str) -> None:
     """A power iteration in between, or a running mean: f is no longer the function of the forward pass."""

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..fields import GradientMode, Layout, Plan, generalized_kicks, probe_potential
+from ..fields import GradientMode, Layout, Plan, Schedule, generalized_kicks, probe_potential
 
 _STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _GRADIENTS = ("full", "truncated", "stopped", "none")
@@ -278,52 +278,46 @@ def add_merged_kicks_vjp(terms: Tensor, dkick: Tensor) -> Tensor:
     return torch.add(terms, dkick[:-1], alpha=0.5).add_(dkick[1:], alpha=0.5)
 
 
+@dataclass(frozen=True)
 class MergedSteps:
-    """Kicks and drifts of leapfrog from step sizes as the layers hold them: a `Schedule` of the MLP operators.
+    """Kicks and drifts of leapfrog from step sizes as the layers hold them. drift_step: the drifts' own, or None."""
 
-    tensors: the step size, and the drifts' own where they have one. kick: [T + 1, D], drift: [T, D], of the
-    accumulation dtype, without a graph.
+    layer: str
+    n_steps: int
+    layout: Layout
+    step_size: Tensor
+    drift_step: Tensor | None = None
 
-    Raises: ValueError, as `step_rows`.
-    """
+    def rows(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """(kick steps [T + 1, D], drift steps [T, D]) for states like `x0`, as functions that autograd sees.
 
-    def __init__(
-        self, layer: str, step_size: Tensor, drift_step: Tensor | None, n_steps: int, layout: Layout, x0: Tensor
-    ) -> None:
-        self.tensors = (step_size, drift_step)
-        self._rows_of = functools.partial(_kick_and_drift_rows, layer, n_steps, layout, x0)
-        self._layout = layout
+        Raises: ValueError, as `step_rows`.
+        """
+        eta = step_rows(self.layer, self.step_size, self.n_steps, self.layout, x0)
+        if self.drift_step is None:
+            drift = eta
+        else:
+            drift = step_rows(self.layer, self.drift_step, self.n_steps, self.layout, x0, "drift_step")
+        return merged_kicks(eta, self.n_steps), drift.expand(self.n_steps, -1)
+
+    def schedule(self, x0: Tensor) -> Schedule:
+        """The same for the MLP operators: numbers of their own, whatever becomes of the step sizes."""
         with torch.no_grad():
-            kick, drift = self._rows_of(step_size, drift_step)
-            self.kick, self.drift = kick, drift.contiguous()
+            kick, drift = self.rows(x0)
+            return Schedule(kick, drift.clone(), (self.step_size, self.drift_step), self._vjp)
 
-    def differentiable(self) -> tuple[Tensor, Tensor]:
-        """(kick, drift) as functions of the tensors that autograd sees."""
-        return self._rows_of(*self.tensors)
-
-    def vjp(self, dkick: Tensor, ddrift: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
-        """The tensors' cotangents, of those that are `wanted`."""
-        step_size, drift_step = self.tensors
+    def _vjp(self, dkick: Tensor, ddrift: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
         dstep = ddrift_step = None
         if wanted[0]:
-            own_drift = drift_step is not None
-            rows = add_merged_kicks_vjp(torch.zeros_like(ddrift) if own_drift else ddrift, dkick)
-            dstep = self._summed(rows, step_size)
+            rows = add_merged_kicks_vjp(ddrift if self.drift_step is None else torch.zeros_like(ddrift), dkick)
+            dstep = self._summed(rows, self.step_size)
         if wanted[1]:
-            ddrift_step = self._summed(ddrift, drift_step)
+            ddrift_step = self._summed(ddrift, self.drift_step)
         return dstep, ddrift_step
 
     def _summed(self, rows: Tensor, step: Tensor) -> Tensor:
         """Cotangents of rows, [T, D] -> the step's, over all that it is broadcast to."""
-        return self._layout.events(rows).sum_to_size(step.shape).to(device=step.device, dtype=step.dtype)
-
-
-def _kick_and_drift_rows(
-    layer: str, n_steps: int, layout: Layout, x0: Tensor, step_size: Tensor, drift_step: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    eta = step_rows(layer, step_size, n_steps, layout, x0)
-    drift = eta if drift_step is None else step_rows(layer, drift_step, n_steps, layout, x0, "drift_step")
-    return merged_kicks(eta, n_steps), drift.expand(n_steps, -1)
+        return self.layout.events(rows).sum_to_size(step.shape).to(device=step.device, dtype=step.dtype)
 
 
 def zero_log_det(x0: Tensor) -> Tensor:

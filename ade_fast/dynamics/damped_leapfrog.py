@@ -22,6 +22,7 @@ def check_damping(layer: str, damping: object) -> float:
     return float(damping)
 
 
+@base.outside_of_graphs
 def run_damped_leapfrog(
     layer: str,
     potential: Callable,

@@ -34,15 +34,15 @@ class LeapfrogProgram:
     def fused(self, field: MLPField, args: tuple, **options) -> tuple[Tensor, Tensor]:
         damping, *grad_clip = self._kick
         *momentum_clip, lo, hi = self._drift
-        x, v, *steps = args
+        x, v, *_ = args
         return field.scheduled_unroll(
-            x, v, self._steps, steps, damping=damping, grad_clip=grad_clip, momentum_clip=momentum_clip,
+            x, v, self._steps.schedule(x), damping=damping, grad_clip=grad_clip, momentum_clip=momentum_clip,
             bounds=(lo, hi), **options,
         )  # fmt: skip
 
     def as_rows(self, args: tuple) -> tuple[Tensor, ...]:
         x, v, *_ = args
-        return x, v, *self._steps.differentiable()
+        return x, v, *self._steps.rows(x)
 
     def networks(self) -> Sequence[NetworkPair]:
         return ()
@@ -119,9 +119,9 @@ def run_leapfrog(
     v0 = base.draw_momentum(layer, x0, event, generator) if v0 is None else base.check_v0(layer, v0, x0, event)
     base.check_potential(layer, potential, x0, options.check_potential)
     layout = Layout.of(x0)
-    steps = base.MergedSteps(layer, step_size, drift_step, n_steps, layout, x0)
+    steps = base.MergedSteps(layer, n_steps, layout, step_size, drift_step)
     program = LeapfrogProgram(layer, n_steps, damping, options, steps)
-    args = (layout.rows(x0), layout.rows(v0), *steps.tensors)
+    args = (layout.rows(x0), layout.rows(v0), step_size, drift_step)
     (x, v), plan = differentiate(layer, potential, program, args, layout, options, captured)
     return DynamicsOutput(layout.events(x), layout.events(v), base.zero_log_det(x0)), plan
 

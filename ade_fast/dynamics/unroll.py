@@ -40,7 +40,7 @@ class Program(Protocol):
     """The steps of one dynamics, over rows, and their adjoint.
 
     `fused` runs the whole program in one operator, for the potentials that have one, or returns None where it cannot.
-    `as_rows` turns the `args` that it takes into those of the other methods, as functions that autograd sees.
+    `as_rows` turns the `args` that it takes into those of all other methods, as functions that autograd sees.
     `networks` are its learned parts and `prepare` finds their inputs (see `NetworkPair.prepare`); it returns the name
     of a captured node or None.
     `forward` may run under autograd (then it must be made of differentiable operations alone) or without; it appends

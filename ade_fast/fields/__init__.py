@@ -5,7 +5,7 @@ from .contents import Contents, contents_of, modules_of
 from .graph import Ancestry
 from .layout import Layout
 from .memory import memory_budget, memory_in_use, release_memory, set_memory_budget
-from .mlp import MLPField, generalized_kicks
+from .mlp import MLPField, Schedule, generalized_kicks
 from .modules import pinned, probe_potential
 from .surroundings import Inputs, Surroundings, is_observed, possible_inputs
 from .unroll import GradientMode, GradientSide, Plan, Sum, choose_plan, keeps_kinks, refuse_observed
@@ -24,6 +24,7 @@ __all__ = [
     "MLPField",
     "NotPiecewiseLinear",
     "Plan",
+    "Schedule",
     "Sum",
     "Surroundings",
     "Watch",

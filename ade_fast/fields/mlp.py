@@ -216,17 +216,16 @@ class MLPField:
         x0: Tensor,
         v0: Tensor,
         schedule: Schedule,
-        steps: tuple[Tensor | None, Tensor | None],
         *,
         keep_bits: bool,
         keep_products: bool,
         gradient: str,
         **options,
     ) -> tuple[Tensor, Tensor]:
-        """(x^T, v^T) of `mlp_unroll`, with kicks and drifts of a schedule, and derivatives by its tensors `steps`."""
+        """(x^T, v^T) of `mlp_unroll`, with kicks and drifts of a schedule, and derivatives by its tensors."""
         _note_weights(self.spec, x0.device)
         return scheduled_unroll(
-            schedule, x0, v0, steps, *_as_inputs(*self.weights(), gradient),
+            schedule, x0, v0, *_as_inputs(*self.weights(), gradient),
             (*_unroll_numbers(self.spec, gradient, **options), keep_bits, keep_products),
         )  # fmt: skip
 

@@ -2,8 +2,6 @@
 // (product.h).
 #pragma once
 
-#include <cmath>
-
 #include "cpu/mlp/arena.h"
 #include "cpu/mlp/subsets.h"
 #include "launch/mlp.h"
@@ -30,7 +28,8 @@ T lower_slope(const MlpShape& shape) {
   return shape.activation == kRelu ? T(0) : static_cast<T>(shape.parameter);
 }
 
-// What sweeps will read: products that lead to the gradient, and the curvature's.
+// What sweeps will read beside W_l of the tangents: what the products that lead to the gradient take, and
+// what the curvature's take.
 struct NetworkUse {
   bool products, curvature;
 };
@@ -41,9 +40,11 @@ struct Network {
   T* forward[kMaxHiddenLayers + 1];   // W_lᵀ [n_{l-1}, n_l]
   T* backward[kMaxHiddenLayers + 1];  // W_l [n_l, n_{l-1}], the last panel padded with zeros; with
                                       // top_is_bits, diag(w) W_L
-  T* top;                             // with top_is_bits, the tables of diag(w) W_L's columns; else null
-  T* bottom;  // with bottom_is_bits, those of diag(W_1,·d) W_2ᵀ's for each d, and of diag(b_1 + W_1 c) W_2ᵀ's
-  T* centred_bias;           // with bottom_is_bits, b_1 + W_1 c
+  // Tables of columns: with top_is_bits of diag(w) W_L; with bottom_is_bits of diag(W_1,·d) W_2ᵀ for each d,
+  // and of diag(b_1 + W_1 c) W_2ᵀ. Else null.
+  T* top;
+  T* bottom;
+  T* centred_bias;           // b_1 + W_1 c
   T center[kMaxBottomDims];  // c
   const T* weight1;          // W_1 [n_1, D]
   const T* bias[kMaxHiddenLayers + 1];
@@ -59,8 +60,9 @@ struct Network {
     const int last = shape.layers;
     top = top_is_bits(shape) ? arena.take<T>(width(shape, last - 1) / simd::kLanes<T> * top_table_size())
                              : nullptr;
-    bottom = bottom_is_bits(shape) ? arena.take<T>((shape.dim + 1) * bottom_size()) : nullptr;
-    centred_bias = bottom ? arena.take<T>(width(shape, 1)) : nullptr;
+    const bool by_bottom = bottom_is_bits(shape);
+    bottom = by_bottom ? arena.take<T>((shape.dim + 1) * bottom_size()) : nullptr;
+    centred_bias = by_bottom ? arena.take<T>(width(shape, 1)) : nullptr;
   }
 
   // Of one register of columns.
@@ -111,32 +113,39 @@ struct Network {
       }
     }
   }
-  // c is the point that is nearest to the kinks of layer 1, by least squares: (W_1ᵀ W_1) c = -W_1ᵀ b_1. Where
-  // data and kinks lie together far from 0, the terms of z_2 would otherwise be large and cancel.
+  // The point c around which z_2 is summed: where data and kinks lie together far from 0, its terms would
+  // otherwise be large and cancel. Least squares of b_1 + W_1 c, each unit relative to its own size, so that
+  // one whose kink is far from all others' has no say; and once more from there.
   void centre_bottom() {
-    double a[kMaxBottomDims][kMaxBottomDims] = {}, rhs[kMaxBottomDims] = {}, c[kMaxBottomDims] = {};
     const int units = width(shape, 1), dim = shape.dim;
-    for (int k = 0; k < units; ++k) {
-      if (!std::isfinite(bias[1][k])) continue;  // a unit that is switched off by -inf
-      for (int d = 0; d < dim; ++d) {
-        const double w = weight1[k * dim + d];
-        rhs[d] -= w * bias[1][k];
-        for (int e = 0; e < dim; ++e) a[d][e] += w * weight1[k * dim + e];
+    double c[kMaxBottomDims] = {};
+    for (int round = 0; round < 2; ++round) {
+      double a[kMaxBottomDims][kMaxBottomDims] = {}, rhs[kMaxBottomDims] = {};
+      for (int k = 0; k < units; ++k) {
+        const double w[kMaxBottomDims] = {weight1[k * dim], dim > 1 ? weight1[k * dim + 1] : T(0)};
+        const double rest = bias[1][k] + w[0] * c[0] + w[1] * c[1];
+        const double size = rest * rest + w[0] * w[0] + w[1] * w[1];
+        if (!(size > 0) || !__builtin_isfinite(size)) continue;
+        for (int d = 0; d < kMaxBottomDims; ++d) {
+          rhs[d] -= w[d] * rest / size;
+          for (int e = 0; e < kMaxBottomDims; ++e) a[d][e] += w[d] * w[e] / size;
+        }
       }
+      const double ridge = 1e-6 * (a[0][0] + a[1][1]);  // parallel kinks determine no point
+      for (int d = 0; d < kMaxBottomDims; ++d) a[d][d] += ridge;
+      const double determinant = a[0][0] * a[1][1] - a[0][1] * a[1][0];
+      if (!(determinant > 0)) break;  // W_1 is 0
+      c[0] += (rhs[0] * a[1][1] - a[0][1] * rhs[1]) / determinant;
+      c[1] += (a[0][0] * rhs[1] - rhs[0] * a[1][0]) / determinant;
     }
-    const double ridge = 1e-6 * (a[0][0] + a[1][1]);  // parallel kinks determine no point
-    for (int d = 0; d < dim; ++d) a[d][d] += ridge;
-    if (dim == 1) a[1][1] = 1;
-    const double determinant = a[0][0] * a[1][1] - a[0][1] * a[1][0];
-    if (determinant > 0 && std::isfinite(determinant)) {  // else W_1 is 0, or not finite
-      c[0] = (rhs[0] * a[1][1] - a[0][1] * rhs[1]) / determinant;
-      c[1] = (a[0][0] * rhs[1] - rhs[0] * a[1][0]) / determinant;
-    }
-    for (int d = 0; d < kMaxBottomDims; ++d) center[d] = static_cast<T>(c[d]);
+    const bool fits = __builtin_isfinite(static_cast<T>(c[0])) && __builtin_isfinite(static_cast<T>(c[1]));
+    for (int d = 0; d < kMaxBottomDims; ++d) center[d] = fits ? static_cast<T>(c[d]) : T(0);
     for (int k = 0; k < units; ++k) {
       double sum = bias[1][k];
       for (int d = 0; d < dim; ++d) sum += static_cast<double>(weight1[k * dim + d]) * center[d];
-      centred_bias[k] = static_cast<T>(sum);
+      // -inf switches a unit of relu off: never read, but 0 times it is NaN.
+      const bool off = shape.activation == kRelu && bias[1][k] == -T(__builtin_inf());
+      centred_bias[k] = off ? T(0) : static_cast<T>(sum);
     }
   }
   void pack_bottom() {

@@ -144,7 +144,6 @@ void Tile<T>::weight_gradient(int l) {
   }
 }
 
-// One register of columns: to [units] += those units' bits over the rows times the table of the rows.
 template <class T>
 void Tile<T>::add_unit_product(int units, T* to) {
   const int groups = (rows_ + kSubsetTerms - 1) / kSubsetTerms;
@@ -198,7 +197,6 @@ void Tile<T>::end_sums() {
   shape_.dim == 1 ? add_bottom_sums<1>() : add_bottom_sums<2>();
 }
 
-// dW_1 and dW_2 from N.
 template <class T>
 template <int D>
 void Tile<T>::add_bottom_sums() {

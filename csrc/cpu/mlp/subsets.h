@@ -35,7 +35,7 @@ static void tabulate(const T* data, const Factors<T>& factors, int terms, T a, T
     V term[kSubsetTerms][2] = {};  // where the bit is not set, and where it is
     for (int k = 0; k < kSubsetTerms && first + k < terms; ++k) {
       term[k][1] = factors.data[(first + k) * factors.stride] * simd::load(data + (first + k) * kPanel<T>);
-      if (a != 0) term[k][0] = a * term[k][1];  // a term that is off is 0, be it infinite
+      term[k][0] = a * term[k][1];
     }
 #pragma GCC unroll 4
     for (int high = 0; high < 4; ++high) {

@@ -111,20 +111,26 @@ class Tile {
   // A panel of G_{L-1} = φ'_L diag(w) W_L, and M += Σ φ'_L t_{L-1}ᵀ, by the bits of φ'_L.
   void multiply_top(int p, T* out);
   void add_top_weight_gradient();
-  // The same of P, of P and z_2, and N_d += Σ (u_d φ'_1) δ_2ᵀ, by the bits of φ'_1; F and ż_2 from P.
+  // By the bits of φ'_1 (bottom_is_bits): a panel of every P_d,
   void multiply_bottom(int p);
+  // of P_d, or for d = D of P_c, as finish(element, register of columns),
   template <class Finish>
   void multiply_bottom(int d, int p, const Finish& finish);
+  // of z_2, beside those of P,
   template <int D>
   void bottom_forward(int p, T* z);
-  void add_bottom_weight_gradient();
-  void add_unit_product(int units, T* to);
+  // F from P and δ_2,
   template <int D>
   void bottom_gradient();
+  // a panel of ż_2 from P and u,
   template <int D>
   void bottom_tangent(int p, T* out);
+  // N += the tile's terms, and in the end dW_1 and dW_2 from N.
+  void add_bottom_weight_gradient();
   template <int D>
   void add_bottom_sums();
+  // to[unit * kPanel ...] += a register of columns of the table at hand, by the bits of each unit.
+  void add_unit_product(int units, T* to);
 
   uint8_t* bits_of_panel(int l, int p, int row) const {
     return bits_ + row * bit_stride_ + (first_unit_[l] + p * kPanel<T>) / 8;
@@ -197,16 +203,16 @@ Tile<T>::Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena
   dvalue = use.dvalue ? arena.take<T>(capacity) : nullptr;
   own_bits_ = linear() ? arena.take<uint8_t>(capacity * bit_stride_) : nullptr;
   for (int l = 1; l <= layers; ++l) {
-    const bool bits = by_bits(l);
+    const bool bottom = l == 1 && bottom_by_bits();
+    const bool bits = by_bits(l) || (bottom && !use.dvalue);  // h_l and δ_l are not needed
     const int64_t size = static_cast<int64_t>(capacity) * columns(l);
     // Without a use for h or φ' later, δ_l takes their place: h_l is read by layer l + 1 before δ_l is
     // written.
     hidden_[l] = bits ? nullptr : arena.take<T>(size);
     slope_[l] = smooth ? arena.take<T>(size) : nullptr;
-    const bool own_delta = (curvature || use.dgradient) && !bits;
+    const bool own_delta = (curvature || use.dgradient) && !bits && !bottom;
     delta_[l] = own_delta ? arena.take<T>(size) : (smooth ? slope_[l] : hidden_[l]);
-    const bool own_tangent = use.dgradient && l < layers && !(l == 1 && bottom_by_bits());
-    tangent_[l] = own_tangent ? arena.take<T>(size) : nullptr;
+    tangent_[l] = use.dgradient && l < layers && !bottom ? arena.take<T>(size) : nullptr;
     zeta_[l] = curvature ? arena.take<T>(size) : nullptr;
   }
   const int64_t bottom_size = bottom_by_bits() ? static_cast<int64_t>(shape_.dim) * columns(2) : 0;
