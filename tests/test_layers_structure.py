@@ -397,11 +397,12 @@ def test_the_mlp_kernels_steps_are_those_of_the_forward_pass(kind: str, shape: t
 @pytest.mark.parametrize("gradient", ["full", "truncated", "stopped"])
 @pytest.mark.parametrize("of", ["x0", "step_size", "weight"])
 @pytest.mark.parametrize("by", ["x0", "step_size"])
+@every_dynamics
 def test_no_second_derivative_of_an_mlps_unroll_is_a_silent_zero(
-    by: str, of: str, gradient: str, activation: str, hidden: tuple[int, ...]
+    dynamics: str, by: str, of: str, gradient: str, activation: str, hidden: tuple[int, ...]
 ) -> None:
     potential = ade.MLPPotential(2, hidden, activation).double()
-    layer = ade.Leapfrog(2, 0.1, gradient=gradient).double()
+    layer = LAYERS[dynamics](2, gradient=gradient)
     x0, v0 = (torch.randn(5, 2, dtype=DOUBLE, requires_grad=True) for _ in range(2))
     tensors = {"x0": x0, "step_size": layer.step_size, "weight": potential.linears[0].weight}
     if of == "weight" and gradient != "full":

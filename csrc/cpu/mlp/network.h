@@ -45,7 +45,7 @@ struct Network {
   T* top;
   T* bottom;
   T* centred_bias;           // b_1 + W_1 c
-  T center[kMaxBottomDims];  // c
+  T centre[kMaxBottomDims];  // c
   const T* weight1;          // W_1 [n_1, D]
   const T* bias[kMaxHiddenLayers + 1];
   const T* out;  // w [n_L]
@@ -138,13 +138,15 @@ struct Network {
       c[0] += (rhs[0] * a[1][1] - a[0][1] * rhs[1]) / determinant;
       c[1] += (a[0][0] * rhs[1] - rhs[0] * a[1][0]) / determinant;
     }
-    const bool fits = __builtin_isfinite(static_cast<T>(c[0])) && __builtin_isfinite(static_cast<T>(c[1]));
-    for (int d = 0; d < kMaxBottomDims; ++d) center[d] = fits ? static_cast<T>(c[d]) : T(0);
+    // Farther away only where W_1 is next to nothing, and its products may be denormal.
+    const double farthest = 1e18;
+    const bool fits = __builtin_fabs(c[0]) <= farthest && __builtin_fabs(c[1]) <= farthest;
+    for (int d = 0; d < kMaxBottomDims; ++d) centre[d] = fits ? static_cast<T>(c[d]) : T(0);
     for (int k = 0; k < units; ++k) {
       double sum = bias[1][k];
-      for (int d = 0; d < dim; ++d) sum += static_cast<double>(weight1[k * dim + d]) * center[d];
+      for (int d = 0; d < dim; ++d) sum += static_cast<double>(weight1[k * dim + d]) * centre[d];
       // -inf switches a unit of relu off: never read, but 0 times it is NaN.
-      const bool off = shape.activation == kRelu && bias[1][k] == -T(__builtin_inf());
+      const bool off = lower_slope<T>(shape) == 0 && bias[1][k] == -T(__builtin_inf());
       centred_bias[k] = off ? T(0) : static_cast<T>(sum);
     }
   }

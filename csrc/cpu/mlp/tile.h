@@ -286,7 +286,7 @@ void Tile<T>::bottom_forward(int p, T* z) {
   multiply_bottom(D, p, [&](int64_t at, V sum) {
     const T* const x_r = x + at / kPanel<T> * D;
 #pragma GCC unroll 2
-    for (int d = 0; d < D; ++d) sum += (x_r[d] - network_.center[d]) * simd::load(bottom_panel(d, p) + at);
+    for (int d = 0; d < D; ++d) sum += (x_r[d] - network_.centre[d]) * simd::load(bottom_panel(d, p) + at);
     simd::store<T>(z + at, simd::load(bias + at % kPanel<T>) + sum);
   });
 }
