@@ -1,10 +1,11 @@
 // exp, expm1 and log(1 + y) of vectors, without tables or branches, for the activations
 // (potentials/mlp_activations.h).
 //
-// e^z = 2^n e^r with n = round(z / ln 2) and |r| <= ln 2 / 2; e^r - 1 = r + r² q(r) with Taylor's q, so that
-// expm1 keeps its relative accuracy near 0. Arguments are clamped to where 2^n is a normal number. NaN gives
-// NaN. log(1 + y) = 2 atanh(s) + (0 or ln 2) with s = f / (2 + f) and FDLIBM's coefficients, f = y or (y - 1)
-// / 2.
+// e^z = 2^n e^r with n = round(z / ln 2) and |r| <= ln 2 / 2; e^r - 1 = r + r² q(r), so that expm1 keeps its
+// relative accuracy near 0, with Taylor's q in float64 and the minimax q in float32. Arguments are clamped to
+// where 2^n is a normal number. NaN gives NaN. log(1 + y): in float32 y + y² q(y) with the minimax q; in float64
+// that would be long, and it is 2 atanh(s) + (0 or ln 2) with s = f / (2 + f) and FDLIBM's coefficients, f = y
+// or (y - 1) / 2.
 #pragma once
 
 #include "cpu/mlp/vectors.h"
@@ -24,10 +25,11 @@ struct MathConstants<float> {
       0x1.8p23f + 127;  // adding it rounds to an integer, and adds the exponent's bias
   static constexpr float kLowest = -87.0f, kHighest = 88.0f;
   static constexpr int kMantissa = 23;
-  static constexpr int kTerms = 6;
-  static constexpr float kExp[kTerms] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f};
-  static constexpr int kLogTerms = 4;
-  static constexpr float kLog[kLogTerms] = {0.24279078841f, 0.28498786688f, 0.40000972152f, 0.66666662693f};
+  static constexpr int kTerms = 5;
+  static constexpr float kExp[kTerms] = {0.0013814539f, 0.0083687454f, 0.041668389f, 0.16666521f, 0.49999994f};
+  static constexpr int kLogTerms = 8;
+  static constexpr float kLog[kLogTerms] = {0.00536479475f, -0.0300656743f, 0.0792043433f, -0.137537867f,
+                                            0.191536471f,   -0.248571619f,  0.33321321f,   -0.499996483f};
 };
 template <>
 struct MathConstants<double> {
@@ -57,6 +59,14 @@ struct Math {
   ADE_INLINE V abs(V z) { return (V)((Mask<T>)z & ~(Mask<T>)constant(-0.0)); }
   ADE_INLINE V positive_part(V z) { return maximum(V{}, z); }
 
+  template <int kTerms>
+  ADE_INLINE V polynomial(const T (&coefficients)[kTerms], V z) {
+    V q = constant(coefficients[0]);
+#pragma GCC unroll 16
+    for (int i = 1; i < kTerms; ++i) q = q * z + coefficients[i];
+    return q;
+  }
+
   struct Parts {
     V power, rest;  // e^z = power (1 + rest)
   };
@@ -66,10 +76,7 @@ struct Math {
     const V shifted = z * C::kLog2e + round;
     const V n = shifted - round;
     const V r = (z - n * C::kLn2High) - n * C::kLn2Low;
-    V q = constant(C::kExp[0]);
-#pragma GCC unroll 16
-    for (int i = 1; i < C::kTerms; ++i) q = q * r + C::kExp[i];
-    return {(V)((Mask<T>)shifted << C::kMantissa), r + r * r * q};
+    return {(V)((Mask<T>)shifted << C::kMantissa), r + r * r * polynomial(C::kExp, r)};
   }
   ADE_INLINE V exp(V z) {
     const Parts p = exp_parts(z);
@@ -80,21 +87,22 @@ struct Math {
     return p.power * p.rest + (p.power - T(1));
   }
 
+  ADE_INLINE V divide(V a, V b) { return a / b; }
+
   struct OnePlus {
     V reciprocal, log;
   };
   // 1 / (1 + y) and log(1 + y) for y in [0, 1], by one division.
-  ADE_INLINE V divide(V a, V b) { return a / b; }
   ADE_INLINE OnePlus of_one_plus(V y) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return {constant(1) / (y + T(1)), y + y * y * polynomial(C::kLog, y)};
+    }
     const Mask<T> upper = y > constant(0.41421356237309504880);  // 1 + y > √2: halve it
     const V sum = y + T(1), divisor = y + (upper ? constant(3) : constant(2));
     const V quotient = constant(1) / (sum * divisor);
     const V s = (upper ? y - T(1) : y) * (quotient * sum);
-    const V z = s * s;
-    V q = constant(C::kLog[0]);
-#pragma GCC unroll 8
-    for (int i = 1; i < C::kLogTerms; ++i) q = q * z + C::kLog[i];
-    return {quotient * divisor, (upper ? constant(0.69314718055994530942) : V{}) + (T(2) * s + s * (z * q))};
+    const V z = s * s, series = T(2) * s + s * (z * polynomial(C::kLog, z));
+    return {quotient * divisor, (upper ? constant(0.69314718055994530942) : V{}) + series};
   }
 };
 
