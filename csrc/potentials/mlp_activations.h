@@ -26,16 +26,19 @@ struct PiecewiseLinear {
   }
 };
 
-// log(1 + e^z); like torch's, the identity above 20: there e^{-z} counts as 0.
+// log(1 + e^z); like torch's, the identity above 20.
 template <class M>
 struct Softplus {
   using V = typename M::V;
   static ADE_HD ActivationJet<V> at(V z, V) {
-    const V zero = M::constant(0);
-    const V e = M::select(z > M::constant(20), zero, M::exp(-M::abs(z)));
+    const V one = M::constant(1), zero = M::constant(0);
+    const V e = M::exp(-M::abs(z));
     const auto [reciprocal, log] = M::of_one_plus(e);
-    const V below = e * reciprocal;
-    return {M::positive_part(z) + log, M::select(z > zero, reciprocal, below), below * reciprocal};
+    const V curvature = e * reciprocal * reciprocal;
+    const auto linear = z > M::constant(20);
+    return {M::select(linear, z, M::positive_part(z) + log),
+            M::select(linear, one, M::select(z > zero, reciprocal, e * reciprocal)),
+            M::select(linear, zero, curvature)};
   }
 };
 

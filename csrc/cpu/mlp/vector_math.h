@@ -3,9 +3,9 @@
 //
 // e^z = 2^n e^r with n = round(z / ln 2) and |r| <= ln 2 / 2; e^r - 1 = r + r² q(r), so that expm1 keeps its
 // relative accuracy near 0, with Taylor's q in float64 and the minimax q in float32. Arguments are clamped to
-// where 2^n is a normal number. NaN gives NaN. log(1 + y): in float32 y + y² q(y) with the minimax q; in float64
-// that would be long, and it is 2 atanh(s) + (0 or ln 2) with s = f / (2 + f) and FDLIBM's coefficients, f = y
-// or (y - 1) / 2.
+// where 2^n is a normal number. NaN gives NaN. log(1 + y): in float32 y + y² q(y) with the minimax q; in
+// float64 that would be long, and it is 2 atanh(s) + (0 or ln 2) with s = f / (2 + f) and FDLIBM's
+// coefficients, f = y or (y - 1) / 2.
 #pragma once
 
 #include "cpu/mlp/vectors.h"
@@ -26,7 +26,8 @@ struct MathConstants<float> {
   static constexpr float kLowest = -87.0f, kHighest = 88.0f;
   static constexpr int kMantissa = 23;
   static constexpr int kTerms = 5;
-  static constexpr float kExp[kTerms] = {0.0013814539f, 0.0083687454f, 0.041668389f, 0.16666521f, 0.49999994f};
+  static constexpr float kExp[kTerms] = {0.0013814539f, 0.0083687454f, 0.041668389f, 0.16666521f,
+                                         0.49999994f};
   static constexpr int kLogTerms = 8;
   static constexpr float kLog[kLogTerms] = {0.00536479475f, -0.0300656743f, 0.0792043433f, -0.137537867f,
                                             0.191536471f,   -0.248571619f,  0.33321321f,   -0.499996483f};
