@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from .._integers import as_integer
 
 
 class InitialSample(NamedTuple):
@@ -38,9 +39,7 @@ def as_shape(layer: str, argument: str, value: int | Sequence[int]) -> tuple[int
 def as_count(layer: str, argument: str, value: int, least: int) -> int:
     """``value``, of any type that counts as an integer (numpy's too), as an int of at least ``least``."""
     try:
-        if isinstance(value, bool):
-            raise TypeError
-        count = operator.index(value)
+        count = as_integer(value)
     except TypeError:
         raise TypeError(f"{layer}: {argument} must be an int, got {type(value).__name__}") from None
     if count < least:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
+
+from .._integers import as_integer
 
 SEEDS = 2**64
 """How many seeds torch's generators take."""
@@ -13,9 +14,7 @@ SEEDS = 2**64
 def integer(layer: str, name: str, value: Any, low: int, high: int | None = None) -> int:
     """``value``, of any type that counts as an integer (numpy's too), as an int within its limits."""
     try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
+        number = as_integer(value)
     except TypeError:
         raise ValueError(f"{layer}: {name} must be an integer >= {low}, got {value!r}") from None
     if number < low:
