@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..weights import effective_sample_size, log_mean_exp
+from ..dynamics import DampedLeapfrog
+from ..potentials import WithBase
+from ..weights import effective_sample_size, log_mean_exp, why_no_weights
+from ._arguments import number
+from .sampler import DualSampler
 
 ORDERS = {"elbo": 1.0, "renyi": 0.5, "importance": 0.0}
 """Rényi's order of each bound by its name: eq. (20), the one between, and the importance-weighted one."""
@@ -92,3 +98,94 @@ def with_other_gradient(loss: Tensor, other: Tensor, parameters: list[Tensor]) -
         return loss
     gradients, receivers = zip(*pairs, strict=True)
     return _AddGradients.apply(loss, len(gradients), *gradients, *receivers)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Which bound of log Z each player has; see `ADE`."""
+
+    potential: str
+    sampler: str
+    min_ess: float | None
+    defensive: float
+
+    @classmethod
+    def of(cls, bound: object, sampler_bound: object, min_ess: object, defensive: object) -> Bounds:
+        """From ADE's arguments.
+
+        Raises: ValueError, TypeError, each by itself; `check` looks at them together.
+        """
+        return cls(
+            _one_of("bound", bound, ("elbo", "importance")),
+            _one_of("sampler_bound", sampler_bound, tuple(ORDERS)),
+            _fraction("min_ess", min_ess),
+            _fraction("defensive", defensive or None) or 0.0,
+        )
+
+    def check(self, potential: Callable, sampler: DualSampler, momentum_weight: Tensor, entropy_weight: float) -> None:
+        """Raises ValueError where these bounds are not defined for these players; warns where they are useless."""
+        if self.min_ess is not None and self.potential != "importance":
+            raise ValueError(f"ADE: min_ess tempers bound='importance', got bound={self.potential!r}")
+        if self.defensive:
+            if self.potential != "importance":
+                raise ValueError(f"ADE: defensive samples are part of bound='importance', got bound={self.potential!r}")
+            if not isinstance(potential, WithBase):
+                raise ValueError(
+                    "ADE: defensive samples come from the potential's base measure: potential must be an ade.WithBase, "
+                    f"got {type(potential).__name__}"
+                )
+        if self.potential == self.sampler == "elbo":
+            return
+        if entropy_weight != 1.0:
+            raise ValueError(
+                f"ADE: entropy_weight must be 1 unless both bounds are 'elbo': weights are those of the density "
+                f"itself, got {entropy_weight:g}"
+            )
+        if (why := why_no_weights(sampler, momentum_weight)) is not None:
+            raise ValueError(f"ADE: bound={self.potential!r} and sampler_bound={self.sampler!r} need weights: {why}")
+        dynamics = sampler.dynamics
+        if isinstance(dynamics, DampedLeapfrog) and dynamics.damping < 1 and bool((momentum_weight <= 1).all()):
+            warnings.warn(
+                f"ADE: DampedLeapfrog shrinks momenta below the model's: at momentum_weight "
+                f"{momentum_weight.max().item():g} its weights have no finite variance; raise momentum_weight",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    @property
+    def differ(self) -> bool:
+        """Whether one gradient cannot serve both players."""
+        return bool(self.defensive) or self.potential != self.sampler
+
+    def beta(self, log_w: Tensor | None) -> float | Tensor:
+        """The power of the weights [K] in f's bound: 0 is (20), 1 the importance-weighted bound."""
+        if self.min_ess is None:
+            return 1.0 - ORDERS[self.potential]
+        return tempered_power(log_w, self.min_ess)
+
+    def of_potential(self, elbo: Tensor, log_w: Tensor | None, beta: float | Tensor, defence: Defence | None) -> Tensor:
+        """f's bound, from what (20) has in its place and the weights [K]."""
+        return elbo if self.potential == "elbo" else renyi_bound(log_w, beta, defence)
+
+    def of_sampler(self, elbo: Tensor, log_w: Tensor | None, beta: float | Tensor = 1.0) -> Tensor:
+        """The sampler's bound: never tighter than f's where that is tempered."""
+        if self.sampler == "elbo":
+            return elbo
+        power = 1.0 - ORDERS[self.sampler]
+        return renyi_bound(log_w, beta.clamp(max=power) if isinstance(beta, Tensor) else power)
+
+
+def _one_of(name: str, value: object, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"ADE: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def _fraction(name: str, value: float | None) -> float | None:
+    """A number strictly between 0 and 1, or None."""
+    if value is None:
+        return None
+    fraction = number("ADE", name, value, "between 0 and 1", zero=False)
+    if fraction >= 1:
+        raise ValueError(f"ADE: {name} must be between 0 and 1, got {value!r}")
+    return fraction

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -12,14 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..dynamics import DampedLeapfrog, NonFiniteError
+from ..dynamics import NonFiniteError
 from ..fields import pinned
 from ..initial import Empirical
 from ..initial.base import standard_normal_log_density
-from ..potentials import WithBase
 from ..weights import effective_sample_size, log_normaliser, why_no_weights
 from ._arguments import integer, number
-from .bounds import ORDERS, Defence, renyi_bound, tempered_power, with_other_gradient
+from .bounds import Bounds, Defence, renyi_bound, with_other_gradient
 from .divergence import ADVICE, Watch
 from .sampler import DualSample, DualSampler
 from .updates import OptimizerOrFactory, clip_grad_norm, frozen, player_optimizer
@@ -147,11 +145,8 @@ class ADE(nn.Module):
         self.value_penalty = number("ADE", "value_penalty", value_penalty)
         self.sampler_steps = integer("ADE", "sampler_steps", sampler_steps, low=1)
         self.samples_per_point = integer("ADE", "samples_per_point", samples_per_point, low=1)
-        self.bound = _one_of("bound", bound, ("elbo", "importance"))
-        self.sampler_bound = _one_of("sampler_bound", sampler_bound, tuple(ORDERS))
-        self.min_ess = _fraction("min_ess", min_ess)
-        self.defensive = _fraction("defensive", defensive or None) or 0.0
-        self._check_bounds()
+        self.bounds = Bounds.of(bound, sampler_bound, min_ess, defensive)
+        self.bounds.check(potential, sampler, self.momentum_weight, self.entropy_weight)
         if grad_norm_clip is not None:
             grad_norm_clip = number("ADE", "grad_norm_clip", grad_norm_clip, "> 0 or None", zero=False)
         self.grad_norm_clip = grad_norm_clip
@@ -169,36 +164,6 @@ class ADE(nn.Module):
         self.sampler_optimizer = player_optimizer(
             "sampler_optimizer", sampler_optimizer, self.sampler_parameters(), maximize=False
         )
-
-    def _check_bounds(self) -> None:
-        """Refuses bounds that are not defined for these players."""
-        if self.min_ess is not None and self.bound != "importance":
-            raise ValueError(f"ADE: min_ess tempers bound='importance', got bound={self.bound!r}")
-        if self.defensive:
-            if self.bound != "importance":
-                raise ValueError(f"ADE: defensive samples are part of bound='importance', got bound={self.bound!r}")
-            if not isinstance(self.potential, WithBase):
-                raise ValueError(
-                    "ADE: defensive samples come from the potential's base measure: potential must be an ade.WithBase, "
-                    f"got {type(self.potential).__name__}"
-                )
-        if self.bound == self.sampler_bound == "elbo":
-            return
-        if self.entropy_weight != 1.0:
-            raise ValueError(
-                f"ADE: entropy_weight must be 1 unless both bounds are 'elbo': the weights of any other bound are those "
-                f"of the density itself, got {self.entropy_weight:g}"
-            )
-        if (why := why_no_weights(self.sampler, self.momentum_weight)) is not None:
-            raise ValueError(f"ADE: bound={self.bound!r} and sampler_bound={self.sampler_bound!r} need weights: {why}")
-        dynamics = self.sampler.dynamics
-        if isinstance(dynamics, DampedLeapfrog) and dynamics.damping < 1 and bool((self.momentum_weight <= 1).all()):
-            warnings.warn(
-                f"ADE: DampedLeapfrog shrinks momenta below the model's: at momentum_weight "
-                f"{self.momentum_weight.tolist():g} its weights have no finite variance; raise momentum_weight",
-                UserWarning,
-                stacklevel=3,
-            )
 
     def potential_parameters(self) -> Iterator[nn.Parameter]:
         """The ascending player's parameters (none for a plain function)."""
@@ -299,7 +264,8 @@ class ADE(nn.Module):
         with frozen(self.potential_parameters()), pinned(self.potential):
             n = self._batch_size(data) * self.samples_per_point
             sample = self.sampler.sample(self.potential, n, generator, context)
-            loss = -self._sampler_objective(self._model_terms(sample))
+            model = self._model_terms(sample)
+            loss = -self.bounds.of_sampler(model.model, model.log_w)
             # Leaves of a potential that is a plain function cannot be frozen: name who gets gradients.
             parameters = [p for p in self.sampler_parameters() if p.requires_grad]
             self.sampler.zero_grad(set_to_none=True)
@@ -328,11 +294,11 @@ class ADE(nn.Module):
             model = self._model_terms(sample)
             base = self._draw_base(len(sample.x), generator)
             f_data, f_base, penalty = self._data_terms(data, base, sample.x.detach())
-            defence = None if base is None else Defence(f_base - self.potential.log_base(base), self.defensive)
-            beta = self._beta(model, defence)
-            loss = f_data - self._potential_objective(model, beta, defence) - penalty
-            if self._bounds_differ() and torch.is_grad_enabled():
-                other = f_data - self._sampler_objective(model, beta) - penalty
+            defence = None if base is None else Defence(f_base - self.potential.log_base(base), self.bounds.defensive)
+            beta = self.bounds.beta(model.log_w)
+            loss = f_data - self.bounds.of_potential(model.model, model.log_w, beta, defence) - penalty
+            if self.bounds.differ and torch.is_grad_enabled():
+                other = f_data - self.bounds.of_sampler(model.model, model.log_w, beta) - penalty
                 parameters = [p for p in self.sampler_parameters() if p.requires_grad]
                 loss = with_other_gradient(loss, other, parameters) if parameters else loss
             figures = self._figures(sample, model, beta, defence) if want_figures else {}
@@ -347,31 +313,12 @@ class ADE(nn.Module):
             log_w = values - kinetics - sample.log_q - self._log_normaliser(sample)
         return _Model(model, f_samples, kinetic, entropy, log_w)
 
-    def _bounds_differ(self) -> bool:
-        return bool(self.defensive) or self.bound != self.sampler_bound
-
-    def _beta(self, model: _Model, defence: Defence | None) -> float | Tensor:
-        """The power of the weights in f's bound: 0 is (20), 1 the importance-weighted bound."""
-        if self.bound == "elbo" or self.min_ess is None:
-            return 1.0 - ORDERS[self.bound]
-        return tempered_power(model.log_w, self.min_ess)
-
-    def _potential_objective(self, model: _Model, beta: float | Tensor, defence: Defence | None) -> Tensor:
-        """f's bound of log Z_x, or what (20) has in its place."""
-        return model.model if self.bound == "elbo" else renyi_bound(model.log_w, beta, defence)
-
-    def _sampler_objective(self, model: _Model, beta: float | Tensor = 1.0) -> Tensor:
-        """The sampler's bound, never tighter than f's where that is tempered."""
-        if self.sampler_bound == "elbo":
-            return model.model
-        power = 1.0 - ORDERS[self.sampler_bound]
-        return renyi_bound(model.log_w, beta.clamp(max=power) if isinstance(beta, Tensor) else power)
-
     def _draw_base(self, n: int, generator) -> Tensor | None:
         """Defensive samples, so many that they are the fraction asked for beside n of the dual sampler's."""
-        if not self.defensive:
+        share = self.bounds.defensive
+        if not share:
             return None
-        count = max(round(n * self.defensive / (1 - self.defensive)), 1)
+        count = max(round(n * share / (1 - share)), 1)
         return self.potential.sample_base(count, self.sampler.initial.event, generator=generator)
 
     @torch.no_grad()
@@ -483,22 +430,6 @@ def _check_like(data: Tensor, samples: Tensor) -> None:
         raise ValueError(f"ADE: data must be on the sampler's device {samples.device}, got {data.device}")
     if data.dtype != samples.dtype and not torch.is_autocast_enabled(samples.device.type):
         raise TypeError(f"ADE: data must have the sampler's dtype {samples.dtype}, got {data.dtype}")
-
-
-def _one_of(name: str, value: object, choices: tuple[str, ...]) -> str:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"ADE: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    return value
-
-
-def _fraction(name: str, value: float | None) -> float | None:
-    """A number strictly between 0 and 1, or None."""
-    if value is None:
-        return None
-    fraction = number("ADE", name, value, "between 0 and 1", zero=False)
-    if fraction >= 1:
-        raise ValueError(f"ADE: {name} must be between 0 and 1, got {value!r}")
-    return fraction
 
 
 def _momentum_weight(weight: float | Tensor | None) -> Tensor:
