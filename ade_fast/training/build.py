@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
-from .. import data, initial
+from .. import initial
 from ..dynamics import Clip, DampedLeapfrog, GeneralizedLeapfrog, Leapfrog
-from ..potentials import MLPPotential
+from ..potentials import MLPPotential, WithBase
 from .config import Config, ConfigError
-from .objective import ADE
 from .sampler import DualSampler
+from .source import Space, ToySource
 
 
 class ScaleShiftNet(nn.Module):
@@ -35,9 +38,16 @@ class ScaleShiftNet(nn.Module):
         return inputs[0] + output if self.residual else output
 
 
-def build_data(config: Config) -> data.Toy:
-    """The set to learn."""
-    return data.toy(config.data)
+class Given(NamedTuple):
+    """Players that came from Python instead of from settings; None: by the settings."""
+
+    potential: nn.Module | None = None
+    sampler: DualSampler | None = None
+
+
+def build_source(config: Config) -> ToySource:
+    """What to learn."""
+    return ToySource(config.data, standardise=config.standardise)
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
@@ -54,41 +64,44 @@ def resolve_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def build_players(config: Config) -> tuple[MLPPotential, DualSampler]:
-    """Potential and dual sampler, initialised from ``config.seed``; torch's own generator is left alone."""
+def build_players(config: Config, space: Space | None = None, given: Given = Given()) -> tuple[nn.Module, DualSampler]:
+    """Potential and dual sampler, initialised from ``config.seed``; torch's own generator is left alone.
+
+    Players that were given are copied: they are where training starts, and stay as they are.
+
+    Args:
+        config: the settings.
+        space: the coordinates the players live in; None: those of the settings' data.
+        given: players that take the place of the settings'.
+    """
     device = resolve_device(config.device)
+    space = build_source(config).space if space is None else space
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would seed every GPU too
-        toy = build_data(config)
-        (dim,) = toy.event
-        potential = MLPPotential(dim, config.hidden, config.activation, spectral_norm=config.spectral_norm)
-        if config.initial == "planar":
-            start = initial.PlanarFlow(dim, config.flow_layers, std=config.initial_std)
-        else:
-            start = initial.Gaussian(dim, std=config.initial_std)
-        sampler = DualSampler(start, _build_dynamics(config, toy))
+        potential = copy.deepcopy(given.potential) if given.potential is not None else _build_potential(config, space)
+        sampler = copy.deepcopy(given.sampler) if given.sampler is not None else _build_sampler(config, space)
     return potential.to(device), sampler.to(device)
 
 
-def build_objective(config: Config, potential: nn.Module, sampler: DualSampler) -> ADE:
-    """The objective with both players' optimizers."""
-    betas = (config.beta1, config.beta2)
-    return ADE(
-        potential,
-        sampler,
-        momentum_weight=config.momentum_weight,
-        entropy_weight=config.entropy_weight,
-        gradient_penalty=config.gradient_penalty,
-        value_penalty=config.value_penalty,
-        potential_optimizer=lambda p: torch.optim.Adam(p, lr=config.potential_lr, betas=betas, maximize=True),
-        sampler_optimizer=lambda p: torch.optim.Adam(p, lr=config.sampler_lr, betas=betas),
-        sampler_steps=config.sampler_steps,
-        grad_norm_clip=config.grad_norm_clip,
-    )
+def _build_potential(config: Config, space: Space) -> nn.Module:
+    (dim,) = space.event
+    potential = MLPPotential(dim, config.hidden, config.activation, spectral_norm=config.spectral_norm)
+    return potential if config.base_std is None else WithBase(potential, 0.0, config.base_std)
 
 
-def _build_dynamics(config: Config, toy: data.Toy) -> nn.Module:
-    (dim,) = toy.event
+def _build_sampler(config: Config, space: Space) -> DualSampler:
+    (dim,) = space.event
+    if config.initial == "spline":
+        start = initial.SplineFlow(dim)
+    elif config.initial == "planar":
+        start = initial.PlanarFlow(dim, config.flow_layers, std=config.initial_std)
+    else:
+        start = initial.Gaussian(dim, std=config.initial_std)
+    return DualSampler(start, _build_dynamics(config, space))
+
+
+def _build_dynamics(config: Config, space: Space) -> nn.Module:
+    (dim,) = space.event
     shape = {"all": (), "dimension": (dim,), "step": (config.n_steps, dim)}[config.step_size_per]
     step_size = torch.full(shape, config.step_size)
     make_clip = Clip.norm if config.clip == "norm" else Clip.value
@@ -96,7 +109,7 @@ def _build_dynamics(config: Config, toy: data.Toy) -> nn.Module:
         "learn_step_size": config.learn_step_size,
         "grad_clip": None if config.grad_clip is None else make_clip(config.grad_clip),
         "momentum_clip": None if config.momentum_clip is None else make_clip(config.momentum_clip),
-        "sample_range": toy.range if config.clip_samples else None,
+        "sample_range": space.range if config.clip_samples else None,
         "gradient": config.gradient,
         "memory": config.memory,
     }

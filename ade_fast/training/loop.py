@@ -182,15 +182,15 @@ def _run(trainer: Trainer, directory: Path, log: MetricsLog, progress: bool) -> 
         while trainer.update < config.updates:
             row: dict[str, Any] = trainer.step()
             update, last = trainer.update, trainer.update == config.updates
-            if update % config.validate_every == 0 or last:
-                row["validation_mmd2"] = trainer.validate()
+            if validated := (update % config.validate_every == 0 or last):
+                row.update(trainer.validate())
             if update in snapshot_at:
                 trainer.snapshot()
             if config.pictures_every and update % config.pictures_every == 0:
                 with phase("pictures"):
                     _draw(trainer, directory)
             trainer.seconds, trainer.phases = time.perf_counter() - started, dict(trainer.stopwatch.seconds)
-            if update % config.log_every == 0 or "validation_mmd2" in row:
+            if update % config.log_every == 0 or validated:
                 log.write(_row(trainer, row))
                 bar.set_postfix(_shown(trainer, row), refresh=False)
             bar.update()
@@ -239,7 +239,7 @@ def _finish(trainer: Trainer, directory: Path) -> Summary:
         seed=config.seed,
         updates=trainer.update,
         chosen_update=trainer.best.update,
-        validation_mmd2=trainer.best.mmd2,
+        validation_mmd2=trainer.best.score.value,
         mmd2=test.mmd2,
         p_value=test.p,
         null_mmd2=dict(zip(map(str, _NULL_QUANTILES), quantiles.tolist(), strict=True)),

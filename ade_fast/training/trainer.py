@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..metrics import MMDTest, mmd2, mmd_test
+from ..weights import why_no_weights
 from . import memory
-from .build import build_data, build_objective, build_players, resolve_device
+from .build import Given, build_players, build_source, resolve_device
 from .checkpoint import check_finite
 from .config import Config
+from .density import Density, estimate_density
 from .divergence import Watch
 from .ema import EMA
+from .recipe import objective
+from .score import Score, values_at
+from .source import ToySource
 from .stopwatch import Stopwatch
 
 # One stream of random numbers for each purpose: how often one is used never shifts another.
@@ -28,6 +33,8 @@ _STREAMS = (
     "test_data",
     "test_samples",
     "permutations",
+    "likelihood_samples",
+    "test_likelihood_samples",
 )
 
 SNAPSHOT_POINTS = 1000
@@ -35,29 +42,41 @@ SNAPSHOT_POINTS = 1000
 
 @dataclass
 class Best:
-    """The averaged players that did best on the validation draw."""
+    """The averaged players that did best on the validation points."""
 
     update: int
-    mmd2: float
+    score: Score
     potential: dict[str, Tensor]
     sampler: dict[str, Tensor]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**vars(self), "score": self.score.state_dict()}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> Best:
+        return cls(**{**state, "score": Score.from_state_dict(state["score"])})
 
 
 class Trainer:
     """A run in memory: both players, their optimizers and averages, random states, the best players so far.
 
+    Everything is in the coordinates of ``space``: standardised, unless the settings say otherwise.
     ``state_dict`` holds all of it; a trainer that loads it continues bit for bit (on the CPU).
 
     Args:
         config: the settings.
+        source: what to learn from, by ``config.data`` unless given.
+        given: players that take the place of the settings'.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, source: ToySource | None = None, given: Given = Given()):
         self.config = config
         memory.check(config, resolve_device(config.device))
-        self.data = build_data(config)
-        self.potential, self.sampler = build_players(config)
-        self.ade = build_objective(config, self.potential, self.sampler)
+        self.source = build_source(config) if source is None else source
+        self.space = self.source.space
+        self._given = given
+        self.potential, self.sampler = build_players(config, self.space, given)
+        self.ade = objective(config, self.potential, self.sampler)
         self.potential_average = EMA(self.potential, config.ema_decay)
         self.sampler_average = EMA(self.sampler, config.ema_decay)
         self.device = torch.device(config.device)
@@ -66,16 +85,18 @@ class Trainer:
         # CPU generators on every device: the random numbers do not depend on where the run is.
         self._generators = {name: self._generator(name) for name in ("data", "samples")}
         self._validation_data = self._draw_data(config.validation_samples, self._generator("validation_data"))
-        # The median heuristic on the data alone: one kernel for all validations, and no sorting in each.
-        self._bandwidth = torch.pdist(self._validation_data.flatten(1)).median().item()
-        self._watch = Watch(self._validation_data, config.max_gap)
+        self.ade.watch = self._watch = Watch(self._validation_data, config.max_gap)
+        no_weights = why_no_weights(self.sampler, self.ade.momentum_weight)
+        self._by_likelihood = no_weights is None and config.validate_by == "likelihood"
+        self._bandwidth: float | None = None
         self.update = 0
         self.stopwatch = Stopwatch()
         self.seconds = 0.0  # of the whole run up to the latest update, and by phase
         self.phases = dict(self.stopwatch.seconds)
         self.kernels: dict[str, str] = {}  # how the latest unroll ran: its plan's field and memory
         self.best: Best | None = None
-        self.history: list[tuple[int, float]] = []  # (update, validation MMD^2) of the averaged players
+        self._lowest: Score | None = None
+        self.history: list[tuple[int, float]] = []  # (update, score) of the averaged players
         self.snapshots: list[tuple[int, Tensor]] = []
 
     def step(self) -> dict[str, float]:
@@ -95,14 +116,16 @@ class Trainer:
         plan = self.sampler.dynamics.last_plan
         self.kernels = {"field": plan.field, "memory": plan.memory}
         self.update += 1
-        self._watch.metrics(self.update, metrics)
         return metrics
 
-    def validate(self) -> float:
-        """MMD^2 of the averaged players to the validation draw; keeps them when none before did better.
+    def validate(self) -> dict[str, float]:
+        """Scores the averaged players on the validation points, and keeps them when none before did better.
 
-        MMD^2 between two draws of n points from one distribution scatters by about 1/n: scores that differ by less than
-        half of that are ties, and the later players win them (they have seen more data, and are visibly sharper).
+        Scores that differ by less than their standard error are ties, and the later players win them: they have seen
+        more data, and are visibly sharper.
+
+        Returns:
+            ``validation_nll`` and ``validation_ess``, or ``validation_mmd2``: the first is the score.
 
         Raises:
             DivergenceError: the samples are not finite, have collapsed, or fly apart.
@@ -110,20 +133,33 @@ class Trainer:
         with self.stopwatch.phase("validation"):
             return self._validate()
 
-    def _validate(self) -> float:
+    def _validate(self) -> dict[str, float]:
         potential, sampler = self.potential_average.module, self.sampler_average.module
-        samples = self._draw_samples(potential, sampler, self.config.validation_samples, "validation_samples")
+        samples = self._draw_samples(potential, sampler, len(self._validation_data), "validation_samples")
         self._watch.samples(self.update, samples)
-        score = float(mmd2(samples, self._validation_data, bandwidth=self._bandwidth))
-        self.history.append((self.update, score))
-        if score <= min(s for _, s in self.history) + 0.5 / self.config.validation_samples:
-            self.best = Best(
-                self.update,
-                score,
-                copy.deepcopy(potential.state_dict()),
-                copy.deepcopy(sampler.state_dict()),
-            )
-        return score
+        now = self._likelihood(potential, sampler) if self._by_likelihood else self._mmd2(samples)
+        self.history.append((self.update, now.value))
+        if self._lowest is None or now.value < self._lowest.value:
+            self._lowest = now
+        if not now.is_worse_than(self._lowest):
+            weights = (copy.deepcopy(player.state_dict()) for player in (potential, sampler))
+            self.best = Best(self.update, now, *weights)
+        return now.metrics()
+
+    def _likelihood(self, potential, sampler) -> Score:
+        """The negative log-likelihood of the validation points, at temperature 1."""
+        density = self._density(potential, sampler, self.config.likelihood_samples, "likelihood_samples")
+        values = values_at(potential, self._validation_data)
+        return Score.of_likelihood(values, density, self.space.standardizer.log_det)
+
+    def _mmd2(self, samples: Tensor) -> Score:
+        """MMD^2 to the validation points, under one kernel for all validations; it scatters by 1/n if all is well."""
+        if self._bandwidth is None:
+            self._bandwidth = torch.pdist(self._validation_data.flatten(1)).median().item()
+        return Score(float(mmd2(samples, self._validation_data, bandwidth=self._bandwidth)), 0.5 / len(samples))
+
+    def _density(self, potential, sampler, n: int, stream: str) -> Density:
+        return estimate_density(potential, sampler, n, self.ade.momentum_weight, self._generator(stream))
 
     @property
     def calm(self) -> bool:
@@ -146,7 +182,7 @@ class Trainer:
         """Potential and sampler chosen on the validation draw, as new modules in evaluation mode."""
         if self.best is None:
             raise RuntimeError("Trainer: no players chosen yet; call validate() first")
-        potential, sampler = build_players(self.config)
+        potential, sampler = build_players(self.config, self.space, self._given)
         potential.load_state_dict(self.best.potential)
         sampler.load_state_dict(self.best.sampler)
         return potential.eval().requires_grad_(False), sampler.eval().requires_grad_(False)
@@ -174,7 +210,9 @@ class Trainer:
             "sampler_average": self.sampler_average.state_dict(),
             "kernels": self.kernels,
             "generators": {name: generator.get_state() for name, generator in self._generators.items()},
-            "best": None if self.best is None else asdict(self.best),
+            "best": None if self.best is None else self.best.state_dict(),
+            "lowest": None if self._lowest is None else self._lowest.state_dict(),
+            "space": self.space.state_dict(),
             "history": self.history,
             "snapshots": self.snapshots,
         }
@@ -200,11 +238,12 @@ class Trainer:
         for name, generator in self._generators.items():
             generator.set_state(state["generators"][name])
         self.kernels = state["kernels"]
-        self.update = state["update"]
+        self.update = self.ade.updates = state["update"]
         self.seconds = state["seconds"]["total"]
         self.phases = state["seconds"]["phases"]
         self.stopwatch = Stopwatch(self.phases)
-        self.best = None if best is None else Best(**best)
+        self.best = None if best is None else Best.from_state_dict(best)
+        self._lowest = None if best is None else Score.from_state_dict(state["lowest"])
         self.history = [tuple(entry) for entry in state["history"]]
         self.snapshots = [tuple(entry) for entry in state["snapshots"]]
 
@@ -212,7 +251,7 @@ class Trainer:
         return torch.Generator().manual_seed(self._seeds[stream])
 
     def _draw_data(self, n: int, generator: torch.Generator) -> Tensor:
-        return self.data.sample(n, generator).to(self.device)
+        return self.source.draw(n, generator).to(self.device)
 
     def _draw_samples(self, potential, sampler, n: int, stream: str) -> Tensor:
         with torch.no_grad():
