@@ -9,7 +9,7 @@ from ._slow_paths import SlowPathWarning, slow_paths
 from .dynamics import Clip, DampedLeapfrog, DynamicsOutput, GeneralizedLeapfrog, Leapfrog, NonFiniteError
 from .fields import memory_in_use, release_memory, set_memory_budget
 from .potentials import ConvPotential, GaussianPotential, MLPPotential, NegativeEnergy, WithBase
-from .training import ADE, DualSample, DualSampler, load
+from .training import ADE, DualSample, DualSampler, TrainedModel, fit, load, recipe
 
 __version__ = "0.1.0"
 
@@ -28,13 +28,16 @@ __all__ = [
     "NegativeEnergy",
     "NonFiniteError",
     "SlowPathWarning",
+    "TrainedModel",
     "WithBase",
     "data",
+    "fit",
     "functional",
     "initial",
     "load",
     "memory_in_use",
     "metrics",
+    "recipe",
     "reference",
     "release_memory",
     "set_memory_budget",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import initial
+from ..data import TOY_NAMES, as_table, load_table, split
 from ..dynamics import Clip, DampedLeapfrog, GeneralizedLeapfrog, Leapfrog
 from ..potentials import MLPPotential, WithBase
-from .config import Config, ConfigError
+from .config import GIVEN, Config, ConfigError
 from .sampler import DualSampler
-from .source import Space, ToySource
+from .source import Source, Space, TableSource, ToySource
 
 
 class ScaleShiftNet(nn.Module):
@@ -44,10 +47,54 @@ class Given(NamedTuple):
     potential: nn.Module | None = None
     sampler: DualSampler | None = None
 
+    def which(self) -> tuple[bool, bool]:
+        """Which of the two were given."""
+        return self.potential is not None, self.sampler is not None
 
-def build_source(config: Config) -> ToySource:
-    """What to learn."""
-    return ToySource(config.data, standardise=config.standardise)
+
+def check_given(name: str, given: Given, wanted: Sequence[bool], directory: str | Path) -> None:
+    """Refuses other kinds of players than a run had: its weights fit no others.
+
+    Raises: TypeError, ValueError, in the name of the function that was called.
+    """
+    for player, module, needed in zip(Given._fields, given, wanted, strict=True):
+        if needed and module is None:
+            raise ValueError(
+                f"{name}: the run in {directory} was given its {player}; pass {player}=, a module of the same making"
+            )
+        if module is not None and not needed:
+            raise ValueError(f"{name}: the run in {directory} has the settings' own {player}; leave out {player}=")
+
+
+OWN = Given()
+"""Both players as the settings say."""
+
+
+def build_source(config: Config, rows: Any = None, validation: Any = None) -> Source:
+    """What to learn from: a toy set, a table in a file, or ``rows`` from Python.
+
+    Args:
+        config: the settings, with ``data`` `GIVEN` for rows.
+        rows: [n, *event], whatever `data.as_table` takes.
+        validation: the same, to choose the players by; None: a part of the table.
+
+    Raises: ConfigError, TypeError, ValueError, OSError: there is no such table, or it cannot be learned from.
+    """
+    if config.data in TOY_NAMES:
+        if validation is not None:
+            raise ValueError(f"fit: validation is for rows and files; {config.data} is a set of fresh points")
+        return ToySource(config.data, standardise=config.standardise)
+    if config.data == GIVEN and rows is None:
+        raise ConfigError(
+            f"configuration: data is {GIVEN!r}: the run learned from rows given to ade.fit; go on with "
+            "ade.fit(X, out=..., resume=True)"
+        )
+    table = as_table(rows) if config.data == GIVEN else load_table(config.data)
+    fractions = (0.0 if validation is not None else config.validation_fraction, config.test_fraction)
+    parts = split(table, fractions, torch.Generator().manual_seed(config.seed))
+    if validation is not None:
+        parts = (parts[0], as_table(validation), parts[2])
+    return TableSource(*parts, standardise=config.standardise)
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
@@ -64,7 +111,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def build_players(config: Config, space: Space | None = None, given: Given = Given()) -> tuple[nn.Module, DualSampler]:
+def build_players(config: Config, space: Space | None = None, given: Given = OWN) -> tuple[nn.Module, DualSampler]:
     """Potential and dual sampler, initialised from ``config.seed``; torch's own generator is left alone.
 
     Players that were given are copied: they are where training starts, and stay as they are.
@@ -76,6 +123,11 @@ def build_players(config: Config, space: Space | None = None, given: Given = Giv
     """
     device = resolve_device(config.device)
     space = build_source(config).space if space is None else space
+    if len(space.event) != 1 and None in given:
+        raise ValueError(
+            f"configuration: points of shape {space.event} need a potential and a sampler of their own: give both to "
+            "ade.fit(X, potential, sampler)"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would seed every GPU too
         potential = copy.deepcopy(given.potential) if given.potential is not None else _build_potential(config, space)
@@ -85,7 +137,7 @@ def build_players(config: Config, space: Space | None = None, given: Given = Giv
 
 def _build_potential(config: Config, space: Space) -> nn.Module:
     (dim,) = space.event
-    potential = MLPPotential(dim, config.hidden, config.activation, spectral_norm=config.spectral_norm)
+    potential = MLPPotential(dim, config.hidden, config.activation, config.spectral_norm, input_gain=config.input_gain)
     return potential if config.base_std is None else WithBase(potential, 0.0, config.base_std)
 
 

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data import Toy, toy
+from ..data import Standardizer, toy
 
 # A toy set's mean and standard deviation come from so many points of one fixed seed: the same in every run.
 _STATISTICS_POINTS, _STATISTICS_SEED = 100_000, 0
-
-
-class Standardizer:
-    def __init__(self, mean: Tensor, std: Tensor):
-        self.mean, self.std = mean, std
-
-    @property
-    def log_det(self) -> float:
-        return -self.std.log().sum().item()
-
-    def transform(self, x):
-        return ((x.double() - self.mean.to(x.device)) / self.std.to(x.device)).float()
-
-    def inverse(self, z):
-        return (z.double() * self.std.to(z.device) + self.mean.to(z.device)).float()
 
 
 @dataclass(frozen=True)
@@ -50,19 +36,89 @@ class Space:
 
 
 class ToySource:
-    """A two-dimensional set: fresh points for everything."""
+    """A two-dimensional set: fresh points for everything.
+
+    Attributes:
+        space: the coordinates that all points are in.
+        endless: whether no point is seen twice.
+        log_prob: the true log-density, [n, 2] -> [n] in the data's units, or None.
+        entropy, entropy_exact: the data's own in nats, where there is a density, and whether it is a closed form.
+        fingerprint: what runs on the same data have in common; None: the settings say it all.
+    """
+
+    endless = True
+    fingerprint: str | None = None
 
     def __init__(self, name: str, *, standardise: bool):
-        self.toy: Toy = toy(name)
+        self._toy = toy(name)
         generator = torch.Generator().manual_seed(_STATISTICS_SEED)
-        points = self.toy.sample(_STATISTICS_POINTS, generator, dtype=torch.float64)
-        mean, std = points.mean(0), points.std(0)
-        if not standardise:
-            mean, std = torch.zeros_like(mean), torch.ones_like(std)
-        low, high = self.toy.range
-        range_ = ((low - mean) / std).min().item(), ((high - mean) / std).max().item()
-        self.space = Space(self.toy.event, Standardizer(mean, std), range_)
+        points = self._toy.sample(_STATISTICS_POINTS, generator, dtype=torch.float64)
+        low, high = self._toy.range
+        corners = torch.tensor([[low] * 2, [high] * 2], dtype=torch.float64)
+        self.space = _space(points, corners, standardise)
+        known = self._toy.has_density
+        self.log_prob = self._toy.log_prob if known else None
+        self.entropy, _, self.entropy_exact = self._toy.entropy() if known else (None, None, None)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """n points in z, [n, *event]."""
-        return self.space.standardizer.transform(self.toy.sample(n, generator))
+        """n points to train on, in z: [n, *event]."""
+        return self.space.standardizer.transform(self._toy.sample(n, generator))
+
+    def validation(self, n: int, generator: torch.Generator) -> Tensor:
+        """n points to choose by, in z."""
+        return self.draw(n, generator)
+
+    def test(self, n: int, generator: torch.Generator) -> Tensor:
+        """n points to score the result on, in z."""
+        return self.draw(n, generator)
+
+
+class TableSource:
+    """Rows: some to train on, again and again, some to choose by, and some to score the result on.
+
+    Attributes: as of `ToySource`.
+
+    Args:
+        train, validation, test: [n, *event], float64, in the data's units; test may be empty: then the result is scored
+            on the validation rows.
+        standardise: whether z has the training rows' mean and standard deviation taken out.
+    """
+
+    endless = False
+    log_prob = entropy = entropy_exact = None
+
+    def __init__(self, train: Tensor, validation: Tensor, test: Tensor, *, standardise: bool):
+        self.space = _space(train, train, standardise)
+        transform = self.space.standardizer.transform
+        self._train, self._validation, self._test = map(transform, (train, validation, test))
+        self.fingerprint = _fingerprint(train, validation, test)
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """n of the training rows, at random with replacement."""
+        return self._train[torch.randint(len(self._train), (n,), generator=generator)]
+
+    def validation(self, n: int, generator: torch.Generator) -> Tensor:
+        """All rows to choose by, however many are asked for."""
+        return self._validation
+
+    def test(self, n: int, generator: torch.Generator) -> Tensor:
+        """All rows to score the result on."""
+        return self._test if len(self._test) else self._validation
+
+
+Source = ToySource | TableSource
+
+
+def _space(points: Tensor, extent: Tensor, standardise: bool) -> Space:
+    """Coordinates in which points [n, *event] are standardised, or their own; extent: what they all lie within."""
+    standardizer = Standardizer.fit(points) if standardise else Standardizer.identity(points.shape[1:])
+    extent = standardizer.transform(extent)
+    return Space(tuple(points.shape[1:]), standardizer, (extent.min().item(), extent.max().item()))
+
+
+def _fingerprint(*tables: Tensor) -> str:
+    digest = hashlib.sha256()
+    for table in tables:
+        digest.update(repr(tuple(table.shape)).encode())
+        digest.update(table.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

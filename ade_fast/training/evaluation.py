@@ -1,0 +1,147 @@
+"""A trained model on held-out points: its likelihood, what its weights say, and two-sample tests of its samples."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..metrics import MMDTest, log_likelihood, mmd_test
+from ..weighted import WeightedSampler, evaluating
+from ..weighted import evaluate as values_of
+from ..weights import effective_sample_size
+from .summary import FINE
+from .temperature import best_scale
+
+if TYPE_CHECKING:
+    from .trained import TrainedModel
+
+
+_NULL_QUANTILES = (50, 95, 99)
+# What is read off the weights beside log Z takes fewer samples: the temperature, and q0's own effective sample size.
+_FEWER = 20_000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Two-sample tests are on standardised coordinates. Of a model without density all that follows from weights is None.
+
+    points: how many held-out points the likelihood is the mean of.
+    mmd2, p_value: of raw samples of the dual sampler against held-out points, and its permutation test.
+    null_mmd2: quantiles of MMD^2 if both were from one distribution; "50", "95", "99".
+    mmd2_fine, fine_p_value: of the same points under a kernel of a fifth of the median distance, which sees blur.
+    nll, nll_standard_error: negative log-likelihood in nats per point, in the data's units, log Z's error included.
+    log_z, log_z_standard_error, ess: of f in its own coordinates; the sampler's effective sample size, a fraction.
+    initial_ess: that of q^0 alone.
+    best_temperature: the c under which exp(c f) has the highest likelihood.
+    exact_mmd2, exact_p_value: as mmd2, of samples of p_f: raw ones resampled by their weights.
+    warnings: what the estimates warned about.
+    """
+
+    points: int
+    mmd2: float
+    p_value: float
+    null_mmd2: Mapping[str, float]
+    mmd2_fine: float
+    fine_p_value: float
+    nll: float | None = None
+    nll_standard_error: float | None = None
+    log_z: float | None = None
+    log_z_standard_error: float | None = None
+    ess: float | None = None
+    initial_ess: float | None = None
+    best_temperature: float | None = None
+    exact_mmd2: float | None = None
+    exact_p_value: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def evaluate(
+    model: TrainedModel, points: Tensor, generators: Mapping[str, torch.Generator]
+) -> tuple[Evaluation, Tensor, Tensor | None]:
+    """Scores a model; all points are in its own coordinates (``model.space``).
+
+    Args:
+        model: with the settings of its evaluation in ``model.config``.
+        points: [n, *event], n >= 2, held-out: all of them for the likelihood, the first ``test_samples`` for the tests.
+        generators: a source of randomness for each purpose, see `STREAMS`.
+
+    Returns:
+        The figures, the raw samples, and the exact ones if the model has a density.
+    """
+    config, compared = model.config, points[: model.config.test_samples]
+    with torch.no_grad():
+        samples = model.sampler.sample(model.potential, len(compared), generators["test_samples"]).x
+    width = _width(compared)
+    seed = generators["permutations"].initial_seed()
+
+    def test(points_: Tensor, bandwidth: float) -> MMDTest:
+        generator = torch.Generator().manual_seed(seed)
+        return mmd_test(points_, compared, config.test_permutations, generator, bandwidth)
+
+    raw, fine = test(samples, width), test(samples, FINE * width)
+    levels = torch.tensor(_NULL_QUANTILES, dtype=raw.null.dtype).to(raw.null) / 100
+    null = dict(zip(map(str, _NULL_QUANTILES), torch.quantile(raw.null, levels).tolist(), strict=True))
+    found = {"points": len(points), "mmd2": raw.mmd2, "p_value": raw.p, "null_mmd2": null}
+    found |= {"mmd2_fine": fine.mmd2, "fine_p_value": fine.p}
+    if model.density is None:
+        return Evaluation(**found), samples, None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found |= _likelihood(model, points, generators)
+        exact = model.sampler.resample(
+            model.potential,
+            len(compared),
+            momentum_weight=model.momentum_weight,
+            generator=generators["exact_samples"],
+        ).x
+    exactly = test(exact, width)
+    found |= {"exact_mmd2": exactly.mmd2, "exact_p_value": exactly.p}
+    said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
+    return Evaluation(**found, warnings=said), samples, exact
+
+
+STREAMS = ("test_samples", "permutations", "likelihood", "exact_samples", "temperature")
+
+
+def initial_ess(potential, sampler, n: int, generator: torch.Generator) -> float:
+    """The effective sample size of q^0 alone as a proposal for p_f, a fraction: what the dynamics must beat."""
+    with evaluating(potential):
+        x, _, log_q = sampler.initial.sample(n, generator=generator)
+        return effective_sample_size(values_of("initial_ess", potential, x) - log_q.double()).item()
+
+
+def _likelihood(model: TrainedModel, points: Tensor, generators: Mapping[str, torch.Generator]) -> dict[str, float]:
+    """All that follows from the weights but samples."""
+    n = model.config.test_likelihood_samples
+    found = log_likelihood(
+        model.potential, model.sampler, points, n, model.momentum_weight, generator=generators["likelihood"]
+    )
+    n = min(n, _FEWER)
+    source = WeightedSampler("evaluate", model.potential, model.sampler, model.momentum_weight)
+    with evaluating(model.potential):
+        x, log_w = map(torch.cat, zip(*source.chunks(n, generators["temperature"]), strict=True))
+        values, at_data = (values_of("evaluate", model.potential, x_) for x_ in (x, points))
+    return {
+        "nll": -found.mean - model.space.standardizer.log_det,
+        "nll_standard_error": found.standard_error,
+        "log_z": found.log_z,
+        "log_z_standard_error": found.log_z_standard_error,
+        "ess": found.ess,
+        "initial_ess": initial_ess(model.potential, model.sampler, n, generators["temperature"]),
+        "best_temperature": best_scale(values, at_data, log_w),
+    }
+
+
+def _width(points: Tensor) -> float:
+    """The kernel's: the median distance of points, or its mean where over half of the pairs coincide."""
+    distances = torch.pdist(points.flatten(1))
+    median = distances.median().item()
+    return median if median > 0 else max(distances.mean().item(), math.sqrt(points[0].numel()) * 1e-6)
