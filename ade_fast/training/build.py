@@ -16,6 +16,7 @@ from ..dynamics import Clip, DampedLeapfrog, GeneralizedLeapfrog, Leapfrog
 from ..potentials import MLPPotential, WithBase
 from .config import GIVEN, Config, ConfigError
 from .sampler import DualSampler
+from .streams import stream
 from .source import Source, Space, TableSource, ToySource
 
 
@@ -91,7 +92,7 @@ def build_source(config: Config, rows: Any = None, validation: Any = None) -> So
         )
     table = as_table(rows) if config.data == GIVEN else load_table(config.data)
     fractions = (0.0 if validation is not None else config.validation_fraction, config.test_fraction)
-    parts = split(table, fractions, torch.Generator().manual_seed(config.seed))
+    parts = split(table, fractions, stream(config.seed, "split"))
     if validation is not None:
         parts = (parts[0], as_table(validation), parts[2])
     return TableSource(*parts, standardise=config.standardise)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 
 _NULL_QUANTILES = (50, 95, 99)
+PURPOSES = ("test_samples", "permutations", "likelihood", "exact_samples", "temperature")
+"""What `evaluate` needs randomness for."""
+
 # What is read off the weights beside log Z takes fewer samples: the temperature, and q0's own effective sample size.
 _FEWER = 20_000
 
@@ -71,7 +74,7 @@ def evaluate(
     Args:
         model: with the settings of its evaluation in ``model.config``.
         points: [n, *event], n >= 2, held-out: all of them for the likelihood, the first ``test_samples`` for the tests.
-        generators: a source of randomness for each purpose, see `STREAMS`.
+        generators: a source of randomness for each purpose, see `PURPOSES`.
 
     Returns:
         The figures, the raw samples, and the exact ones if the model has a density.
@@ -108,7 +111,6 @@ def evaluate(
     return Evaluation(**found, warnings=said), samples, exact
 
 
-STREAMS = ("test_samples", "permutations", "likelihood", "exact_samples", "temperature")
 
 
 def initial_ess(potential, sampler, n: int, generator: torch.Generator) -> float:
@@ -116,6 +118,28 @@ def initial_ess(potential, sampler, n: int, generator: torch.Generator) -> float
     with evaluating(potential):
         x, _, log_q = sampler.initial.sample(n, generator=generator)
         return effective_sample_size(values_of("initial_ess", potential, x) - log_q.double()).item()
+
+
+def evaluate_run(model: TrainedModel, data: str | None, seed: int) -> tuple[Evaluation, Source | None]:
+    """Scores a run's model on points that are new to it.
+
+    Args:
+        model: of the run.
+        data: a file of rows; None: of a toy set a fresh draw, of the run's own file the test rows.
+        seed: of all randomness.
+
+    Returns:
+        The figures, and where the points came from: with the data's own entropy, if it is known; None: from ``data``.
+    """
+    generators = {purpose: stream(seed, f"evaluate {purpose}") for purpose in PURPOSES}
+    if data is not None:
+        return evaluate(model, model.to_space(load_table(data)), generators)[0], None
+    source = build_source(model.config)
+    if source.fingerprint != model.fingerprint:
+        raise ConfigError(f"the rows of {model.config.data} are others than the run learned from; give --data")
+    n = max(model.config.test_samples, model.config.test_likelihood_samples)
+    points = source.test(n, stream(seed, "evaluate test_data"))
+    return evaluate(model, points, generators)[0], source
 
 
 def _likelihood(model: TrainedModel, points: Tensor, generators: Mapping[str, torch.Generator]) -> dict[str, float]:

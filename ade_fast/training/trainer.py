@@ -21,28 +21,13 @@ from .checkpoint import check_finite
 from .config import Config
 from .divergence import Watch
 from .ema import EMA
-from .evaluation import STREAMS, Evaluation, evaluate
+from .evaluation import PURPOSES, Evaluation, evaluate
 from .recipe import objective
 from .score import Score
 from .source import Source
 from .stopwatch import Stopwatch
+from .streams import stream
 from .trained import TrainedModel
-
-# One stream of random numbers for each purpose: how often one is used never shifts another.
-_STREAMS = (
-    "data",
-    "samples",
-    "validation_data",
-    "validation_samples",
-    "test_data",
-    "test_samples",
-    "permutations",
-    "likelihood_samples",
-    "likelihood",
-    "exact_samples",
-    "temperature",
-    "tail_mass",
-)
 
 SNAPSHOT_POINTS = 1000
 
@@ -96,9 +81,6 @@ class Trainer:
         self.potential_average = EMA(self.potential, config.ema_decay)
         self.sampler_average = EMA(self.sampler, config.ema_decay)
         self.device = torch.device(config.device)
-        seeds = torch.randint(2**62, (len(_STREAMS),), generator=torch.Generator().manual_seed(config.seed)).tolist()
-        self._seeds = dict(zip(_STREAMS, seeds, strict=True))
-        # CPU generators on every device: the random numbers do not depend on where the run is.
         self._generators = {name: self.generator(name) for name in ("data", "samples")}
         points = self.source.validation(config.validation_samples, self.generator("validation_data"))
         self._validation_data = points.to(self.device)
@@ -226,7 +208,7 @@ class Trainer:
         config = self.config
         n = max(config.test_samples, config.test_likelihood_samples if self._by_weights else 0)
         points = self.source.test(n, self.generator("test_data")).to(self.device)
-        generators = {stream: self.generator(stream) for stream in STREAMS}
+        generators = {purpose: self.generator(purpose) for purpose in PURPOSES}
         found, samples, exact = evaluate(self.model(), points, generators)
         if found.log_z is not None:
             self.density = LogZ(found.log_z, found.log_z_standard_error, found.ess)
@@ -287,16 +269,16 @@ class Trainer:
         self.history = list(state["history"])
         self.snapshots = [tuple(entry) for entry in state["snapshots"]]
 
-    def generator(self, stream: str) -> torch.Generator:
+    def generator(self, purpose: str) -> torch.Generator:
         """A new source of randomness for one purpose, the same whenever it is asked for."""
-        return torch.Generator().manual_seed(self._seeds[stream])
+        return stream(self.config.seed, purpose)
 
     def _draw_data(self, n: int, generator: torch.Generator) -> Tensor:
         return self.source.draw(n, generator).to(self.device)
 
-    def _draw_samples(self, potential, sampler, n: int, stream: str) -> Tensor:
+    def _draw_samples(self, potential, sampler, n: int, purpose: str) -> Tensor:
         with torch.no_grad():
-            return sampler.sample(potential, n, self.generator(stream)).x
+            return sampler.sample(potential, n, self.generator(purpose)).x
 
     def _set_schedule(self) -> None:
         """Rates and penalties: constant at first, then a half cosine down; functions of the update alone."""
