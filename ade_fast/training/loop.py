@@ -256,9 +256,7 @@ def _finish(trainer: Trainer, directory: Path) -> Summary:
 
 
 def _row(trainer: Trainer, metrics: dict[str, Any]) -> dict[str, Any]:
-    # Its sign is of no account: backwards in time with the momentum reversed is forwards.
-    step_size = trainer.sampler.dynamics.step_size.detach().abs().mean().item()
-    return {"update": trainer.update, "seconds": round(trainer.seconds, 2), "step_size": step_size, **metrics}
+    return {"update": trainer.update, "seconds": round(trainer.seconds, 2), **metrics}
 
 
 def _shown(trainer: Trainer, metrics: dict[str, float]) -> dict[str, str]:

@@ -24,8 +24,13 @@ STEP_METRICS = (
     "penalty",
     "potential_grad_norm",
     "sampler_grad_norm",
+    "step_size",
+    "log_z",
+    "ess",
+    "initial_ess",
+    "beta",
 )
-COLUMNS = ("update", "seconds", *STEP_METRICS, "step_size", "validation_mmd2")
+COLUMNS = ("update", "seconds", *STEP_METRICS, "validation_mmd2")
 
 
 def check_tensorboard(wanted: str) -> bool:

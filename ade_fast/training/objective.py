@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -15,15 +14,15 @@ from torch.optim import Optimizer
 from ..dynamics import NonFiniteError
 from ..fields import pinned
 from ..initial import Empirical
+from ..initial.base import standard_normal_log_density
+from ..weights import effective_sample_size, log_normaliser, why_no_weights
 from ._arguments import integer, number
+from .bounds import Bounds, Defence, renyi_bound, with_other_gradient
+from .divergence import ADVICE, Watch
 from .sampler import DualSample, DualSampler
+from .updates import OptimizerOrFactory, clip_grad_norm, frozen, player_optimizer
 
-OptimizerOrFactory = Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer]
-
-ADVICE = (
-    "lower the learning rates (the potential's first), clip the gradients (grad_norm_clip=1), clip the "
-    "dynamics (grad_clip, momentum_clip), or keep f small (value_penalty, gradient_penalty)"
-)
+_GAP = 100.0
 
 
 class _Terms(NamedTuple):
@@ -37,14 +36,40 @@ class _Terms(NamedTuple):
     penalty: Tensor
 
 
+class _Model(NamedTuple):
+    """What one unroll says of the model: (20)'s terms, and the bounds of log Z_x.
+
+    model: E_q[f - lambda/2 |v|^2] + entropy_weight H(q). f_samples, kinetic, entropy: its parts, scalars.
+    log_w: log-weights [K] with the normaliser of the momenta taken off, so that E[w] = Z_x; None: no weights.
+    """
+
+    model: Tensor
+    f_samples: Tensor
+    kinetic: Tensor
+    entropy: Tensor
+    log_w: Tensor | None
+
+
 class ADE(nn.Module):
-    """Adversarial dynamics embedding: max over f, min over the sampler, of ell (20).
+    """Adversarial dynamics embedding: max over f, min over the sampler, of ell (20), or of tighter bounds.
 
     ell = E_data[f(x)] - E_q[f(x^T) - lambda/2 |v^T|^2] + entropy_weight * E_q[log q^T(x^T, v^T)] - penalties
 
     ``loss(data)`` is ell with the sign as it stands: after ``loss.backward()`` every parameter's ``.grad`` is
     d ell/d parameter. The sampler descends ell; the potential ascends it, with an optimizer made with
     ``maximize=True``. ``step(data)`` does both.
+
+    ell bounds the log-likelihood of p_f from above only loosely: E_q[log w] stands for log E_q[w] = log Z, with
+    w = exp(f(x^T) - lambda/2 |v^T|^2) / q^T(x^T, v^T). As q^T is known, so are the weights of one batch, and
+
+        ``bound="importance"``      log mean w, which is maximum likelihood as the batch grows;
+        ``sampler_bound="renyi"``   2 log mean w^(1/2), between the two: for the sampler the best of the three.
+
+    Then ``loss(data)`` is f_data - (f's bound of log Z_x, the momenta's normaliser taken off) - penalties, and
+    ``loss.backward()`` leaves the gradient of f's bound on everything that f depends on, and of the sampler's bound on
+    the sampler's parameters: exact through the same unroll, at the price of one more vector-Jacobian product of its
+    graph where the two differ. All K = B * samples_per_point samples are one group. Not defined, and refused, where q^T
+    has no density: ``Empirical``, ``sample_range``, lambda = 0.
 
     The penalties act on f alone, at the data and at the (detached) samples, half of the weight on each:
     ``value_penalty * E[f^2]`` and ``gradient_penalty * E[|grad f|^2]`` are subtracted, so that the ascending
@@ -60,7 +85,17 @@ class ADE(nn.Module):
         sampler: the dual sampler q.
         momentum_weight: lambda, a number, or a [T] tensor where the dynamics draws one momentum per step (9);
             None is 1.
-        entropy_weight: factor of E[log q^T]; 1 is the paper's objective.
+        entropy_weight: factor of E[log q^T]; 1 is the paper's objective, and the only one with weights.
+        bound: f's bound of log Z: "elbo" (20) or "importance".
+        sampler_bound: the sampler's: "elbo", "renyi" (order 1/2) or "importance".
+        samples_per_point: samples of the dual sampler for each data point.
+        min_ess: with ``bound="importance"``: temper, (1/beta) log mean w^beta, by the largest beta <= 1 (no gradient
+            through it) whose weights w^beta have an effective sample size of at least this fraction; for high
+            dimensions. beta -> 0 is (20). The sampler's bound is then never tighter than f's.
+        defensive: with ``bound="importance"`` and a ``WithBase`` potential: this fraction of all samples comes from the
+            base measure, without an unroll, so that f does not rise unseen where q does not go.
+        max_gap: limit of |f_data - f_samples|: beyond it for ten updates, ``step`` raises ``DivergenceError``. None is
+            100 nats and one more per dimension.
         gradient_penalty: factor of E[|grad f|^2], >= 0.
         value_penalty: factor of E[f^2], >= 0.
         potential_optimizer: an optimizer over the potential's parameters with ``maximize=True``, or a
@@ -83,6 +118,12 @@ class ADE(nn.Module):
         *,
         momentum_weight: float | Tensor | None = None,
         entropy_weight: float = 1.0,
+        bound: str = "elbo",
+        sampler_bound: str = "elbo",
+        samples_per_point: int = 1,
+        min_ess: float | None = None,
+        defensive: float = 0.0,
+        max_gap: float | None = None,
         gradient_penalty: float = 0.0,
         value_penalty: float = 0.0,
         potential_optimizer: OptimizerOrFactory | None = None,
@@ -103,17 +144,24 @@ class ADE(nn.Module):
         self.gradient_penalty = number("ADE", "gradient_penalty", gradient_penalty)
         self.value_penalty = number("ADE", "value_penalty", value_penalty)
         self.sampler_steps = integer("ADE", "sampler_steps", sampler_steps, low=1)
+        self.samples_per_point = integer("ADE", "samples_per_point", samples_per_point, low=1)
+        self.bounds = Bounds.of(bound, sampler_bound, min_ess, defensive)
+        self.bounds.check(potential, sampler, self.momentum_weight, self.entropy_weight)
         if grad_norm_clip is not None:
             grad_norm_clip = number("ADE", "grad_norm_clip", grad_norm_clip, "> 0 or None", zero=False)
         self.grad_norm_clip = grad_norm_clip
         self.check_finite = check_finite
+        if max_gap is None:
+            max_gap = _GAP + math.prod(sampler.initial.event)
+        self.watch = Watch(None, number("ADE", "max_gap", max_gap, "> 0 or None", zero=False))
+        self.updates = 0
         shared = {id(p) for p in self.potential_parameters()} & {id(p) for p in self.sampler_parameters()}
         if shared:
             raise ValueError(f"ADE: potential and sampler share {len(shared)} parameter(s): they cannot serve both")
-        self.potential_optimizer = _optimizer(
+        self.potential_optimizer = player_optimizer(
             "potential_optimizer", potential_optimizer, self.potential_parameters(), maximize=True
         )
-        self.sampler_optimizer = _optimizer(
+        self.sampler_optimizer = player_optimizer(
             "sampler_optimizer", sampler_optimizer, self.sampler_parameters(), maximize=False
         )
 
@@ -132,14 +180,14 @@ class ADE(nn.Module):
         generator: torch.Generator | None = None,
         context: tuple[Tensor, ...] | None = None,
     ) -> Tensor:
-        """ell of (20) as a scalar, its gradient ready for both players.
+        """ell of (20), or with the bounds that were asked for, as a scalar, its gradient ready for both players.
 
         Args:
-            data: [B, *event], B >= 1; as many samples are drawn.
+            data: [B, *event], B >= 1; ``samples_per_point`` times as many samples are drawn.
             generator: source of the sampler's randomness.
             context: non-leaf tensors that the potential depends on.
         """
-        terms, _ = self._objective(data, generator, context)
+        terms, _, _ = self._objective(data, generator, context)
         if self.check_finite and not math.isfinite(terms.loss.detach().item()):
             raise self._non_finite("the objective", data, terms)
         return terms.loss
@@ -160,7 +208,12 @@ class ADE(nn.Module):
 
         Returns:
             The metrics of the shared unroll: loss, f_data, f_samples, kinetic, entropy (-E log q^T), penalty,
-            potential_grad_norm and sampler_grad_norm (before clipping).
+            potential_grad_norm and sampler_grad_norm (before clipping), step_size (the largest). Where q^T has a
+            density also log_z (of Z_x, by all weights), ess (effective sample size of the untempered weights, as a
+            fraction), initial_ess (that of q^0 alone, without the dynamics) and beta (the tempering; 0 is (20)).
+
+        Raises:
+            NonFiniteError: see ``check_finite``. DivergenceError: f runs away from the samples (``max_gap``).
         """
         if not torch.is_grad_enabled():
             raise RuntimeError("ADE.step: gradients are off (torch.no_grad or inference_mode); call it outside")
@@ -177,44 +230,48 @@ class ADE(nn.Module):
 
     def _joint_update(self, data: Tensor, generator, context) -> dict[str, float]:
         """One unroll, one backward pass, one update of each player."""
-        terms, sample = self._objective(data, generator, context)
+        terms, sample, figures = self._objective(data, generator, context, want_figures=True)
         self.zero_grad(set_to_none=True)  # the optimizers may hold less than all parameters, or others
         for optimizer in self._optimizers():
             optimizer.zero_grad(set_to_none=True)
         terms.loss.backward()
-        norms = [_clip_grad_norm(optimizer, self.grad_norm_clip) for optimizer in self._optimizers()]
+        names = [*_Terms._fields]
+        values = [*terms]
+        for name, optimizer in (
+            ("potential_grad_norm", self.potential_optimizer),
+            ("sampler_grad_norm", self.sampler_optimizer),
+        ):
+            if optimizer is not None:
+                names.append(name)
+                values.append(clip_grad_norm(optimizer, self.grad_norm_clip))
         # One transfer for all metrics; it also tells whether to touch the parameters at all.
-        values = torch.stack([t.detach().to(terms.loss) for t in (*terms, *norms)]).tolist()
-        if self.check_finite and not all(map(math.isfinite, values)):
+        everything = torch.stack([t.detach().to(terms.loss) for t in (*values, *figures.values())]).tolist()
+        if self.check_finite and not all(map(math.isfinite, everything[: len(values)])):
             raise self._non_finite("the objective or its gradient", data, terms)
         for optimizer in self._optimizers():
             optimizer.step()
         self._fill_replay_buffer(sample)
-        norm_names = [
-            name
-            for name, optimizer in (
-                ("potential_grad_norm", self.potential_optimizer),
-                ("sampler_grad_norm", self.sampler_optimizer),
-            )
-            if optimizer is not None
-        ]
-        return dict(zip((*_Terms._fields, *norm_names), values, strict=True))
+        metrics = dict(zip((*names, *figures), everything, strict=True))
+        self.updates += 1
+        self.watch.metrics(self.updates, metrics)
+        return metrics
 
     def _optimizers(self) -> list[Optimizer]:
         return [o for o in (self.potential_optimizer, self.sampler_optimizer) if o is not None]
 
     def _sampler_update(self, data: Tensor, generator, context) -> None:
         """One update of the sampler alone: f is frozen, so the unroll spends nothing on its parameters."""
-        with _frozen(self.potential_parameters()), pinned(self.potential):
-            sample = self.sampler.sample(self.potential, self._batch_size(data), generator, context)
-            model, _, _, _ = self._model_terms(sample)
-            loss = -model
+        with frozen(self.potential_parameters()), pinned(self.potential):
+            n = self._batch_size(data) * self.samples_per_point
+            sample = self.sampler.sample(self.potential, n, generator, context)
+            model = self._model_terms(sample)
+            loss = -self.bounds.of_sampler(model.model, model.log_w)
             # Leaves of a potential that is a plain function cannot be frozen: name who gets gradients.
             parameters = [p for p in self.sampler_parameters() if p.requires_grad]
             self.sampler.zero_grad(set_to_none=True)
             self.sampler_optimizer.zero_grad(set_to_none=True)
             loss.backward(inputs=parameters)
-        norm = _clip_grad_norm(self.sampler_optimizer, self.grad_norm_clip)
+        norm = clip_grad_norm(self.sampler_optimizer, self.grad_norm_clip)
         if self.check_finite and not math.isfinite((loss.detach() + norm).item()):
             raise self._non_finite("the sampler's objective or its gradient", data, None)
         self.sampler_optimizer.step()
@@ -226,22 +283,74 @@ class ADE(nn.Module):
         if isinstance(start, Empirical) and start.buffer_size is not None:
             start.update(sample.x.detach())
 
-    def _objective(self, data: Tensor, generator, context) -> tuple[_Terms, DualSample]:
+    def _objective(
+        self, data: Tensor, generator, context, want_figures: bool = False
+    ) -> tuple[_Terms, DualSample, dict[str, Tensor]]:
+        """The loss and its parts, the samples, and the metrics of the weights where they are wanted."""
         n = self._batch_size(data)
         with pinned(self.potential):
-            sample = self.sampler.sample(self.potential, n, generator, context)
+            sample = self.sampler.sample(self.potential, n * self.samples_per_point, generator, context)
             _check_like(data, sample.x)
-            model, f_samples, kinetic, entropy = self._model_terms(sample)
-            f_data, penalty = self._data_terms(data, sample.x.detach())
-            loss = f_data - model - penalty
-        return _Terms(loss, f_data, f_samples, kinetic, entropy, penalty), sample
+            model = self._model_terms(sample)
+            base = self._draw_base(len(sample.x), generator)
+            f_data, f_base, penalty = self._data_terms(data, base, sample.x.detach())
+            defence = None if base is None else Defence(f_base - self.potential.log_base(base), self.bounds.defensive)
+            beta = self.bounds.beta(model.log_w)
+            loss = f_data - self.bounds.of_potential(model.model, model.log_w, beta, defence) - penalty
+            if self.bounds.differ and torch.is_grad_enabled():
+                other = f_data - self.bounds.of_sampler(model.model, model.log_w, beta) - penalty
+                parameters = [p for p in self.sampler_parameters() if p.requires_grad]
+                loss = with_other_gradient(loss, other, parameters) if parameters else loss
+            figures = self._figures(sample, model, beta, defence) if want_figures else {}
+        return _Terms(loss, f_data, model.f_samples, model.kinetic, model.entropy, penalty), sample, figures
 
-    def _model_terms(self, sample: DualSample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """E_q[f - lambda/2 |v|^2] + entropy_weight * H(q), and its three parts."""
-        f_samples = _evaluate(self.potential, sample.x).mean()
-        kinetic = self._kinetic(sample).mean()
-        entropy = -sample.log_q.mean()
-        return f_samples - kinetic + self.entropy_weight * entropy, f_samples, kinetic, entropy
+    def _model_terms(self, sample: DualSample) -> _Model:
+        values, kinetics = _evaluate(self.potential, sample.x), self._kinetic(sample)
+        f_samples, kinetic, entropy = values.mean(), kinetics.mean(), -sample.log_q.mean()
+        model = f_samples - kinetic + self.entropy_weight * entropy
+        log_w = None
+        if sample.log_q0 is not None and why_no_weights(self.sampler, self.momentum_weight) is None:
+            log_w = values - kinetics - sample.log_q - self._log_normaliser(sample)
+        return _Model(model, f_samples, kinetic, entropy, log_w)
+
+    def _draw_base(self, n: int, generator) -> Tensor | None:
+        """Defensive samples, so many that they are the fraction asked for beside n of the dual sampler's."""
+        share = self.bounds.defensive
+        if not share:
+            return None
+        count = max(round(n * share / (1 - share)), 1)
+        return self.potential.sample_base(count, self.sampler.initial.event, generator=generator)
+
+    @torch.no_grad()
+    def _figures(
+        self, sample: DualSample, model: _Model, beta: float | Tensor, defence: Defence | None
+    ) -> dict[str, Tensor]:
+        """The metrics of the weights and of the steps."""
+        figures = {}
+        step_size = getattr(self.sampler.dynamics, "step_size", None)
+        if step_size is not None:
+            figures["step_size"] = step_size.abs().max()
+        if model.log_w is not None:
+            figures["log_z"] = renyi_bound(model.log_w, 1.0, defence)
+            figures["ess"] = effective_sample_size(model.log_w)
+            figures["initial_ess"] = effective_sample_size(self._initial_log_weights(sample))
+            figures["beta"] = torch.as_tensor(beta)
+        return figures
+
+    def _initial_log_weights(self, sample: DualSample) -> Tensor:
+        """log f(x^0) - log q^0(x^0) up to a constant: the momenta, where N(0, I), are no part of the matter."""
+        log_q = sample.log_q0
+        if sample.v0 is not None and getattr(self.sampler.initial, "momentum", None) is None:
+            log_q = log_q - standard_normal_log_density(sample.v0)
+        return _evaluate(self.potential, sample.x0) - log_q
+
+    def _log_normaliser(self, sample: DualSample) -> Tensor | float:
+        """Sum over the momenta of l/2 log(2 pi / lambda_i)."""
+        if sample.v is None:
+            return 0.0
+        own = self.sampler.draws_own_momenta()
+        shape = sample.v.shape[2:] if own else sample.v.shape[1:]
+        return log_normaliser(shape, sample.v.shape[0] if own else 1, self.momentum_weight)
 
     def _kinetic(self, sample: DualSample) -> Tensor:
         """lambda/2 |v|^2 per sample, or the sum of lambda_i/2 |v_i|^2 (9); [B]."""
@@ -263,26 +372,34 @@ class ADE(nn.Module):
             )
         return weight / 2 * sample.v.flatten(1).square().sum(1)
 
-    def _data_terms(self, data: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """E_data[f] and the weighted penalties on f, from one evaluation; samples come detached."""
-        if not (self.value_penalty or self.gradient_penalty):
-            f_data = _evaluate(self.potential, data).mean()
-            return f_data, torch.zeros_like(f_data)
-        learning = torch.is_grad_enabled()
+    def _data_terms(self, data: Tensor, base: Tensor | None, samples: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """E_data[f], f at the base samples [M], and the weighted penalties on f, from one evaluation.
+
+        The penalties are at the data and at as many samples, which come detached.
+        """
+        n, learning = len(data), torch.is_grad_enabled()
+        penalised = bool(self.value_penalty or self.gradient_penalty)
+        parts = [data, *([samples[:n]] if penalised else []), *([] if base is None else [base])]
+        if not penalised:
+            values = _evaluate(self.potential, data if base is None else torch.cat(parts))
+            penalty = torch.zeros_like(values[0])
+            return values[:n].mean(), None if base is None else values[n:], penalty
         # The penalty needs grad f, also where the caller has switched gradients off.
         with torch.inference_mode(False), torch.set_grad_enabled(learning or self.gradient_penalty > 0):
-            points = torch.cat([data.detach(), samples])
+            points = torch.cat([part.detach() for part in parts])
             if self.gradient_penalty:
                 points.requires_grad_()
             values = _evaluate(self.potential, points)
             penalty = values.new_zeros(())
             if self.value_penalty:
-                penalty = penalty + self.value_penalty * values.square().mean()
+                penalty = penalty + self.value_penalty * values[: 2 * n].square().mean()
             if self.gradient_penalty:
-                (grad,) = torch.autograd.grad(values.sum(), points, create_graph=learning)
-                penalty = penalty + self.gradient_penalty * grad.flatten(1).square().sum(1).mean()
-            f_data = values[: data.shape[0]].mean()
-        return (f_data, penalty) if learning else (f_data.detach(), penalty.detach())
+                (grad,) = torch.autograd.grad(values[: 2 * n].sum(), points, create_graph=learning)
+                penalty = penalty + self.gradient_penalty * grad[: 2 * n].flatten(1).square().sum(1).mean()
+            f_data, f_base = values[:n].mean(), None if base is None else values[2 * n :]
+        if learning:
+            return f_data, f_base, penalty
+        return f_data.detach(), None if f_base is None else f_base.detach(), penalty.detach()
 
     @staticmethod
     def _batch_size(data: Tensor) -> int:
@@ -306,8 +423,9 @@ class ADE(nn.Module):
 
 def _check_like(data: Tensor, samples: Tensor) -> None:
     """Refuses data of another shape, dtype or device than the sampler's: the two are compared by one potential."""
-    if data.shape != samples.shape:
-        raise ValueError(f"ADE: data must have the sampler's shape {tuple(samples.shape)}, got {tuple(data.shape)}")
+    if data.shape[1:] != samples.shape[1:]:
+        wanted = (len(data), *samples.shape[1:])
+        raise ValueError(f"ADE: data must have the sampler's shape {wanted}, got {tuple(data.shape)}")
     if data.device != samples.device:
         raise ValueError(f"ADE: data must be on the sampler's device {samples.device}, got {data.device}")
     if data.dtype != samples.dtype and not torch.is_autocast_enabled(samples.device.type):
@@ -326,23 +444,6 @@ def _momentum_weight(weight: float | Tensor | None) -> Tensor:
     return tensor
 
 
-def _optimizer(
-    name: str, given: OptimizerOrFactory | None, parameters: Iterable[nn.Parameter], *, maximize: bool
-) -> Optimizer | None:
-    """The given optimizer, checked to move its player's way, or Adam; None if there is nothing to move."""
-    if given is None or not isinstance(given, Optimizer):
-        parameters = [p for p in parameters if p.requires_grad]
-        if not parameters:
-            return None
-        given = torch.optim.Adam(parameters, lr=1e-3, maximize=maximize) if given is None else given(parameters)
-        if not isinstance(given, Optimizer):
-            raise TypeError(f"ADE: {name} must be an optimizer or return one, got {type(given).__name__}")
-    if any(bool(group.get("maximize", False)) is not maximize for group in given.param_groups):
-        player, direction = ("potential", "ascends") if maximize else ("sampler", "descends")
-        raise ValueError(f"ADE: {name} must have maximize={maximize}: the {player} {direction} the objective")
-    return given
-
-
 def _evaluate(potential, x: Tensor) -> Tensor:
     """f(x), [B]; a trailing [B, 1] is accepted, anything else would broadcast into nonsense."""
     values = potential(x)
@@ -354,26 +455,3 @@ def _evaluate(potential, x: Tensor) -> Tensor:
             f"got {tuple(values.shape)}"
         )
     return values
-
-
-def _clip_grad_norm(optimizer: Optimizer, limit: float | None) -> Tensor:
-    """The norm of all gradients of one optimizer, scaled down in place to at most ``limit``."""
-    parameters = list(itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups))
-    grads = [p.grad for p in parameters if p.grad is not None]
-    norm = nn.utils.get_total_norm(grads)
-    if limit is not None and grads:
-        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    return norm
-
-
-@contextmanager
-def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """No gradients for the parameters inside the block; each one's own setting is back afterwards."""
-    changed = [p for p in parameters if p.requires_grad]
-    try:
-        for parameter in changed:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in changed:
-            parameter.requires_grad_(True)

@@ -20,12 +20,16 @@ class DualSample(NamedTuple):
     log_q: [B], log q^T(x, v) = log q^0 - log_det (+ log_noise). Where the initial distribution has no
         density (``Empirical``) the unknown constant log q^0 is left out, and log_q holds the rest.
     x0: [B, *event], where the dynamics started.
+    v0: [B, *momentum_shape], the momenta there, or None.
+    log_q0: [B], log q^0(x^0, v^0), or None where it has no density.
     """
 
     x: Tensor
     v: Tensor | None
     log_q: Tensor
     x0: Tensor
+    v0: Tensor | None = None
+    log_q0: Tensor | None = None
 
 
 class DualSampler(nn.Module):
@@ -80,13 +84,13 @@ class DualSampler(nn.Module):
         """
         n = integer("DualSampler", "n", n, low=0)
         momentum_shape = self.dynamics.momentum_shape(tuple(self.initial.event))
-        x0, v0, log_q = self.initial.sample(n, momentum_shape=momentum_shape, generator=generator)
+        x0, v0, log_q0 = self.initial.sample(n, momentum_shape=momentum_shape, generator=generator)
         out = self.dynamics(potential, x0, v0, generator=generator, context=context)
-        log_q = -out.log_det if log_q is None else log_q - out.log_det
+        log_q = -out.log_det if log_q0 is None else log_q0 - out.log_det
         log_noise = getattr(out, "log_noise", None)
         if log_noise is not None:
             log_q = log_q + log_noise
-        return DualSample(out.x, out.v, log_q, x0)
+        return DualSample(out.x, out.v, log_q, x0, v0, log_q0)
 
     def draws_own_momenta(self) -> bool:
         """Whether the momenta are the dynamics' own, one per step [T, B, ...] (Langevin), not q^0's."""

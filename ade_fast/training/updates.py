@@ -1,0 +1,52 @@
+"""What an update is made of: a player's optimizer, the norm of its gradient, and its parameters frozen."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn, optim
+from torch.optim import Optimizer
+
+OptimizerOrFactory = Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+def player_optimizer(
+    name: str, given: OptimizerOrFactory | None, parameters: Iterable[nn.Parameter], *, maximize: bool
+) -> Optimizer | None:
+    """The given optimizer, checked to move its player's way, or Adam; None if there is nothing to move."""
+    if given is None or not isinstance(given, Optimizer):
+        parameters = [p for p in parameters if p.requires_grad]
+        if not parameters:
+            return None
+        given = optim.Adam(parameters, lr=1e-3, maximize=maximize) if given is None else given(parameters)
+        if not isinstance(given, Optimizer):
+            raise TypeError(f"ADE: {name} must be an optimizer or return one, got {type(given).__name__}")
+    if any(bool(group.get("maximize", False)) is not maximize for group in given.param_groups):
+        player, direction = ("potential", "ascends") if maximize else ("sampler", "descends")
+        raise ValueError(f"ADE: {name} must have maximize={maximize}: the {player} {direction} the objective")
+    return given
+
+
+def clip_grad_norm(optimizer: Optimizer, limit: float | None) -> Tensor:
+    """The norm of all gradients of one optimizer, scaled down in place to at most ``limit``."""
+    parameters = list(itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups))
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm(grads)
+    if limit is not None and grads:
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No gradients for the parameters inside the block; each one's own setting is back afterwards."""
+    changed = [p for p in parameters if p.requires_grad]
+    try:
+        for parameter in changed:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in changed:
+            parameter.requires_grad_(True)

@@ -1,0 +1,329 @@
+"""Bounds of log Z from the sampler's weights: values and both players' gradients against formulas of their own."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from training_cases import generator
+
+import ade_fast as ade
+from ade_fast import reference
+from ade_fast.training import DivergenceError, bounds
+from ade_fast.training.build import ScaleShiftNet
+
+N, T, DIM = 12, 3, 2
+STEPS = torch.tensor([[0.3, 0.2], [0.25, 0.1], [0.2, 0.4]], dtype=torch.float64)
+
+
+def network(n_inputs: int, residual: bool = False) -> nn.Module:
+    net = ScaleShiftNet(DIM, n_inputs, 8, residual=residual).double()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.2, generator=generator(3))
+    return net
+
+
+class PlainMLP(nn.Module):
+    """An MLP that the fused kernels do not know."""
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        self.inner = ade.MLPPotential(DIM, (24, 16), activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+POTENTIALS: dict[str, Callable[[], nn.Module]] = {
+    "fused relu": lambda: ade.MLPPotential(DIM, (32, 32, 32), "relu"),
+    "fused silu": lambda: ade.MLPPotential(DIM, (32, 32), "silu"),
+    "general relu": lambda: PlainMLP("relu"),
+    "general tanh": lambda: PlainMLP("tanh"),
+    "base, relu": lambda: ade.WithBase(ade.MLPPotential(DIM, (32, 32, 32), "relu"), 0.3, torch.tensor([2.0, 3.0])),
+}
+
+
+def dynamics_of(kind: str, **options) -> tuple[nn.Module, Callable]:
+    """A layer, and the same unroll by the reference."""
+    if kind == "generalized":
+        nets = {"scale_v": network(2), "scale_x": network(1), "shift_v": network(2, residual=True)}
+        layer = ade.GeneralizedLeapfrog(T, STEPS, **nets, **options)
+        return layer, lambda f, x, v: reference.generalized_leapfrog(f, x, v, layer.step_size, T, **nets)
+    if kind == "damped":
+        layer = ade.DampedLeapfrog(T, STEPS, 0.7, **options)
+        return layer, lambda f, x, v: reference.damped_leapfrog(f, x, v, layer.step_size, T, 0.7)
+    layer = ade.Leapfrog(T, STEPS, **options)
+    return layer, lambda f, x, v: reference.leapfrog(f, x, v, layer.step_size, T)
+
+
+def players(potential: str, kind: str = "leapfrog", **options) -> tuple[nn.Module, ade.DualSampler, Callable]:
+    torch.manual_seed(0)
+    layer, unroll = dynamics_of(kind, **options)
+    momentum = ade.initial.Gaussian(DIM, 0.8, learnable=True) if kind == "generalized" else None
+    start = ade.initial.PlanarFlow(DIM, 3, std=1.5, momentum=momentum)
+    return POTENTIALS[potential]().double(), ade.DualSampler(start, layer).double(), unroll
+
+
+def log_mean(w: Tensor) -> Tensor:
+    """As it stands in the formula; the tests' weights are of ordinary size."""
+    return w.mean().log()
+
+
+BOUNDS = {
+    "elbo": lambda log_w: log_w.mean(),
+    "renyi": lambda log_w: 2 * log_mean((0.5 * log_w).exp()),
+    "importance": lambda log_w: log_mean(log_w.exp()),
+}
+
+
+def independent_log_weights(potential, sampler, unroll, n: int, weight: float, gen) -> Tensor:
+    """log w of Z_x, by the reference's unroll."""
+    x0, v0, log_q0 = sampler.initial.sample(n, (DIM,), gen)
+    x, v, log_det = unroll(potential, x0, v0)
+    kinetic = 0.5 * weight * v.square().sum(1)
+    return potential(x) - kinetic - (log_q0 - log_det) - 0.5 * DIM * math.log(2 * math.pi / weight)
+
+
+def gradients(value: Tensor, *modules: nn.Module) -> list[Tensor]:
+    parameters = [p for module in modules for p in module.parameters()]
+    return list(torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True))
+
+
+def assert_both_players(loss: Tensor, for_potential: Tensor, for_sampler: Tensor, potential, sampler) -> None:
+    loss.backward()
+    for wanted, player in ((for_potential, potential), (for_sampler, sampler)):
+        for got, want in zip(player.parameters(), gradients(wanted, player), strict=True):
+            got = torch.zeros_like(got) if got.grad is None else got.grad
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("memory", ["graph", "states"])
+@pytest.mark.parametrize("kind", ["leapfrog", "damped", "generalized"])
+@pytest.mark.parametrize("potential", POTENTIALS)
+@pytest.mark.parametrize(
+    ("bound", "sampler_bound"),
+    [("elbo", "renyi"), ("importance", "renyi"), ("importance", "importance"), ("importance", "elbo")],
+)
+@pytest.mark.filterwarnings("ignore:ADE. DampedLeapfrog shrinks")
+def test_bounds_and_their_gradients_agree_with_the_formula(potential, kind, memory, bound, sampler_bound):
+    f, sampler, unroll = players(potential, kind, memory=memory)
+    data = torch.randn(N // 2, DIM, dtype=torch.float64, generator=generator(1))
+    weight = 0.7
+    model = ade.ADE(f, sampler, momentum_weight=weight, bound=bound, sampler_bound=sampler_bound, samples_per_point=2)
+    loss = model.loss(data, generator=generator())
+
+    log_w = independent_log_weights(f, sampler, unroll, N, weight, generator())
+    f_data = f(data).mean()
+    normaliser = 0.5 * DIM * math.log(2 * math.pi / weight) if bound == "elbo" else 0.0  # (20) is without it
+    wanted = f_data - BOUNDS[bound](log_w) - normaliser
+    torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=1e-10)
+    assert_both_players(loss, wanted, f_data - BOUNDS[sampler_bound](log_w), f, sampler)
+
+
+@pytest.mark.parametrize("sampler_bound", ["elbo", "renyi", "importance"])
+def test_defensive_samples_are_in_the_potentials_bound_alone(sampler_bound):
+    f, sampler, unroll = players("base, relu")
+    data = torch.randn(N, DIM, dtype=torch.float64, generator=generator(1))
+    model = ade.ADE(f, sampler, bound="importance", sampler_bound=sampler_bound, defensive=0.25)
+    gen, again = generator(), generator()
+    loss = model.loss(data, generator=gen)
+
+    log_w = independent_log_weights(f, sampler, unroll, N, 1.0, again)
+    mean, std = torch.tensor([0.3, 0.3], dtype=torch.float64), torch.tensor([2.0, 3.0], dtype=torch.float64)
+    base = mean + std * torch.randn(N // 3, DIM, dtype=torch.float64, generator=again)  # 4 beside 12 are a quarter
+    ratio = f(base).exp() / torch.distributions.Normal(mean, std).log_prob(base).sum(1).exp()
+    wanted = f(data).mean() - (0.75 * log_w.exp().mean() + 0.25 * ratio.mean()).log()
+    torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=1e-10)
+    assert_both_players(loss, wanted, f(data).mean() - BOUNDS[sampler_bound](log_w), f, sampler)
+
+
+@pytest.mark.parametrize("sampler_bound", ["elbo", "renyi", "importance"])
+@pytest.mark.parametrize("min_ess", [0.5, 0.95])
+def test_tempering_takes_the_largest_power_that_keeps_the_effective_sample_size(min_ess, sampler_bound):
+    f, sampler, unroll = players("fused silu")
+    data = torch.randn(64, DIM, dtype=torch.float64, generator=generator(1))
+    model = ade.ADE(f, sampler, bound="importance", sampler_bound=sampler_bound, min_ess=min_ess, momentum_weight=0.3)
+    loss = model.loss(data, generator=generator())
+    log_w = independent_log_weights(f, sampler, unroll, 64, 0.3, generator())
+
+    def ess(power: float) -> float:
+        w = (power * log_w.detach()).exp()
+        return float(w.mean() ** 2 / w.square().mean())
+
+    beta = float(bounds.tempered_power(log_w.detach(), min_ess))
+    assert beta < 1 and ess(beta) >= min_ess > ess(beta + 2**-11)
+
+    def tempered(power: float) -> Tensor:
+        return log_mean((power * log_w).exp()) / power
+
+    wanted = f(data).mean() - tempered(beta)
+    torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=1e-10)
+    power = {"elbo": 0.0, "renyi": min(0.5, beta), "importance": beta}[sampler_bound]
+    for_sampler = tempered(power) if power else log_w.mean()
+    assert_both_players(loss, wanted, f(data).mean() - for_sampler, f, sampler)
+
+
+def test_good_weights_are_not_tempered():
+    assert float(bounds.tempered_power(torch.zeros(50), 0.9)) == 1.0
+    assert float(bounds.tempered_power(torch.linspace(0, 1e6, 50), 0.5)) == pytest.approx(64**-2)
+
+
+def test_the_default_bound_is_20_bit_for_bit():
+    f, sampler, _ = players("fused relu")
+    data = torch.randn(N, DIM, dtype=torch.float64, generator=generator(1))
+    loss = ade.ADE(f, sampler, momentum_weight=0.4, entropy_weight=0.3).loss(data, generator=generator())
+    sample = sampler.sample(f, N, generator())
+    model = f(sample.x).mean() - (0.4 / 2 * sample.v.square().sum(1)).mean() + 0.3 * -sample.log_q.mean()
+    assert torch.equal(loss, f(data).mean() - model)
+
+
+@pytest.mark.parametrize("options", [{}, {"bound": "importance", "sampler_bound": "renyi"}])
+def test_gradients_accumulate_and_pass_through_wrappers(options):
+    f, sampler, _ = players("general tanh")
+    data = torch.randn(N, DIM, dtype=torch.float64, generator=generator(1))
+    model = ade.ADE(f, sampler, **options)
+    model.loss(data, generator=generator()).backward()
+    once = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    (3 * model.loss(data, generator=generator())).backward()
+    model.loss(data, generator=generator()).backward()
+    for p, g in zip(model.parameters(), once, strict=True):
+        torch.testing.assert_close(p.grad, 4 * g, rtol=1e-9, atol=1e-12)
+
+
+def test_a_context_gets_the_potentials_gradient():
+    torch.manual_seed(0)
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    bent = scale * 1.5  # not a leaf
+    f = lambda x: -bent * x.square().sum(1)  # noqa: E731
+    sampler = ade.DualSampler(ade.initial.Gaussian(DIM, 1.5, learnable=True), ade.Leapfrog(T, STEPS)).double()
+    model = ade.ADE(f, sampler, bound="importance", sampler_bound="renyi")
+    data = torch.randn(N, DIM, dtype=torch.float64, generator=generator(1))
+    model.loss(data, generator=generator(), context=(bent,)).backward(retain_graph=True)
+    log_w = independent_log_weights(
+        f, sampler, lambda f, x, v: reference.leapfrog(f, x, v, STEPS, T), N, 1.0, generator()
+    )
+    (wanted,) = torch.autograd.grad(f(data).mean() - BOUNDS["importance"](log_w), scale)
+    torch.testing.assert_close(scale.grad, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_step_reports_the_weights_and_stays_with_one_unroll():
+    f, sampler, unroll = players("base, relu")
+    model = ade.ADE(f, sampler, bound="importance", sampler_bound="renyi", min_ess=0.2)
+    data = torch.randn(N, DIM, dtype=torch.float64, generator=generator(1))
+    log_w = independent_log_weights(f, sampler, unroll, N, 1.0, generator()).detach()
+    x0, v0, log_q0 = sampler.initial.sample(N, (DIM,), generator())
+    log_w0 = (f(x0) - 0.5 * v0.square().sum(1) - log_q0).detach()  # the momenta cancel
+    metrics = model.step(data, generator=generator())
+    assert metrics["log_z"] == pytest.approx(float(log_mean(log_w.exp())), rel=1e-10)
+    for name, logs in (("ess", log_w), ("initial_ess", log_w0)):
+        w = logs.exp()
+        assert metrics[name] == pytest.approx(float(w.mean() ** 2 / w.square().mean()), rel=1e-9)
+    assert metrics["beta"] <= 1 and metrics["step_size"] == pytest.approx(float(STEPS.max()))
+
+
+def test_a_sampler_without_density_has_no_weights_in_its_metrics():
+    f = POTENTIALS["fused relu"]()
+    model = ade.ADE(f, ade.DualSampler(ade.initial.Empirical(torch.randn(40, DIM)), ade.Leapfrog(2, 0.1)))
+    assert not {"log_z", "ess", "initial_ess", "beta"} & model.step(torch.randn(8, DIM)).keys()
+
+
+def test_sampler_steps_climb_the_samplers_bound():
+    f, sampler, unroll = players("fused silu")
+    sgd = lambda p: torch.optim.SGD(p, lr=1e-2)  # noqa: E731
+    model = ade.ADE(
+        f, sampler, bound="importance", sampler_bound="renyi", sampler_steps=2, sampler_optimizer=sgd,
+        potential_optimizer=lambda p: torch.optim.SGD(p, lr=0.0, maximize=True),
+    )  # fmt: skip
+    data = torch.randn(N, DIM, dtype=torch.float64, generator=generator(1))
+    wanted = [p.detach().clone() for p in sampler.parameters()]
+    gen = generator()
+    for _ in range(2):
+        copy = [p.detach().clone() for p in sampler.parameters()]
+        log_w = independent_log_weights(f, sampler, unroll, N, 1.0, gen)
+        found = gradients(BOUNDS["renyi"](log_w), sampler)
+        with torch.no_grad():
+            for p, c, g in zip(sampler.parameters(), copy, found, strict=True):
+                p.copy_(c + 1e-2 * g)
+    after = [p.detach().clone() for p in sampler.parameters()]
+    with torch.no_grad():
+        for p, w in zip(sampler.parameters(), wanted, strict=True):
+            p.copy_(w)
+    model.step(data, generator=generator())
+    for p, w in zip(sampler.parameters(), after, strict=True):
+        torch.testing.assert_close(p.detach(), w, rtol=1e-9, atol=1e-11)
+
+
+# --- what is refused, and what is said
+
+
+def misuse(**options):
+    f = options.pop("potential", POTENTIALS["fused relu"])()
+    start = options.pop("initial", ade.initial.Gaussian(DIM))
+    layer = options.pop("dynamics", ade.Leapfrog(2, 0.1))
+    return lambda: ade.ADE(f, ade.DualSampler(start, layer), **options)
+
+
+IW = {"bound": "importance"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (misuse(bound="renyi"), r"ADE: bound must be one of 'elbo', 'importance', got 'renyi'"),
+        (misuse(sampler_bound="iwae"), r"ADE: sampler_bound must be one of 'elbo', 'renyi', 'importance', got 'iwae'"),
+        (misuse(samples_per_point=0), r"ADE: samples_per_point must be an integer >= 1, got 0"),
+        (misuse(min_ess=0.5), r"ADE: min_ess tempers bound='importance', got bound='elbo'"),
+        (misuse(**IW, min_ess=1.5), r"ADE: min_ess must be between 0 and 1, got 1.5"),
+        (misuse(**IW, defensive=-0.1), r"ADE: defensive must be between 0 and 1, got -0.1"),
+        (misuse(**IW, defensive=0.5), r"ADE: defensive samples come from .* must be an ade.WithBase, got MLPPotential"),
+        (misuse(defensive=0.5), r"ADE: defensive samples are part of bound='importance', got bound='elbo'"),
+        (misuse(**IW, entropy_weight=0.5), r"ADE: entropy_weight must be 1 unless both bounds are 'elbo'"),
+        (misuse(**IW, momentum_weight=0.0), r"ADE: bound='importance' .* need weights: momentum_weight is 0"),
+        (
+            misuse(**IW, initial=ade.initial.Empirical(torch.randn(5, DIM))),
+            r"ADE: bound='importance' .* need weights: Empirical has no density",
+        ),
+        (misuse(max_gap=-1.0), r"ADE: max_gap must be > 0 or None, got -1.0"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+def test_clipped_samples_have_no_weights():
+    with pytest.warns(UserWarning, match="atoms"):
+        make = misuse(**IW, dynamics=ade.Leapfrog(2, 0.1, sample_range=(-1.0, 1.0)))
+        with pytest.raises(ValueError, match="sample_range"):
+            make()
+
+
+def test_damped_leapfrogs_infinite_variance_is_told():
+    with pytest.warns(UserWarning, match="no finite variance; raise momentum_weight"):
+        misuse(**IW, dynamics=ade.DampedLeapfrog(2, 0.1))()
+
+
+def test_a_potential_that_runs_away_is_stopped_in_step():
+    f = ade.MLPPotential(DIM)
+    sampler = ade.DualSampler(ade.initial.Gaussian(DIM), ade.Leapfrog(2, 1e-6, learn_step_size=False))
+    model = ade.ADE(f, sampler, potential_optimizer=lambda p: torch.optim.Adam(p, lr=0.1, maximize=True))
+    data = 5 + torch.randn(64, DIM)
+    with pytest.raises((DivergenceError, ade.NonFiniteError), match=r"f runs away|not finite"):
+        for _ in range(500):
+            model.step(data)
+
+
+def test_vanished_steps_and_vanished_weights_are_told_once():
+    f, sampler, _ = players("fused relu")
+    model = ade.ADE(f, sampler)
+    model.watch.metrics(1, {"f_data": 0.0, "f_samples": 0.0, "ess": 0.5, "step_size": 0.1})
+    few = {"f_data": 0.0, "f_samples": 0.0, "ess": 0.01, "step_size": 1e-5}
+    with pytest.warns(UserWarning) as told:
+        for k in range(2000):
+            model.watch.metrics(k, few)
+    messages = [str(w.message) for w in told]
+    assert len(messages) == 2
+    assert any("step sizes have shrunk to 1e-05, from 0.1" in m for m in messages)
+    assert any("effective sample size is 1." in m for m in messages)
