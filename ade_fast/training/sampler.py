@@ -8,7 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..weighted import WeightedSampler, evaluating
+from ..weights import effective_sample_size
 from ._arguments import integer
+
+# Fewer effective proposals than this make resampled moments visibly wrong, however few samples are asked for.
+_FEW = 100
 
 
 class DualSample(NamedTuple):
@@ -30,6 +35,28 @@ class DualSample(NamedTuple):
     x0: Tensor
     v0: Tensor | None = None
     log_q0: Tensor | None = None
+
+
+class Resampled(NamedTuple):
+    """Samples of p_f by importance resampling.
+
+    x: [n, *event], in random order.
+    ess: the proposals' effective sample size, as a fraction of them.
+    """
+
+    x: Tensor
+    ess: float
+
+
+class MetropolisSamples(NamedTuple):
+    """Samples of p_f by Metropolis-Hastings.
+
+    x: [n, *event].
+    acceptance: the fraction of proposals that were accepted.
+    """
+
+    x: Tensor
+    acceptance: float
 
 
 class DualSampler(nn.Module):
@@ -95,3 +122,140 @@ class DualSampler(nn.Module):
     def draws_own_momenta(self) -> bool:
         """Whether the momenta are the dynamics' own, one per step [T, B, ...] (Langevin), not q^0's."""
         return self.dynamics.momentum_shape(tuple(self.initial.event)) is None
+
+    def resample(
+        self,
+        potential,
+        n: int,
+        *,
+        n_proposals: int | None = None,
+        momentum_weight: float | Tensor | None = None,
+        generator: torch.Generator | None = None,
+        context: tuple[Tensor, ...] | None = None,
+    ) -> Resampled:
+        """n samples of p_f: draws of this sampler, chosen with probabilities proportional to their weights.
+
+        Systematic resampling: a proposal comes ``n w / sum w`` times, rounded down or up, so at most once where its
+        weight is below n_proposals / n times the mean. The bias falls as 1 / (n_proposals * ess).
+
+        Args:
+            potential: f, [B, *event] -> [B].
+            n: number of samples, >= 1.
+            n_proposals: how many to draw and choose from, >= n; None is 10 n, at least 10,000. Drawn in chunks; their
+                x are kept.
+            momentum_weight: lambda as in `ADE`; None is 1. Only the effective sample size depends on it.
+            generator: the source of all randomness (torch's global one if None).
+            context: passed on to the dynamics. No gradients are recorded.
+
+        Warns:
+            UserWarning: fewer effective proposals (``n_proposals * ess``) than n, or than 100.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong kind; there are no weights (``Empirical``,
+                ``sample_range``, lambda = 0; or f is -inf at all proposals).
+            NonFiniteError: a weight is NaN or infinite.
+        """
+        source = WeightedSampler("DualSampler.resample", potential, self, momentum_weight)
+        n = integer("DualSampler.resample", "n", n, low=1)
+        if n_proposals is None:
+            n_proposals = max(10 * n, 10_000)
+        n_proposals = integer("DualSampler.resample", "n_proposals", n_proposals, low=n)
+        with evaluating(potential):
+            x, log_w = map(torch.cat, zip(*source.chunks(n_proposals, generator, context), strict=True))
+            if not bool((log_w > -torch.inf).any()):
+                raise ValueError(f"DualSampler.resample: f is -inf at all {n_proposals} proposals")
+            ess = effective_sample_size(log_w).item()
+            chosen = _systematic(log_w.softmax(0), n, generator)
+        if n_proposals * ess < max(n, _FEW):
+            warnings.warn(
+                f"DualSampler.resample: {n_proposals * ess:.0f} effective proposals of {n_proposals} for {n} samples: "
+                "these repeat, and miss a part of p_f; raise n_proposals, or train the sampler further",
+                UserWarning,
+                stacklevel=2,
+            )
+        return Resampled(x[chosen], ess)
+
+    def metropolis(
+        self,
+        potential,
+        n: int,
+        *,
+        n_steps: int = 100,
+        n_chains: int | None = None,
+        momentum_weight: float | Tensor | None = None,
+        generator: torch.Generator | None = None,
+        context: tuple[Tensor, ...] | None = None,
+    ) -> MetropolisSamples:
+        """n samples of p_f by Metropolis-Hastings on (x, v), with draws of this sampler as independent proposals.
+
+        A proposal of weight w' replaces a state of weight w with probability min(1, w'/w) (Tierney 1994), so that
+        p_f(x) times the momenta's Gaussian is invariant. Each chain starts at a draw of the sampler. After k steps the
+        distance from p_f in total variation is at most (1 - mean w / max w)^k: burn-in takes a few times max w / mean w
+        steps. A high acceptance does not show that it is over: a place that the sampler hardly ever visits is left
+        late and found late (``resample`` and ``ade.metrics.log_z`` give the effective sample size).
+
+        Args:
+            potential: f, [B, *event] -> [B].
+            n: number of samples, >= 1.
+            n_steps: steps before a chain's first sample, and between its samples, >= 1.
+            n_chains: chains side by side, 1 to n; None is n, each then gives its end point, and the samples are
+                independent. Proposals cost the same either way, ``n_steps`` for each sample.
+            momentum_weight, generator, context: as for ``resample``.
+
+        Raises:
+            TypeError, ValueError, NonFiniteError: as ``resample``.
+        """
+        source = WeightedSampler("DualSampler.metropolis", potential, self, momentum_weight)
+        n = integer("DualSampler.metropolis", "n", n, low=1)
+        n_steps = integer("DualSampler.metropolis", "n_steps", n_steps, low=1)
+        n_chains = integer("DualSampler.metropolis", "n_chains", n if n_chains is None else n_chains, low=1, high=n)
+        with evaluating(potential):
+            samples = []
+            x, log_w = map(torch.cat, zip(*source.chunks(n_chains, generator, context), strict=True))
+            accepted, rounds = 0, -(-n // n_chains)
+            for _ in range(rounds):
+                x, log_w, more = _independence_steps(source, x, log_w, n_steps, generator, context)
+                accepted += more
+                samples.append(x)
+            if bool((log_w == -torch.inf).any()):
+                raise ValueError("DualSampler.metropolis: f is -inf at all proposals of a chain")
+        return MetropolisSamples(torch.cat(samples)[:n], float(accepted) / (rounds * n_steps * n_chains))
+
+
+def _systematic(p: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+    """[n] indices, each i floor or ceil of n p_i times, in random order (Kitagawa 1996)."""
+    device = p.device if generator is None else generator.device
+    start = torch.rand((), generator=generator, dtype=p.dtype, device=device).to(p.device)
+    ends = p.cumsum(0)
+    positions = (start + torch.arange(n, dtype=p.dtype, device=p.device)) / n * ends[-1]
+    order = torch.randperm(n, generator=generator, device=device).to(p.device)
+    return torch.searchsorted(ends, positions, right=True)[order]
+
+
+def _independence_steps(
+    source: WeightedSampler, x: Tensor, log_w: Tensor, n_steps: int, generator, context
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Independence Metropolis-Hastings: the states [chains, *event] and log-weights after n_steps; how many accepted.
+
+    Proposals come in blocks of several steps where there are few chains.
+    """
+    chains, accepted = len(x), 0
+    block = max(1, source.rows // chains)
+    rows = torch.arange(chains, device=x.device)
+    device = x.device if generator is None else generator.device
+    for start in range(0, n_steps, block):
+        steps = min(block, n_steps - start)
+        new_x, new_log_w = map(torch.cat, zip(*source.chunks(steps * chains, generator, context), strict=True))
+        new_log_w = new_log_w.view(steps, chains)
+        log_u = torch.rand(steps, chains, generator=generator, dtype=log_w.dtype, device=device).log().to(x.device)
+        latest = torch.full((chains,), -1, device=x.device)
+        for step in range(steps):
+            # A state of weight 0, which only a start can be, gives way to anything.
+            moves = (log_u[step] < new_log_w[step] - log_w) | (log_w == -torch.inf)
+            log_w = torch.where(moves, new_log_w[step], log_w)
+            latest = torch.where(moves, step * chains + rows, latest)
+            accepted += moves.sum()
+        moved = latest >= 0
+        x = x.clone()
+        x[moved] = new_x[latest[moved]]
+    return x, log_w, accepted

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..metrics.mmd import FINE
 from .config import SETTINGS_GROUPS, Config
 from .directory import CHECKPOINT, CONVERGENCE, FIGURE
-
-# The test's kernel is as wide as the data and does not see blur; a second score has one this much narrower.
-FINE = 0.2
 
 # Settings that the summary tells in words, or that change nothing about the result.
 _ELSEWHERE = ("data", "seed", "updates", "batch_size", "device", "threads")
