@@ -16,8 +16,8 @@ from ..dynamics import Clip, DampedLeapfrog, GeneralizedLeapfrog, Leapfrog
 from ..potentials import MLPPotential, WithBase
 from .config import GIVEN, Config, ConfigError
 from .sampler import DualSampler
-from .streams import stream
 from .source import Source, Space, TableSource, ToySource
+from .streams import stream
 
 
 class ScaleShiftNet(nn.Module):

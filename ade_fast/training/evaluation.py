@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..data import load_table
 from ..metrics import MMDTest, log_likelihood, mmd_test
 from ..weighted import WeightedSampler, evaluating
 from ..weighted import evaluate as values_of
 from ..weights import effective_sample_size
-from .summary import FINE
+from .build import build_source
+from .config import ConfigError
+from .source import Source
+from .streams import stream
 from .temperature import best_scale
 
 if TYPE_CHECKING:
@@ -65,6 +68,29 @@ class Evaluation:
     exact_p_value: float | None = None
     warnings: tuple[str, ...] = ()
 
+    def lines(self, data: str, source: Source | None = None) -> list[str]:
+        """The figures as text, beside the data's own entropy where the source knows it."""
+        shown = [f"data            {data}, {self.points:,} held-out points"]
+        if self.nll is None:
+            shown.append("log-likelihood  not known: the sampler has no density to form weights with")
+        else:
+            shown += [
+                f"log-likelihood  {-self.nll:.4f} ± {self.nll_standard_error:.4f} nats per point",
+                f"log Z           {self.log_z:.4f} ± {self.log_z_standard_error:.4f}, in standardised coordinates",
+                f"ESS             {100 * self.ess:.1f} % (q0 alone {100 * self.initial_ess:.1f} %)",
+                f"temperature     {self.best_temperature:.2f} is the best",
+            ]
+        if source is not None and source.entropy is not None:
+            kind = "exact" if source.entropy_exact else "a sum over a fine grid"
+            shown.append(
+                f"data's entropy  {source.entropy:.4f} nats ({kind}): the log-likelihood is at most minus that"
+            )
+        tests = [("raw samples", self.mmd2, self.p_value), ("  fine scale", self.mmd2_fine, self.fine_p_value)]
+        if self.exact_mmd2 is not None:
+            tests.append(("exact samples", self.exact_mmd2, self.exact_p_value))
+        shown += [f"{name:16}MMD² {1e3 * mmd2:+.2f}e-3, p = {p:.3f}" for name, mmd2, p in tests]
+        return [*shown, *(f"warning         {warning}" for warning in self.warnings)]
+
 
 def evaluate(
     model: TrainedModel, points: Tensor, generators: Mapping[str, torch.Generator]
@@ -82,14 +108,13 @@ def evaluate(
     config, compared = model.config, points[: model.config.test_samples]
     with torch.no_grad():
         samples = model.sampler.sample(model.potential, len(compared), generators["test_samples"]).x
-    width = _width(compared)
     seed = generators["permutations"].initial_seed()
 
-    def test(points_: Tensor, bandwidth: float) -> MMDTest:
+    def test(points_: Tensor, bandwidth: str = "median") -> MMDTest:
         generator = torch.Generator().manual_seed(seed)
         return mmd_test(points_, compared, config.test_permutations, generator, bandwidth)
 
-    raw, fine = test(samples, width), test(samples, FINE * width)
+    raw, fine = test(samples), test(samples, "fine")
     levels = torch.tensor(_NULL_QUANTILES, dtype=raw.null.dtype).to(raw.null) / 100
     null = dict(zip(map(str, _NULL_QUANTILES), torch.quantile(raw.null, levels).tolist(), strict=True))
     found = {"points": len(points), "mmd2": raw.mmd2, "p_value": raw.p, "null_mmd2": null}
@@ -105,12 +130,10 @@ def evaluate(
             momentum_weight=model.momentum_weight,
             generator=generators["exact_samples"],
         ).x
-    exactly = test(exact, width)
+    exactly = test(exact)
     found |= {"exact_mmd2": exactly.mmd2, "exact_p_value": exactly.p}
     said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
     return Evaluation(**found, warnings=said), samples, exact
-
-
 
 
 def initial_ess(potential, sampler, n: int, generator: torch.Generator) -> float:
@@ -162,10 +185,3 @@ def _likelihood(model: TrainedModel, points: Tensor, generators: Mapping[str, to
         "initial_ess": initial_ess(model.potential, model.sampler, n, generators["temperature"]),
         "best_temperature": best_scale(values, at_data, log_w),
     }
-
-
-def _width(points: Tensor) -> float:
-    """The kernel's: the median distance of points, or its mean where over half of the pairs coincide."""
-    distances = torch.pdist(points.flatten(1))
-    median = distances.median().item()
-    return median if median > 0 else max(distances.mean().item(), math.sqrt(points[0].numel()) * 1e-6)

@@ -37,11 +37,11 @@ def fit(
     Args:
         X: [n, *event] rows as an array, tensor, ``Dataset`` or ``DataLoader`` (of its batches the first part, without
             labels), the path of a file (.npy, .npz, .csv, .pt), or the name of a two-dimensional set.
-        potential: f, a module [B, *event] -> [B] of standardised points; None: by the settings, an MLP on a Gaussian base
-            measure. Give an `ade.WithBase` to have one too. A module that is given is copied, and stays as it is.
+        potential: f, a module [B, *event] -> [B] of standardised points; None: by the settings, an MLP on a Gaussian
+            base measure. Give an `ade.WithBase` to have one too. A module that is given is copied, and stays as it is.
         sampler: the dual sampler; None: by the settings.
-        out: a directory for checkpoint, metrics and pictures, as of ``ade-fast train --out``; None: nothing is kept, and
-            an interrupted run is lost.
+        out: a directory for checkpoint, metrics and pictures, as of ``ade-fast train --out``; None: nothing is kept,
+            and an interrupted run is lost.
         seed: of everything random, the split included.
         progress: show a progress bar on standard error.
         resume: go on from the checkpoint in ``out``, bit for bit, with the same ``X``.

@@ -49,7 +49,7 @@ class Summary:
     seed: int
     updates: int
     chosen_update: int
-    validation_mmd2: float
+    validation_mmd2: float | None
     mmd2: float
     p_value: float
     null_mmd2: Mapping[str, float]
@@ -80,6 +80,7 @@ class Summary:
         total = sum(self.time.values()) or 1.0
         split = ", ".join(f"{name} {100 * part / total:.0f}%" for name, part in self.time.items() if part > 0)
         threads = f"threads {config.threads or 'as torch chose'}"
+        pictures = [str(directory / name) for name in (FIGURE, CONVERGENCE) if (directory / name).exists()]
         sample = shlex.join(["ade-fast", "sample", str(directory), "--n", "1000", "--out", "samples.npy"])
         return [
             f"data            {self.data}, seed {self.seed}, {self.updates} updates of {config.batch_size} points",
@@ -89,7 +90,7 @@ class Summary:
             *_wrapped("  of which", split),
             *_settings(config),
             f"kernels         field {self.field}, memory plan {self.plan}, on {config.device}, {threads}",
-            f"pictures        {directory / FIGURE}, {directory / CONVERGENCE}",
+            *([f"pictures        {', '.join(pictures)}"] if pictures else []),
             f"checkpoint      {directory / CHECKPOINT}",
             f"next            {sample}",
         ]
@@ -110,9 +111,9 @@ class Summary:
         return [*heads, equal, f"  fine scale    {fine}", self._choice()]
 
     def _choice(self) -> str:
-        by = f"MMD² {1e3 * self.validation_mmd2:+.2f}e-3"
-        if self.validation_nll is not None:
-            by = f"NLL {self.validation_nll:.3f}"
+        by = f"NLL {self.validation_nll:.3f}"
+        if self.validation_nll is None:
+            by = f"MMD² {1e3 * self.validation_mmd2:+.2f}e-3"
         return f"chosen          update {self.chosen_update}, by {by} on a validation draw"
 
 

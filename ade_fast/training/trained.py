@@ -26,7 +26,8 @@ from .score import Score
 from .source import Space
 
 _CHUNK = 10_000
-_EXACT = ("none", "resample", "metropolis")
+EXACT = ("none", "resample", "metropolis")
+"""How `TrainedModel.sample` may draw."""
 
 
 class NoDensityError(ValueError):
@@ -46,6 +47,7 @@ class TrainedModel:
         config: the settings of the run.
         update: the update at which the players were taken.
         space: the coordinates z.
+        fingerprint: of the rows it learned from; None for a toy set.
         density: log Z of f in z with its standard error, and the sampler's effective sample size; None where the
             sampler has no density to form weights with.
     """
@@ -56,6 +58,7 @@ class TrainedModel:
     update: int
     space: Space
     density: LogZ | None
+    fingerprint: str | None = None
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -127,8 +130,8 @@ class TrainedModel:
         most = memory.total(torch.device("cpu")) // (2 * 4 * math.prod(self.event))
         n = integer("sample", "n", n, low=0, high=most)
         seed = integer("sample", "seed", seed, low=0, high=SEEDS - 1)
-        if exact not in _EXACT:
-            raise ValueError(f"sample: exact must be one of {', '.join(_EXACT)}, got {exact!r}")
+        if exact not in EXACT:
+            raise ValueError(f"sample: exact must be one of {', '.join(EXACT)}, got {exact!r}")
         if exact != "none":
             self._known(f"sample with exact={exact!r}")
         generator = torch.Generator().manual_seed(seed)
@@ -147,6 +150,10 @@ class TrainedModel:
                 return self.sampler.sample(self.potential, n, generator).x
         draw = self.sampler.resample if exact == "resample" else self.sampler.metropolis
         return draw(self.potential, n, momentum_weight=self.momentum_weight, generator=generator).x
+
+    def to_space(self, x: Any) -> Tensor:
+        """Points x [B, *event] in the data's units, as z on the model's device. Raises: TypeError, ValueError."""
+        return self.space.standardizer.transform(self._points("to_space", x))
 
     def _points(self, name: str, x: Any) -> Tensor:
         """x as a batch of points on the model's device."""
@@ -210,7 +217,7 @@ def load(
             module.load_state_dict(weights)
             module.eval().requires_grad_(False)
         config = dataclasses.replace(config, device=state["config"]["device"])
-        model = TrainedModel(*players, config, best["update"], space, density)
+        model = TrainedModel(*players, config, best["update"], space, density, state["data"])
     model.potential.to(device)
     model.sampler.to(device)
     return model

@@ -198,7 +198,7 @@ class Trainer:
             player.load_state_dict(weights)
             player.eval().requires_grad_(False)
         density = self.best.score.density if self.density is None else self.density
-        return TrainedModel(*players, self.config, self.best.update, self.space, density)
+        return TrainedModel(*players, self.config, self.best.update, self.space, density, self.source.fingerprint)
 
     def test(self) -> Test:
         """Scores the chosen players on held-out points; log Z as it is found there becomes the model's.
