@@ -2,5 +2,6 @@
 
 from .images import LabelledImages, cifar10, digits, mnist
 from .toy import TOY_NAMES, Toy, toy
+from .toy_density import Entropy
 
-__all__ = ["TOY_NAMES", "LabelledImages", "Toy", "cifar10", "digits", "mnist", "toy"]
+__all__ = ["TOY_NAMES", "Entropy", "LabelledImages", "Toy", "cifar10", "digits", "mnist", "toy"]
