@@ -183,6 +183,7 @@ def test_scores_that_were_not_measured_have_no_panel():
     (ax,) = figure.subfigs[2].axes
     assert ax.get_ylabel() == "MMD², raw samples" and list(ax.lines[0].get_ydata()) == [0.1]
     assert len(plots.convergence(normal(N, 2), [(0, normal(N, 2))], [normal(N, 2)], []).subfigs) == 2
+    assert [len(part.axes) for part in plots.convergence(normal(N, 2), [], [], HISTORY).subfigs] == [3]
 
 
 # --- files
@@ -192,7 +193,7 @@ def test_scores_that_were_not_measured_have_no_panel():
 def test_pictures_are_written(d, tmp_path):
     data = normal(N, d)
     files.save_learned(tmp_path / "figure.png", data, data, data, log_normal(), log_normal(), title="t", scores="s")
-    files.save_convergence(tmp_path / "convergence.png", data, [(0, data)], [data, data], HISTORY, 100, entropy=1.0)
+    files.save_convergence(tmp_path / "convergence.png", data, [(0, data)], [data], HISTORY, 100, entropy=1.0)
     for name in ("figure.png", "convergence.png"):
         content = (tmp_path / name).read_bytes()
         width, height = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
@@ -248,6 +249,8 @@ def test_misuse_is_named():
         plots.window(data[0])
     with pytest.raises(ValueError, match=r"plots.convergence: stages must have shape"):
         plots.convergence(data, [(0, data)], [data[:0]], [])
+    with pytest.raises(ValueError, match=r"plots.convergence: there are no snapshots, no stages and no scores to draw"):
+        plots.convergence(data, [], [], [{"update": 0}])
     with pytest.raises(ValueError, match=r"plots.curve: score must be one of nll, ess, mmd2, got 'loss'"):
         plots.curve(HISTORY, "loss")
     with pytest.raises(ValueError, match=r"plots.density: within must have 1 or 2 intervals, got 3"):

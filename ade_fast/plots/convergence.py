@@ -42,7 +42,7 @@ def convergence(
         snapshots: (update, samples [m, d]) over training.
         stages: x^0 ... x^T of the trained sampler, each [m, d].
         history: a mapping per validation: "update", and those of "nll", "ess", "initial_ess", "mmd2" there are; a score
-            that no validation has gets no panel.
+            that no validation has gets no panel, and no stages or no snapshots no row.
         chosen: the update whose players were chosen.
         entropy: the data's own, in nats: the NLL that no model beats.
         title, scores: the two lines of the heading.
@@ -51,17 +51,21 @@ def convergence(
         A new figure; ``figure.savefig(path)`` writes it.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not fit; there is nothing to draw.
     """
     check("convergence", data, snapshots=_first(snapshots), stages=stages[0] if stages else None)
     rows = [
         ("training", EXACT, [(f"update {update:,}", samples) for update, samples in _spread(snapshots)]),
         ("steps of the dynamics", RAW, [(f"$x^{{{t}}}$", samples) for t, samples in _spread(list(enumerate(stages)))]),
     ]
+    rows = [row for row in rows if row[2]]
     panels = [key for key in _SCORES if any(_finite(entry.get(key)) for entry in history)]
-    columns = max(len(shown) for _, _, shown in rows)
+    if not rows and not panels:
+        raise ValueError("plots.convergence: there are no snapshots, no stages and no scores to draw")
+    columns = max((len(shown) for _, _, shown in rows), default=0)
     figure = new_figure(max(2.3 * columns, 7) + 0.3, 2.85 * len(rows) + (3.0 if panels else 0.3))
-    parts = figure.subfigures(len(rows) + bool(panels), 1, height_ratios=[1] * len(rows) + [1.05] * bool(panels))
+    heights = [1] * len(rows) + [1.05] * bool(panels)
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     within = window(data, margin=0.25)
     for part, (name, colour, shown) in zip(parts, rows, strict=False):
         axes = part.subplots(1, columns, squeeze=False)[0]
