@@ -67,6 +67,9 @@ def check_given(name: str, given: Given, wanted: Sequence[bool], directory: str 
             raise ValueError(f"{name}: the run in {directory} has the settings' own {player}; leave out {player}=")
 
 
+# A mean that is large beside the spread costs float32 its digits: rows are read, and standardised, in float64.
+_EXACT = {"dtype": torch.float64}
+
 OWN = Given()
 """Both players as the settings say."""
 
@@ -90,11 +93,11 @@ def build_source(config: Config, rows: Any = None, validation: Any = None) -> So
             f"configuration: data is {GIVEN!r}: the run learned from rows given to ade.fit; go on with "
             "ade.fit(X, out=..., resume=True)"
         )
-    table = as_table(rows) if config.data == GIVEN else load_table(config.data)
-    fractions = (0.0 if validation is not None else config.validation_fraction, config.test_fraction)
-    parts = split(table, fractions, stream(config.seed, "split"))
+    table = load_table(config.data, **_EXACT) if rows is None else as_table(rows, **_EXACT)
+    held_out = config.validation_fraction if validation is None else 0.0
+    parts = split(table, held_out, config.test_fraction, generator=stream(config.seed, "split"))
     if validation is not None:
-        parts = (parts[0], as_table(validation), parts[2])
+        parts = parts._replace(validation=as_table(validation, columns=table.shape[1], varied=False, **_EXACT))
     return TableSource(*parts, standardise=config.standardise)
 
 
@@ -124,10 +127,9 @@ def build_players(config: Config, space: Space | None = None, given: Given = OWN
     """
     device = resolve_device(config.device)
     space = build_source(config).space if space is None else space
-    if len(space.event) != 1 and None in given:
+    if given.sampler is not None and tuple(given.sampler.initial.event) != space.event:
         raise ValueError(
-            f"configuration: points of shape {space.event} need a potential and a sampler of their own: give both to "
-            "ade.fit(X, potential, sampler)"
+            f"fit: sampler must have the data's event {space.event}, got {tuple(given.sampler.initial.event)}"
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would seed every GPU too

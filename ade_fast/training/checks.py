@@ -28,12 +28,12 @@ def tail_mass(model: TrainedModel, points: Tensor, generator: torch.Generator) -
 
     Args:
         model: with a density.
-        points: [n, *event] in the model's coordinates: where the data are.
+        points: [n, d] in the model's coordinates: where the data are.
         generator: source of the base samples.
     """
     low, high = points.amin(0) - NEAR, points.amax(0) + NEAR
     with evaluating(model.potential):
-        if len(model.event) == 1 and model.event[0] <= 2:
+        if model.event[0] <= 2:
             near = _log_integral(model, low, high)
             far = _log_integral(model, torch.full_like(low, -FAR), torch.full_like(high, FAR), (low, high))
             return math.exp(far - torch.logaddexp(near, far))

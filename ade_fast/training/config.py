@@ -30,7 +30,7 @@ class ConfigError(ValueError):
 
 GIVEN = "given"
 """The setting ``data`` of a run whose data came as an array from Python."""
-TABLE_SUFFIXES = (".npy", ".npz", ".csv", ".pt")
+TABLE_SUFFIXES = (".npy", ".npz", ".csv", ".tsv", ".txt", ".pt")
 
 # Numbers beyond these are slips of the hand, and would end in an overflow somewhere below.
 _SMALLEST, _LARGEST = 1e-20, 1e20

@@ -36,7 +36,7 @@ from .directory import (
 from .divergence import DivergenceError
 from .files import locked, remove_leftovers, write_atomically
 from .metrics_log import MetricsLog, check_tensorboard
-from .pictures import draw_progress, draw_result, drawable
+from .pictures import draw_progress, draw_result
 from .source import Source
 from .summary import Summary, to_dict
 from .trainer import Trainer
@@ -180,7 +180,6 @@ def _run_is_kept(directory: Path) -> Iterator[None]:
 
 
 def _run(trainer: Trainer, directory: Path, log: MetricsLog, progress: bool, pictures: bool) -> None:
-    pictures = pictures and drawable(trainer)
     config, phase = trainer.config, trainer.stopwatch.phase
     started = time.perf_counter() - trainer.seconds
     snapshot_at = {round(fraction * config.updates) for fraction in _SNAPSHOT_FRACTIONS}
@@ -227,7 +226,7 @@ def _finish(trainer: Trainer, directory: Path, pictures: bool) -> Summary:
         test = trainer.test()
         warnings = findings(trainer.model(), test.evaluation, test.data, trainer.generator("tail_mass"))
         save_checkpoint(directory / CHECKPOINT, trainer.state_dict())
-    if pictures and drawable(trainer):
+    if pictures:
         with phase("pictures"):
             draw_result(trainer, test, directory)
     score = next(entry for entry in trainer.history if entry["update"] == trainer.best.update)

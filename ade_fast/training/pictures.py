@@ -14,16 +14,11 @@ from .trainer import SNAPSHOT_POINTS, Test, Trainer
 # `plots` is imported where it is used: `import ade_fast` is not to load matplotlib.
 
 
-def drawable(trainer: Trainer) -> bool:
-    """Whether there are pictures of such data: of vectors."""
-    return len(trainer.space.event) == 1
-
-
 def draw_progress(trainer: Trainer, directory: Path) -> None:
     """The averaged players as they are now, and how they came there."""
     from . import plots
 
-    data, samples = map(_to_data(trainer), trainer.preview())
+    data, samples = map(trainer.space.to_data, trainer.preview())
     title = f"{_name(trainer)}, update {trainer.update:,}"
     plots.save_learned(directory / PICTURE.format(trainer.update), data, samples, title=title)
     _draw_convergence(trainer, directory, data, trainer.potential_average.module, trainer.sampler_average.module)
@@ -33,7 +28,7 @@ def draw_result(trainer: Trainer, test: Test, directory: Path) -> None:
     """The chosen players, beside the truth where that is known."""
     from . import plots
 
-    model, to_data, name = trainer.model(), _to_data(trainer), _name(trainer)
+    model, to_data, name = trainer.model(), trainer.space.to_data, _name(trainer)
     data, samples = to_data(test.data), to_data(test.samples)
     plots.save_learned(
         directory / FIGURE,
@@ -51,7 +46,7 @@ def draw_result(trainer: Trainer, test: Test, directory: Path) -> None:
 def _draw_convergence(trainer: Trainer, directory: Path, data: Tensor, potential, sampler) -> None:
     from . import plots
 
-    to_data = _to_data(trainer)
+    to_data = trainer.space.to_data
     stages = plots.stages(potential, sampler, SNAPSHOT_POINTS, trainer.generator("test_samples"), to_data)
     snapshots = [(update, to_data(samples)) for update, samples in trainer.snapshots]
     plots.save_convergence(
@@ -64,10 +59,6 @@ def _draw_convergence(trainer: Trainer, directory: Path, data: Tensor, potential
         entropy=trainer.source.entropy,
         title=_name(trainer),
     )
-
-
-def _to_data(trainer: Trainer):
-    return trainer.space.standardizer.inverse
 
 
 def _name(trainer: Trainer) -> str:

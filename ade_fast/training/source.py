@@ -19,20 +19,43 @@ _STATISTICS_POINTS, _STATISTICS_SEED = 100_000, 0
 class Space:
     """The coordinates z that the players live in.
 
-    event: shape of one point. standardizer: x <-> z. range: an interval that holds each coordinate of z.
+    standardizer: x in the data's units <-> z. range: an interval that holds each coordinate of z.
     """
 
-    event: tuple[int, ...]
     standardizer: Standardizer
     range: tuple[float, float]
 
+    @classmethod
+    def of(cls, points: Tensor, extent: Tensor, *, standardise: bool) -> Space:
+        """From points [n, d] whose mean and standard deviation are taken out, and rows whose range counts; float64."""
+        standardizer = Standardizer.of(points) if standardise else Standardizer.identity(points.shape[1])
+        extent = standardizer(extent)
+        return cls(standardizer, (extent.min().item(), extent.max().item()))
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """Shape of one point."""
+        return tuple(self.standardizer.mean.shape)
+
+    @property
+    def log_det(self) -> float:
+        """log|dz/dx|: what log p(x) has more than log p(z)."""
+        return self.standardizer.log_det
+
+    def to_z(self, x: Tensor) -> Tensor:
+        """[n, d] in the data's units -> z, float32, on x's device."""
+        return self.standardizer(x.cpu().double()).float().to(x.device)
+
+    def to_data(self, z: Tensor) -> Tensor:
+        """z [n, d] -> the data's units, float32, on z's device."""
+        return self.standardizer.inverse(z.cpu().double()).float().to(z.device)
+
     def state_dict(self) -> dict[str, Any]:
-        mean, std = self.standardizer.mean, self.standardizer.std
-        return {"event": list(self.event), "mean": mean, "std": std, "range": list(self.range)}
+        return {**self.standardizer.state_dict(), "range": list(self.range)}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> Space:
-        return cls(tuple(state["event"]), Standardizer(state["mean"], state["std"]), tuple(state["range"]))
+        return cls(Standardizer(state["mean"], state["std"]), tuple(state["range"]))
 
 
 class ToySource:
@@ -41,7 +64,7 @@ class ToySource:
     Attributes:
         space: the coordinates that all points are in.
         endless: whether no point is seen twice.
-        log_prob: the true log-density, [n, 2] -> [n] in the data's units, or None.
+        log_prob: the true log-density, [n, d] -> [n] in the data's units, or None.
         entropy, entropy_exact: the data's own in nats, where there is a density, and whether it is a closed form.
         fingerprint: what runs on the same data have in common; None: the settings say it all.
     """
@@ -55,14 +78,14 @@ class ToySource:
         points = self._toy.sample(_STATISTICS_POINTS, generator, dtype=torch.float64)
         low, high = self._toy.range
         corners = torch.tensor([[low] * 2, [high] * 2], dtype=torch.float64)
-        self.space = _space(points, corners, standardise)
+        self.space = Space.of(points, corners, standardise=standardise)
         known = self._toy.has_density
         self.log_prob = self._toy.log_prob if known else None
         self.entropy, _, self.entropy_exact = self._toy.entropy() if known else (None, None, None)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """n points to train on, in z: [n, *event]."""
-        return self.space.standardizer.transform(self._toy.sample(n, generator))
+        """n points to train on, in z: [n, d]."""
+        return self.space.to_z(self._toy.sample(n, generator))
 
     def validation(self, n: int, generator: torch.Generator) -> Tensor:
         """n points to choose by, in z."""
@@ -79,8 +102,8 @@ class TableSource:
     Attributes: as of `ToySource`.
 
     Args:
-        train, validation, test: [n, *event], float64, in the data's units; test may be empty: then the result is scored
-            on the validation rows.
+        train, validation, test: [n, d], float64, in the data's units; test may be empty: then the result is scored on
+            the validation rows.
         standardise: whether z has the training rows' mean and standard deviation taken out.
     """
 
@@ -88,9 +111,8 @@ class TableSource:
     log_prob = entropy = entropy_exact = None
 
     def __init__(self, train: Tensor, validation: Tensor, test: Tensor, *, standardise: bool):
-        self.space = _space(train, train, standardise)
-        transform = self.space.standardizer.transform
-        self._train, self._validation, self._test = map(transform, (train, validation, test))
+        self.space = Space.of(train, train, standardise=standardise)
+        self._train, self._validation, self._test = map(self.space.to_z, (train, validation, test))
         self.fingerprint = _fingerprint(train, validation, test)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
@@ -107,13 +129,6 @@ class TableSource:
 
 
 Source = ToySource | TableSource
-
-
-def _space(points: Tensor, extent: Tensor, standardise: bool) -> Space:
-    """Coordinates in which points [n, *event] are standardised, or their own; extent: what they all lie within."""
-    standardizer = Standardizer.fit(points) if standardise else Standardizer.identity(points.shape[1:])
-    extent = standardizer.transform(extent)
-    return Space(tuple(points.shape[1:]), standardizer, (extent.min().item(), extent.max().item()))
 
 
 def _fingerprint(*tables: Tensor) -> str:

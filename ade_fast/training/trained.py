@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data import as_table
 from ..dynamics import NonFiniteError
 from ..metrics import LogZ
 from ..weighted import chunk_rows
@@ -89,27 +90,24 @@ class TrainedModel:
         """log p(x), normalised, in the data's units: f(z) - log Z + log|dz/dx|.
 
         Args:
-            x: [B, *event], a tensor or whatever ``torch.as_tensor`` takes; differentiable where it is a tensor.
+            x: [B, d], a tensor or whatever `data.as_table` takes; differentiable where it is a tensor that needs it.
 
         Returns:
             [B], float64, on the model's device.
 
         Raises:
             NoDensityError: log Z is not known.
-            TypeError, ValueError: x is no floating-point batch of points.
+            DataError: x is no table of finite numbers with d columns.
         """
-        log_z, standardizer = self._known("log_prob").log_z, self.space.standardizer
-        z = standardizer.transform(self._points("log_prob", x))
+        log_z = self._known("log_prob").log_z
+        z = self._to_z("log_prob", x)
         values = [self.potential(rows).reshape(-1) for rows in z.split(chunk_rows(self.event))]
-        return torch.cat(values).double() - log_z + standardizer.log_det if values else z.new_empty(0).double()
+        return torch.cat(values).double() - log_z + self.space.log_det if values else z.new_empty(0).double()
 
+    @torch.no_grad()
     def score(self, x: Any) -> float:
         """The mean of `log_prob` over x: the log-likelihood in nats per point. Raises: as `log_prob`."""
-        x = self._points("score", x)
-        if len(x) == 0:
-            raise ValueError("score: x must have at least one point, got none")
-        with torch.no_grad():
-            return self.log_prob(x).mean().item()
+        return self.log_prob(x).mean().item()
 
     def sample(self, n: int, seed: int = 0, exact: str = "none") -> Tensor:
         """n samples [n, *event], float32 on the CPU, in the data's units, the same for the same seed; piece by piece.
@@ -138,7 +136,7 @@ class TrainedModel:
         samples = torch.empty((n, *self.event), dtype=torch.float32)
         for start in range(0, n, _CHUNK):
             count = min(_CHUNK, n - start)
-            samples[start : start + count] = self.space.standardizer.inverse(self._draw(count, generator, exact))
+            samples[start : start + count] = self.space.to_data(self._draw(count, generator, exact))
         bad = n - int(torch.isfinite(samples).flatten(1).all(1).sum())
         if bad:
             raise NonFiniteError(f"sample: {bad} of {n} samples are not finite: training had diverged; train again")
@@ -151,23 +149,12 @@ class TrainedModel:
         draw = self.sampler.resample if exact == "resample" else self.sampler.metropolis
         return draw(self.potential, n, momentum_weight=self.momentum_weight, generator=generator).x
 
-    def to_space(self, x: Any) -> Tensor:
-        """Points x [B, *event] in the data's units, as z on the model's device. Raises: TypeError, ValueError."""
-        return self.space.standardizer.transform(self._points("to_space", x))
-
-    def _points(self, name: str, x: Any) -> Tensor:
-        """x as a batch of points on the model's device."""
-        try:
-            points = torch.as_tensor(x)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"{name}: x must be a tensor or an array of numbers, got {type(x).__name__}") from error
-        if points.dim() == 0 or tuple(points.shape[1:]) != self.event:
-            wanted = ", ".join(map(str, ("B", *self.event)))
-            raise ValueError(f"{name}: x must have shape ({wanted}), got {tuple(points.shape)}")
-        if points.is_complex():
-            raise TypeError(f"{name}: x must hold real numbers, got {points.dtype}")
+    def _to_z(self, name: str, x: Any) -> Tensor:
+        """Points x [B, d] in the data's units, as z on the model's device."""
+        if not isinstance(x, Tensor) or not x.requires_grad:  # else as_table would cut it off
+            x = as_table(x, columns=self.event[0], varied=False, dtype=torch.float64)
         device = next((p.device for p in self.sampler.parameters()), torch.device("cpu"))
-        return points.to(device)
+        return self.space.to_z(x).to(device)
 
     def _known(self, name: str) -> LogZ:
         if self.density is None:

@@ -154,7 +154,7 @@ class Trainer:
             density = log_z(potential, sampler, n, self.ade.momentum_weight, generator)
         with evaluating(potential):
             values = values_of("validation", potential, self._validation_data)
-        return Score.of_likelihood(values, density, self.space.standardizer.log_det)
+        return Score.of_likelihood(values, density, self.space.log_det)
 
     def _mmd2(self, samples: Tensor) -> Score:
         """MMD^2 to the validation points, under one kernel for all validations; it scatters by 1/n if all is well."""
