@@ -43,3 +43,12 @@ __all__ = [
     "set_memory_budget",
     "slow_paths",
 ]
+
+
+def __getattr__(name: str):
+    """`EnergyEstimator`, whose base classes are scikit-learn's: loaded where it is asked for."""
+    if name != "EnergyEstimator":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .training.estimator import EnergyEstimator
+
+    return EnergyEstimator

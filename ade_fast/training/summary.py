@@ -10,13 +10,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data import TOY_NAMES
 from ..metrics.mmd import FINE
 from .config import SETTINGS_GROUPS, Config
 from .directory import CHECKPOINT, CONVERGENCE, FIGURE
 
 # Settings that the summary tells in words, or that change nothing about the result.
 _ELSEWHERE = ("data", "seed", "updates", "batch_size", "device", "threads")
-_NO_MATTER = ("checkpoint_every", "log_every", "tensorboard", "pictures_every")
+_NO_MATTER = (
+    *("checkpoint_every", "log_every", "tensorboard", "pictures_every", "max_gap"),
+    *("validation_samples", "likelihood_samples", "test_samples", "test_likelihood_samples", "test_permutations"),
+)
+# Settings, and when they have something to say; the others always do.
+_MATTER_WHERE = {
+    "standardise": lambda config: config.data not in TOY_NAMES or not config.standardise,
+    "validation_fraction": lambda config: config.data not in TOY_NAMES,
+    "test_fraction": lambda config: config.data not in TOY_NAMES,
+    "patience": lambda config: config.data not in TOY_NAMES,
+    "flow_layers": lambda config: config.initial == "planar",
+    "damping": lambda config: config.dynamics == "damped",
+    "network_hidden": lambda config: config.dynamics == "generalized",
+    "min_ess": lambda config: config.bound == "importance",
+    "defensive": lambda config: config.bound == "importance" and config.base_std is not None,
+    "penalty_decay_to": lambda config: config.gradient_penalty > 0 or config.value_penalty > 0,
+}
 
 
 @dataclass(frozen=True)
@@ -180,7 +197,9 @@ def _settings(config: Config) -> list[str]:
         shown = [
             f"{field.name}={_text(value)}{'' if value == getattr(default, field.name) else '*'}"
             for field in dataclasses.fields(config)
-            if field.metadata["group"] == group and field.name not in (*_ELSEWHERE, *_NO_MATTER)
+            if field.metadata["group"] == group
+            and field.name not in (*_ELSEWHERE, *_NO_MATTER)
+            and _MATTER_WHERE.get(field.name, lambda _: True)(config)
             for value in (getattr(config, field.name),)
         ]
         lines += _wrapped(f"  {group}", " ".join(shown)) if shown else []
