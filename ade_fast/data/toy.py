@@ -214,7 +214,7 @@ class Toy:
             x: points ``(n, 2)`` of any floating dtype, on any device.
 
         Returns:
-            ``(n,)`` float64 in nats, on the device of ``x``; -inf outside a bounded support.
+            ``(n,)`` float64 in nats, on the device of ``x``; -inf outside a bounded support, nan where ``x`` has one.
 
         Raises:
             TypeError: ``x`` is no tensor of floating point numbers.
@@ -226,7 +226,10 @@ class Toy:
             raise TypeError(f"{where}: x must be a floating-point tensor, got {got}")
         if x.dim() != 2 or x.shape[1] != 2:
             raise ValueError(f"{where}: x must be (n, 2), got {tuple(x.shape)}")
-        return LOG_DENSITIES[self.name](x.double())
+        finite = x.isfinite().all(dim=1)
+        log_p = torch.where(x.isnan().any(dim=1), math.nan, -math.inf).double()
+        log_p[finite] = LOG_DENSITIES[self.name](x[finite].double())
+        return log_p
 
     def entropy(self) -> Entropy:
         """Its differential entropy in nats, ``-E[log_prob]``: what a perfect model's held-out NLL is on average.

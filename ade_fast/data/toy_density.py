@@ -68,8 +68,8 @@ def _cosine(x: Tensor) -> Tensor:
 def _funnel(x: Tensor) -> Tensor:
     x, y = x.unbind(1)
     log_var = (-x).clamp(max=math.log(10))
-    # exp(-log_var) on its own, not a square of a quotient: the variance underflows where the density need not.
-    return _log_normal(x, 0.0, 2.0) - 0.5 * (y.square() * (-log_var).exp() + log_var + math.log(_TWO_PI))
+    squared = (2 * y.abs().log() - log_var).exp()  # y² / variance, whose denominator may underflow
+    return _log_normal(x, 0.0, 2.0) - 0.5 * (squared + log_var + math.log(_TWO_PI))
 
 
 def _circles(x: Tensor) -> Tensor:
