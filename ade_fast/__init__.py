@@ -8,7 +8,7 @@ from . import data, functional, initial, metrics, reference
 from ._slow_paths import SlowPathWarning, slow_paths
 from .dynamics import Clip, DampedLeapfrog, DynamicsOutput, GeneralizedLeapfrog, Leapfrog, NonFiniteError
 from .fields import memory_in_use, release_memory, set_memory_budget
-from .potentials import ConvPotential, GaussianPotential, MLPPotential, NegativeEnergy
+from .potentials import ConvPotential, GaussianPotential, MLPPotential, NegativeEnergy, WithBase
 from .training import ADE, DualSample, DualSampler, load
 
 __version__ = "0.1.0"
@@ -28,6 +28,7 @@ __all__ = [
     "NegativeEnergy",
     "NonFiniteError",
     "SlowPathWarning",
+    "WithBase",
     "data",
     "functional",
     "initial",

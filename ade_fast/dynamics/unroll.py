@@ -28,9 +28,10 @@ from ..fields import (
     keeps_kinks,
     memory_budget,
     possible_inputs,
+    without_base,
 )
 from ..potentials import MLPPotential
-from .base import Options
+from .base import Options, accumulation_dtype
 from .networks import NetworkPair
 
 GradientFunction = Callable[[int, Tensor], Tensor]
@@ -165,7 +166,7 @@ def differentiate(
     watch, of_networks = Watch(), Watch()
     for constant in surroundings.constants():
         watch.note(constant)
-    field = AutogradField(layer, potential, layout, known, watch)
+    field = _field(layer, potential, layout, x0, known, watch)
     with surroundings.held():
         first_value = field.first_value(x0)
         reached = [*first_value.facts.known, *first_value.facts.leaves]
@@ -177,7 +178,8 @@ def differentiate(
         tape = plan.memory == "graph" and not plan.piecewise_linear and mode != "stopped"
         first = first_value.gradient(keep_graph=tape, keep_kinks=kinks)
         with of_networks.noting():
-            captured = program.prepare(known, behind_known, args, first.grad, plan.memory == "graph")
+            grad = field.whole(first.grad, x0)
+            captured = program.prepare(known, behind_known, args, grad, plan.memory == "graph")
         if mode == "full":
             captured = first_value.facts.captured or captured
         network_inputs = [t for network in program.networks() for t in network.inputs.tensors]
@@ -195,6 +197,22 @@ def differentiate(
         return _Unroll.apply(program, side, len(args), *args, *network_inputs, *inputs.tensors), plan
 
 
+def _field(
+    layer: str,
+    potential: Callable,
+    layout: Layout,
+    x0: Tensor,
+    known: Sequence[Tensor] = (),
+    watch: Watch | None = None,
+) -> AutogradField:
+    """The field of a potential by autograd, with a Gaussian base by hand; its buffers are watched like constants."""
+    inner, base = without_base(layer, potential, layout, x0, accumulation_dtype(x0.dtype))
+    if base is not None and watch is not None:
+        watch.note(potential.mean)
+        watch.note(potential.std)
+    return AutogradField(layer, inner, layout, known, watch, base)
+
+
 def _savable(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     """Tensors that were made in inference mode as copies: autograd may not save those."""
     return tuple([t.clone() if t is not None and t.is_inference() else t for t in tensors])
@@ -204,12 +222,12 @@ def _without_gradients(
     layer: str, potential: Callable, program: Program, args: tuple, layout: Layout, functions: dict[str, Callable]
 ) -> tuple[Tensor, ...]:
     surroundings = Surroundings(layer, functions, args[0].device)
-    field = AutogradField(layer, potential, layout)
+    field = _field(layer, potential, layout, args[0])
 
     def grad(t: int, x: Tensor) -> Tensor:
         if t > 0:
             surroundings.refuse_changed_buffers()
-        return field.gradient(x)
+        return field.whole(field.gradient(x), x)
 
     with surroundings.held():
         outputs = program.forward(grad, args, None)
@@ -318,10 +336,11 @@ def _under_autograd(
 
     def grad(t: int, rows: Tensor) -> Tensor:
         if mode == "truncated":
-            return _TruncatedGradient.apply(field, rows)
+            return field.whole(_TruncatedGradient.apply(field, rows), rows)
         x = layout.events(rows if rows.requires_grad else rows.detach().requires_grad_())
         y = field.value(x)
         (g,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-        return layout.rows(g.detach() if mode == "stopped" else g)
+        force = field.whole(layout.rows(g), rows)
+        return force.detach() if mode == "stopped" else force
 
     return program.forward(grad, args, None)

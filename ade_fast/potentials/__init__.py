@@ -4,5 +4,6 @@ from .convolutional import ConvPotential
 from .gaussian import GaussianPotential
 from .mlp import ACTIVATIONS, MLPPotential
 from .negative_energy import NegativeEnergy
+from .with_base import WithBase
 
-__all__ = ["ACTIVATIONS", "ConvPotential", "GaussianPotential", "MLPPotential", "NegativeEnergy"]
+__all__ = ["ACTIVATIONS", "ConvPotential", "GaussianPotential", "MLPPotential", "NegativeEnergy", "WithBase"]

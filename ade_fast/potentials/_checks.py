@@ -17,3 +17,10 @@ def batch_of(layer: str, x: Tensor, event: tuple[int, ...]) -> None:
     if x.ndim != 1 + len(event) or tuple(x.shape[1:]) != event:
         wanted = ", ".join(map(str, event)) + ("," if not event else "")
         raise ValueError(f"{layer}: x must have the shape (B, {wanted}), got {tuple(x.shape)}")
+
+
+def per_sample(layer: str, argument: str, y: Tensor, n: int) -> Tensor:
+    """``y``, the output of ``argument`` for ``n`` samples, ``(n,)`` or ``(n, 1)``, as ``(n,)``."""
+    if tuple(y.shape) not in ((n,), (n, 1)):
+        raise ValueError(f"{layer}: {argument} must return ({n},) or ({n}, 1), got {tuple(y.shape)}")
+    return y.reshape(n)
