@@ -53,7 +53,7 @@ def without_base(
         values = getattr(potential, name)
         if values.dim() > 0 and values.device != x0.device:
             raise ValueError(
-                f"{layer}: WithBase's {name} is on {values.device}, x0 is on {x0.device}: move one of them with .to(...)"
+                f"{layer}: WithBase's {name} is on {values.device}, x0 is on {x0.device}: move it with .to(...)"
             )
     # Copies: the backward pass has the force of the forward pass, whatever is written to the buffers.
     rows = (layout.rows(values.to(x0.device).unsqueeze(0))[0].clone() for values in potential.base(layout.event, dtype))
