@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from .._once import refuse_derivative
 from .._slow_paths import note_slow_path
 from ..fields import (
+    AffineForce,
     Ancestry,
     AutogradField,
     GradientSide,
@@ -151,13 +152,15 @@ def differentiate(
         with torch.inference_mode(False), torch.no_grad():
             return differentiate(layer, potential, program, args, layout, options, context)
     x0 = args[0]
-    if (fused := _fused(layer, potential, program, args, layout, options)) is not None:
+    inner, base = without_base(layer, potential, layout, x0, accumulation_dtype(x0.dtype))
+    if (fused := _fused(layer, inner, base, program, args, layout, options)) is not None:
         return fused
     args = _savable(program.as_rows(args))
     functions = {"potential": potential} | {k: f for pair in program.networks() for k, f in pair.functions.items()}
     if options.gradient == "none" or not torch.is_grad_enabled():
         with torch.no_grad():
-            return _without_gradients(layer, potential, program, args, layout, functions), None
+            field = AutogradField(layer, inner, layout, base=base)
+            return _without_gradients(field, program, args, functions), None
 
     mode = options.gradient_mode
     surroundings = Surroundings(layer, functions, x0.device)
@@ -166,7 +169,7 @@ def differentiate(
     watch, of_networks = Watch(), Watch()
     for constant in surroundings.constants():
         watch.note(constant)
-    field = _field(layer, potential, layout, x0, known, watch)
+    field = AutogradField(layer, inner, layout, known, watch, base)
     with surroundings.held():
         first_value = field.first_value(x0)
         reached = [*first_value.facts.known, *first_value.facts.leaves]
@@ -197,32 +200,15 @@ def differentiate(
         return _Unroll.apply(program, side, len(args), *args, *network_inputs, *inputs.tensors), plan
 
 
-def _field(
-    layer: str,
-    potential: Callable,
-    layout: Layout,
-    x0: Tensor,
-    known: Sequence[Tensor] = (),
-    watch: Watch | None = None,
-) -> AutogradField:
-    """The field of a potential by autograd, with a Gaussian base by hand; its buffers are watched like constants."""
-    inner, base = without_base(layer, potential, layout, x0, accumulation_dtype(x0.dtype))
-    if base is not None and watch is not None:
-        watch.note(potential.mean)
-        watch.note(potential.std)
-    return AutogradField(layer, inner, layout, known, watch, base)
-
-
 def _savable(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     """Tensors that were made in inference mode as copies: autograd may not save those."""
     return tuple([t.clone() if t is not None and t.is_inference() else t for t in tensors])
 
 
 def _without_gradients(
-    layer: str, potential: Callable, program: Program, args: tuple, layout: Layout, functions: dict[str, Callable]
+    field: AutogradField, program: Program, args: tuple, functions: dict[str, Callable]
 ) -> tuple[Tensor, ...]:
-    surroundings = Surroundings(layer, functions, args[0].device)
-    field = _field(layer, potential, layout, args[0])
+    surroundings = Surroundings(field.layer, functions, args[0].device)
 
     def grad(t: int, x: Tensor) -> Tensor:
         if t > 0:
@@ -272,9 +258,17 @@ def _refuse_transforms(layer: str, args: Sequence[Tensor | None]) -> None:
 
 
 def _fused(
-    layer: str, potential: Callable, program: Program, args: tuple, layout: Layout, options: Options
+    layer: str,
+    potential: Callable,
+    base: AffineForce | None,
+    program: Program,
+    args: tuple,
+    layout: Layout,
+    options: Options,
 ) -> tuple[tuple[Tensor, ...], Plan | None] | None:
     """The whole unroll in one operator where the potential is an MLP that the kernels know, else None."""
+    if base is not None:  # the operator does not know it
+        return None
     field = MLPField.match(potential)
     if isinstance(field, MLPField) and layout.event != (field.spec.dim,):
         if type(potential) is MLPPotential:

@@ -20,10 +20,12 @@ class AffineForce:
     """∇_x log N(x; centre, diag(1/pull)) = -pull ⊙ (x - centre), along one unroll.
 
     pull, centre: rows [D], in the accumulation dtype, where the arithmetic is; results are in their arguments' dtype.
+    buffers: what they were computed from.
     """
 
     pull: Tensor
     centre: Tensor
+    buffers: tuple[Tensor, Tensor]
 
     def added_to(self, grad: Tensor, x: Tensor) -> Tensor:
         """grad + the force at x, rows [B, D]; autograd sees it."""
@@ -58,7 +60,7 @@ def without_base(
     # Copies: the backward pass has the force of the forward pass, whatever is written to the buffers.
     rows = (layout.rows(values.to(x0.device).unsqueeze(0))[0].clone() for values in potential.base(layout.event, dtype))
     mean, std = rows
-    return potential.potential, AffineForce(std.square().reciprocal(), mean)
+    return potential.potential, AffineForce(std.square().reciprocal(), mean, (potential.mean, potential.std))
 
 
 def why_whole(potential: WithBase) -> str | None:

@@ -76,6 +76,8 @@ class AutogradField:
         self.layout = layout
         self.known = tuple(known)
         self._base = base
+        for buffer in base.buffers if base is not None else ():
+            self._watch.note(buffer)
 
     def whole(self, grad: Tensor, x: Tensor) -> Tensor:
         """The force at x, rows [B, D], from the potential's own ∇f(x)."""
