@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from .._ops import ops, ops_without_autograd
@@ -279,7 +279,7 @@ def check_bridges(layer: str, bridges: object, n_steps: int) -> Tensor:
     if bridges is None:
         return even_bridges(n_steps)
     try:
-        beta = torch.as_tensor(bridges).detach().to("cpu", torch.float64, copy=True)
+        beta = torch.as_tensor(bridges, dtype=torch.float64).detach().to("cpu", copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{layer}: bridges must be {n_steps} numbers or None, got {bridges!r}") from error
     if tuple(beta.shape) != (n_steps,):
