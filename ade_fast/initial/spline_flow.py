@@ -58,11 +58,15 @@ class SplineFlow(Flow):
     def transform(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The flow itself: ``z`` ``(n, dim)`` to ``x`` ``(n, dim)`` and ``log|det ∂x/∂z|`` ``(n,)``."""
         self._check_points("z", z)
+        if len(z) == 0:  # which torch.distributions cannot sum over
+            return z, z.new_zeros(0)
         return self.maps().call_and_ladj(z)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """``log q(x)``, ``(n, dim)`` to ``(n,)``; differentiable."""
         self._check_points("x", x)
+        if len(x) == 0:
+            return x.new_zeros(0)
         z, log_det = self.maps().inv.call_and_ladj(x)
         return standard_normal_log_density(z) + log_det
 
