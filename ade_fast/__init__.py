@@ -1,12 +1,22 @@
 """ade_fast: energy-based models trained through their own sampler (Adversarial Dynamics Embedding), fast.
 
-``import ade_fast as ade``. The dynamics layers (`Leapfrog`, `GeneralizedLeapfrog`, `DampedLeapfrog`) are drop-in
+``import ade_fast as ade``. The dynamics layers (`Leapfrog`, `GeneralizedLeapfrog`, `DampedLeapfrog`,
+`AnnealedLeapfrog`) are drop-in
 PyTorch modules with exact back-propagation through time; `ADE` trains a potential f, p(x) ∝ exp f(x), with them.
 """
 
 from . import data, functional, initial, metrics, reference
 from ._slow_paths import SlowPathWarning, slow_paths
-from .dynamics import Clip, DampedLeapfrog, DynamicsOutput, GeneralizedLeapfrog, Leapfrog, NonFiniteError
+from .dynamics import (
+    AnnealedLeapfrog,
+    AnnealedOutput,
+    Clip,
+    DampedLeapfrog,
+    DynamicsOutput,
+    GeneralizedLeapfrog,
+    Leapfrog,
+    NonFiniteError,
+)
 from .fields import memory_in_use, release_memory, set_memory_budget
 from .potentials import ConvPotential, GaussianPotential, MLPPotential, NegativeEnergy, WithBase
 from .training import ADE, DualSample, DualSampler, TrainedModel, fit, load, recipe
@@ -15,6 +25,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ADE",
+    "AnnealedLeapfrog",
+    "AnnealedOutput",
     "Clip",
     "ConvPotential",
     "DampedLeapfrog",
