@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import initial
 from ..data import TOY_NAMES, as_table, load_table, split
-from ..dynamics import Clip, DampedLeapfrog, GeneralizedLeapfrog, Leapfrog
+from ..dynamics import AnnealedLeapfrog, Clip, DampedLeapfrog, GeneralizedLeapfrog, Leapfrog
 from ..potentials import MLPPotential, WithBase
 from .config import GIVEN, Config, ConfigError
 from .sampler import DualSampler
@@ -147,7 +147,7 @@ def _build_potential(config: Config, space: Space) -> nn.Module:
 def _build_sampler(config: Config, space: Space) -> DualSampler:
     (dim,) = space.event
     if config.initial == "spline":
-        start = initial.SplineFlow(dim)
+        start = initial.SplineFlow(dim, config.spline_layers, config.spline_hidden, config.spline_bins)
     elif config.initial == "planar":
         start = initial.PlanarFlow(dim, config.flow_layers, std=config.initial_std)
     else:
@@ -168,6 +168,9 @@ def _build_dynamics(config: Config, space: Space) -> nn.Module:
         "gradient": config.gradient,
         "memory": config.memory,
     }
+    if config.dynamics == "annealed":
+        del options["momentum_clip"], options["sample_range"]  # it has neither: its weights need v and x as they are
+        return AnnealedLeapfrog(config.n_steps, step_size, refresh=config.refresh, **options)
     if config.dynamics == "damped":
         return DampedLeapfrog(config.n_steps, step_size, config.damping, **options)
     if config.dynamics == "generalized":

@@ -78,12 +78,17 @@ class Config:
     )
 
     initial: str = _setting(
-        "planar",
+        "spline",
         "sampler",
         "initial distribution q0: spline flow, planar flow, or a fixed Gaussian",
         choices=("spline", "planar", "gaussian"),
     )
     flow_layers: int = _setting(10, "sampler", "layers of the planar flow", low=1, high=1000)
+    spline_layers: int = _setting(2, "sampler", "maps of the spline flow", low=1, high=100)
+    spline_hidden: tuple[int, ...] = _setting(
+        (64, 64), "sampler", "widths of the hidden layers of each spline map", low=1, high=2**16
+    )
+    spline_bins: int = _setting(8, "sampler", "pieces of each spline", low=2, high=1000)
     initial_std: float = _setting(1.0, "sampler", "standard deviation of q0's Gaussian", above=0)
     dynamics: str = _setting(
         "leapfrog", "sampler", "how samples move on f", choices=("leapfrog", "generalized", "damped", "annealed")
@@ -98,6 +103,9 @@ class Config:
     )
     learn_step_size: bool = _setting(True, "sampler", "learn the step sizes")
     damping: float = _setting(0.5, "sampler", "momentum factor per kick (damped dynamics)", above=0, high=1)
+    refresh: float = _setting(
+        0.5, "sampler", "part of the momentum that is drawn anew in each step (annealed dynamics)", low=0, high=1
+    )
     network_hidden: int = _setting(
         32, "sampler", "width of S_v, S_x and g_v's networks (generalized dynamics)", low=1, high=2**16
     )

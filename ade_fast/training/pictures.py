@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..dynamics import AnnealedLeapfrog
+from ..dynamics.base import Dynamics
 from .directory import CONVERGENCE, FIGURE, PICTURE
 from .evaluation import Evaluation
 from .summary import headline
@@ -47,7 +49,10 @@ def _draw_convergence(trainer: Trainer, directory: Path, data: Tensor, potential
     from . import plots
 
     to_data = trainer.space.to_data
-    stages = plots.stages(potential, sampler, SNAPSHOT_POINTS, trainer.generator("test_samples"), to_data)
+    stages = []
+    # Of an unroll that is not ours nothing is known, and the first steps of an annealed one are no shorter one's.
+    if isinstance(sampler.dynamics, Dynamics) and not isinstance(sampler.dynamics, AnnealedLeapfrog):
+        stages = plots.stages(potential, sampler, SNAPSHOT_POINTS, trainer.generator("test_samples"), to_data)
     snapshots = [(update, to_data(samples)) for update, samples in trainer.snapshots]
     plots.save_convergence(
         directory / CONVERGENCE,

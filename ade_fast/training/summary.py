@@ -28,6 +28,13 @@ _MATTER_WHERE = {
     "test_fraction": lambda config: config.data not in TOY_NAMES,
     "patience": lambda config: config.data not in TOY_NAMES,
     "flow_layers": lambda config: config.initial == "planar",
+    "spline_layers": lambda config: config.initial == "spline",
+    "spline_hidden": lambda config: config.initial == "spline",
+    "spline_bins": lambda config: config.initial == "spline",
+    "initial_std": lambda config: config.initial != "spline",
+    "refresh": lambda config: config.dynamics == "annealed",
+    "momentum_clip": lambda config: config.dynamics != "annealed",
+    "clip_samples": lambda config: config.dynamics != "annealed",
     "damping": lambda config: config.dynamics == "damped",
     "network_hidden": lambda config: config.dynamics == "generalized",
     "min_ess": lambda config: config.bound == "importance",
@@ -128,9 +135,10 @@ class Summary:
         return [*heads, equal, f"  fine scale    {fine}", self._choice()]
 
     def _choice(self) -> str:
-        by = f"NLL {self.validation_nll:.3f}"
         if self.validation_nll is None:
             by = f"MMD² {1e3 * self.validation_mmd2:+.2f}e-3"
+        else:
+            by = f"NLL {self.validation_nll:.3f}"
         return f"chosen          update {self.chosen_update}, by {by} on a validation draw"
 
 

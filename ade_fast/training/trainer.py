@@ -91,7 +91,10 @@ class Trainer:
         self.stopwatch = Stopwatch()
         self.seconds = 0.0  # of the whole run up to the latest update, and by phase
         self.phases = dict(self.stopwatch.seconds)
-        self.kernels: dict[str, str] = {}  # how the latest unroll ran: its plan's field and memory
+        self.kernels = {
+            "field": "its own",
+            "memory": "its own",
+        }  # how the latest unroll ran: its plan's field and memory
         self.best: Best | None = None
         self._lowest: Score | None = None
         self.density: LogZ | None = None  # of the best, as the final test found it
@@ -112,8 +115,9 @@ class Trainer:
         with phase("joint updates"):
             self.potential_average.update(self.potential)
             self.sampler_average.update(self.sampler)
-        plan = self.sampler.dynamics.last_plan
-        self.kernels = {"field": plan.field, "memory": plan.memory}
+        plan = getattr(self.sampler.dynamics, "last_plan", None)
+        if plan is not None:
+            self.kernels = {"field": plan.field, "memory": plan.memory}
         self.update += 1
         return metrics
 
