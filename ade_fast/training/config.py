@@ -104,7 +104,7 @@ class Config:
     learn_step_size: bool = _setting(True, "sampler", "learn the step sizes")
     damping: float = _setting(0.5, "sampler", "momentum factor per kick (damped dynamics)", above=0, high=1)
     refresh: float = _setting(
-        0.5, "sampler", "part of the momentum that is drawn anew in each step (annealed dynamics)", low=0, high=1
+        0.5, "sampler", "part of the momentum that is drawn anew in each step (annealed dynamics)", above=0, high=1
     )
     network_hidden: int = _setting(
         32, "sampler", "width of S_v, S_x and g_v's networks (generalized dynamics)", low=1, high=2**16

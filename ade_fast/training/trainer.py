@@ -91,10 +91,7 @@ class Trainer:
         self.stopwatch = Stopwatch()
         self.seconds = 0.0  # of the whole run up to the latest update, and by phase
         self.phases = dict(self.stopwatch.seconds)
-        self.kernels = {
-            "field": "its own",
-            "memory": "its own",
-        }  # how the latest unroll ran: its plan's field and memory
+        self.kernels = {"field": "unknown", "memory": "unknown"}  # how the latest unroll ran, by its plan
         self.best: Best | None = None
         self._lowest: Score | None = None
         self.density: LogZ | None = None  # of the best, as the final test found it
