@@ -114,7 +114,7 @@ def test_train_leaves_its_files_and_prints_the_result(tmp_path, capsys):
         assert word in text
     assert str(out / "figure.png") in text and f"ade-fast sample {out}" in text
     # All settings in effect, the changed ones marked.
-    assert "hidden=32,32*" in text and "potential_lr=0.0002 " in text and "grad_norm_clip=1.0 " in text
+    assert "hidden=32,32*" in text and "potential_lr=0.003 " in text and "grad_norm_clip=1.0 " in text
     settings = json.loads((out / "config.json").read_text())
     assert settings["data"] == "line" and settings["hidden"] == [32, 32] and settings["updates"] == 4
     summary = json.loads((out / "summary.json").read_text())
@@ -273,7 +273,7 @@ MISTAKES = {
     "unknown q0": (train("--out", "new", "--overwrite", "--initial", "planer"), "did you mean 'planar'"),
     "resume a slip": (train("--out", "new", "--resume"), "new is no directory to be read; check its name"),
     "resume a directory": (train("--out", "odd", "--resume"), "checkpoint.pt: Is a directory; restore a copy"),
-    "resume an older version": (train("--out", "older", "--resume"), "has version 1, this ade_fast reads 2"),
+    "resume an older version": (train("--out", "older", "--resume"), "has version 1, this ade_fast reads 3"),
     "resume an empty file": (train("--out", "empty", "--resume"), "checkpoint.pt is damaged or not a checkpoint"),
     "sample a directory": (["sample", "odd", "--out", "s.npy"], "checkpoint.pt: Is a directory"),
 }
