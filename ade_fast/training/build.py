@@ -147,7 +147,10 @@ def _build_potential(config: Config, space: Space) -> nn.Module:
 def _build_sampler(config: Config, space: Space) -> DualSampler:
     (dim,) = space.event
     if config.initial == "spline":
-        start = initial.SplineFlow(dim, config.spline_layers, config.spline_hidden, config.spline_bins)
+        try:
+            start = initial.SplineFlow(dim, config.spline_layers, config.spline_hidden, config.spline_bins)
+        except ImportError as error:
+            raise ConfigError(f"configuration: initial is spline: {error}, or choose planar") from error
     elif config.initial == "planar":
         start = initial.PlanarFlow(dim, config.flow_layers, std=config.initial_std)
     else:
