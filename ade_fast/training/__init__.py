@@ -7,7 +7,7 @@ from .ema import EMA
 from .files import BusyError
 from .loop import train
 from .objective import ADE
-from .sampler import DualSample, DualSampler
+from .sampler import DualSample, DualSampler, MetropolisSamples, Resampled
 from .summary import Summary
 from .trained import TrainedModel, load
 from .trainer import Trainer
@@ -22,6 +22,8 @@ __all__ = [
     "DivergenceError",
     "DualSample",
     "DualSampler",
+    "MetropolisSamples",
+    "Resampled",
     "Summary",
     "TrainedModel",
     "Trainer",
