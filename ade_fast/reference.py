@@ -38,11 +38,11 @@ def value(potential: Potential, x: Tensor) -> Tensor:
     return potential(x).reshape(len(x))
 
 
-def step_at(step_size: float | Tensor, t: int, event: torch.Size) -> float | Tensor:
-    """The step size of step ``t``, broadcastable to ``event``.
+def step_at(step_size: Any, t: int, event: torch.Size) -> Any:
+    """The step size (or scale) of step ``t``, broadcastable to ``event``.
 
-    A number or a tensor broadcastable to ``event`` serves every step. A tensor with ``1 + len(event)``
-    dimensions has a leading axis of length T, one entry per step.
+    A number, None, a callable or a tensor broadcastable to ``event`` serves every step. A tensor with
+    ``1 + len(event)`` dimensions has a leading axis of length T, one entry per step.
     """
     if isinstance(step_size, Tensor) and step_size.dim() == 1 + len(event):
         return step_size[t]
@@ -344,7 +344,7 @@ def generalized_leapfrog(
         x0: ``(B, *event)``. v0: ``(B, *momentum)``, of any shape once ``shift_v`` and ``shift_x`` map between
         the two.
         scale_v, scale_x: S_v, called with ``(F(x), x)``, and S_x, called with ``(v,)``: None (0), a number, a
-            tensor broadcastable to the state, or a callable.
+            tensor broadcastable to the state (with a leading T: one per step, in both its kicks), or a callable.
         shift_v, shift_x: g_v, called with ``(F(x), x)``, and g_x, called with ``(v,)``; None is the identity
             of F(x), of v.
         momentum_step_size: η of the kicks, broadcastable to ``momentum`` (or with a leading T); None is
@@ -364,8 +364,8 @@ def generalized_leapfrog(
             v,
             step_at(step_size, t, x0.shape[1:]),
             momentum_eta=step_at(kick_step, t, v0.shape[1:]),
-            scale_v=scale_v,
-            scale_x=scale_x,
+            scale_v=step_at(scale_v, t, v0.shape[1:]),
+            scale_x=step_at(scale_x, t, x0.shape[1:]),
             shift_v=shift_v,
             shift_x=shift_x,
             grad_clip=grad_clip,

@@ -206,8 +206,9 @@ def _draw(trainer: Trainer, directory: Path) -> None:
 
     data, samples = trainer.preview()
     potential, sampler = trainer.potential_average.module, trainer.sampler_average.module
-    title = f"{trainer.config.data}, update {trainer.update},"
-    plots.save_learned(directory / PICTURE.format(trainer.update), data, samples, potential, title=title)
+    title = f"{trainer.config.data}, update {trainer.update:,}"
+    log_prob = plots.normalised_within(potential, data)
+    plots.save_learned(directory / PICTURE.format(trainer.update), data, samples, log_prob=log_prob, title=title)
     _draw_convergence(trainer, directory, data, potential, sampler)
 
 
@@ -215,9 +216,8 @@ def _draw_convergence(trainer: Trainer, directory: Path, data, potential, sample
     from . import plots
 
     stages = plots.stages(potential, sampler, SNAPSHOT_POINTS, trainer._generator("test_samples"))
-    plots.save_convergence(
-        directory / CONVERGENCE, data, trainer.snapshots, stages, trainer.history, trainer.best.update
-    )
+    history = [{"update": update, "mmd2": score} for update, score in trainer.history]
+    plots.save_convergence(directory / CONVERGENCE, data, trainer.snapshots, stages, history, trainer.best.update)
 
 
 def _finish(trainer: Trainer, directory: Path) -> Summary:
@@ -231,7 +231,8 @@ def _finish(trainer: Trainer, directory: Path) -> Summary:
         fine = float(mmd2(samples, data, bandwidth=FINE * torch.pdist(data.flatten(1)).median().item()))
     with phase("pictures"):
         potential, sampler = trainer.chosen_players()
-        plots.save_learned(directory / FIGURE, data, samples, potential, title=config.data)
+        log_prob = plots.normalised_within(potential, data)
+        plots.save_learned(directory / FIGURE, data, samples, log_prob=log_prob, title=config.data)
         _draw_convergence(trainer, directory, data, potential, sampler)
     quantiles = torch.quantile(test.null, torch.tensor(_NULL_QUANTILES, dtype=test.null.dtype).to(test.null) / 100)
     summary = Summary(
