@@ -377,6 +377,76 @@ def generalized_leapfrog(
     return _outputs(x, v, log_det, gradient)
 
 
+# --- Annealed leapfrog (not in the paper): Zhang et al. 2021, "Differentiable annealed importance sampling"; Geffner
+# and Domke 2021, "MCMC variational inference via uncorrected Hamiltonian annealing" -------------------------
+
+
+def bridge_force(
+    potential: Potential,
+    x: Tensor,
+    beta: float | Tensor,
+    mean: Tensor,
+    std: Tensor,
+    *,
+    grad_clip: Any | None = None,
+    gradient: str = "full",
+) -> Tensor:
+    """The force of β f + (1 - β) log N(mean, diag(std²)) at x, clipped: ``(B, *event)``.
+
+    ``gradient="stopped"`` takes all of it for a constant, the Gaussian's part too.
+    """
+    force = beta * gradient_field(potential, x, gradient) - (1 - beta) * (x - mean) / std**2
+    return clip(force.detach() if gradient == "stopped" else force, grad_clip)
+
+
+def annealed_leapfrog(
+    potential: Potential,
+    x0: Tensor,
+    v0: Tensor,
+    step_size: float | Tensor,
+    n_steps: int,
+    mean: Tensor,
+    std: Tensor,
+    noise: Tensor,
+    *,
+    refresh: float | Tensor = 0.5,
+    bridges: Tensor | None = None,
+    grad_clip: Any | None = None,
+    gradient: str = "full",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """T leapfrog steps, position first, on bridges from N(mean, diag(std²)) to f, with partly refreshed momenta.
+
+    Step t: x ← x + η/2 v; v ← v + η F_t(x); x ← x + η/2 v, with F_t the :func:`bridge_force` of β_t; then, except
+    after the last, v' = √(1 - r) v + √r ξ. A refresh is reversible with respect to N(0, I), so the density of the path
+    over that of its reversal gains N(v') / N(v): log_noise = Σ ½ (‖v‖² - ‖v'‖²). With log q = log q⁰ + log_noise and
+    w = exp(f(x^T) - ½ ‖v^T‖²) / q, E[w] = Z (2π)^{d/2}, whatever the steps are.
+
+    Args:
+        potential, x0, v0, step_size, n_steps, gradient: as in :func:`leapfrog`.
+        mean, std: of the Gaussian that the bridges start at, broadcastable to ``event``.
+        noise: ξ, ``(T - 1, B, *event)``.
+        refresh: r in (0, 1], the part of the momentum's variance that is drawn anew.
+        bridges: β, ``(T,)``, the last 1; None is (t + 1) / T.
+        grad_clip: clips the bridge's whole force.
+
+    Returns:
+        ``(x, v, log_det, log_noise)``: ``(B, *event)`` twice, ``(B,)`` zeros, as every line is a shear, and ``(B,)``.
+    """
+    x, v = x0, v0
+    log_noise = x0.new_zeros(len(x0))
+    for t in range(n_steps):
+        eta = step_at(step_size, t, x0.shape[1:])
+        beta = (t + 1) / n_steps if bridges is None else bridges[t]
+        x = x + eta / 2 * v
+        v = v + eta * bridge_force(potential, x, beta, mean, std, grad_clip=grad_clip, gradient=gradient)
+        x = x + eta / 2 * v
+        if t < n_steps - 1:
+            before, v = v, (1 - refresh) ** 0.5 * v + refresh**0.5 * noise[t]
+            log_noise = log_noise + sum_over_event(before.square() - v.square()) / 2
+    x, v, log_det = _outputs(x, v, x0.new_zeros(len(x0)), gradient)
+    return x, v, log_det, log_noise.detach() if gradient == "none" else log_noise
+
+
 # --- (16) to (18): the density of the end point -------------------------------------------------------------
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..initial import Flow, Gaussian
+from ..potentials._checks import per_sample
 from ..weighted import WeightedSampler, evaluating
 from ..weights import effective_sample_size
 from ._arguments import integer
@@ -59,17 +62,48 @@ class MetropolisSamples(NamedTuple):
     acceptance: float
 
 
+class _InBaseVariables(nn.Module):
+    """f seen from a flow's base: f(g(z)) + log|det ∂g/∂z|, whose exp has the integral of exp f. (B, dim) -> (B,)."""
+
+    def __init__(self, potential: Callable[[Tensor], Tensor], flow: Flow) -> None:
+        super().__init__()
+        self.potential = potential
+        self.flow = flow
+
+    def forward(self, z: Tensor) -> Tensor:
+        x, log_det = _transform(self.flow, z)
+        return per_sample("DualSampler", "potential", self.potential(x), len(x)) + log_det
+
+
+def _transform(flow: Flow, z: Tensor) -> tuple[Tensor, Tensor]:
+    """(x, log|det ∂x/∂z|) in full precision: a density is not to be rounded to bfloat16."""
+    with torch.autocast(z.device.type, enabled=False):
+        return flow.transform(z)
+
+
+def _out_of_base(flow: Flow, sample: DualSample) -> DualSample:
+    """A sample of (z, v) as one of (x, v), both ends in one pass of the flow."""
+    x, log_det = _transform(flow, torch.cat([sample.x, sample.x0]))
+    (x, x0), (log_det, log_det0) = x.chunk(2), log_det.chunk(2)
+    return DualSample(x, sample.v, sample.log_q - log_det, x0, sample.v0, sample.log_q0 - log_det0)
+
+
 class DualSampler(nn.Module):
     """Draws (x^0, v^0) from ``initial`` and moves them by ``dynamics``.
 
     Source: paper section 3.2; the change of variables divides, log q^T = log q^0 - log|det J|, where (17)
     prints a product.
 
+    An annealed dynamics (``AnnealedLeapfrog``) is given the Gaussian that ``initial`` is. Where ``initial`` is a flow
+    x = g(z) of a Gaussian, it runs in z, on f(g(z)) + log|det ∂g/∂z|, and x, x0, log_q and log_q0 are those of the
+    images.
+
     Args:
         initial: an object with ``event`` and
             ``sample(n, momentum_shape=None, generator=None) -> (x, v, log_q)``.
         dynamics: a layer called as ``dynamics(potential, x0, v0, generator=, context=)`` that returns at
-            least ``x, v, log_det``, with ``momentum_shape(event)``.
+            least ``x, v, log_det``, with ``momentum_shape(event)``. One with a true attribute ``anneals`` is called
+            with ``initial=`` too.
     """
 
     def __init__(self, initial: nn.Module, dynamics: nn.Module):
@@ -83,6 +117,11 @@ class DualSampler(nn.Module):
             raise TypeError(
                 "DualSampler: dynamics must be a dynamics layer with .momentum_shape(event), such as "
                 f"ade.Leapfrog, got {type(dynamics).__name__}"
+            )
+        if _anneals(dynamics) and not isinstance(initial, (Gaussian, Flow)):
+            raise TypeError(
+                f"DualSampler: {type(dynamics).__name__} anneals from a Gaussian: initial must be an "
+                f"ade.initial.Gaussian or a flow (ade.initial.Flow), got {type(initial).__name__}"
             )
         self.initial = initial
         self.dynamics = dynamics
@@ -111,13 +150,18 @@ class DualSampler(nn.Module):
         """
         n = integer("DualSampler", "n", n, low=0)
         momentum_shape = self.dynamics.momentum_shape(tuple(self.initial.event))
-        x0, v0, log_q0 = self.initial.sample(n, momentum_shape=momentum_shape, generator=generator)
-        out = self.dynamics(potential, x0, v0, generator=generator, context=context)
+        annealed = _anneals(self.dynamics)
+        flow = self.initial if annealed and isinstance(self.initial, Flow) else None
+        start, target = (self.initial, potential) if flow is None else (flow.base, _InBaseVariables(potential, flow))
+        x0, v0, log_q0 = start.sample(n, momentum_shape=momentum_shape, generator=generator)
+        options = {"initial": start} if annealed else {}
+        out = self.dynamics(target, x0, v0, generator=generator, context=context, **options)
         log_q = -out.log_det if log_q0 is None else log_q0 - out.log_det
         log_noise = getattr(out, "log_noise", None)
         if log_noise is not None:
             log_q = log_q + log_noise
-        return DualSample(out.x, out.v, log_q, x0, v0, log_q0)
+        sample = DualSample(out.x, out.v, log_q, x0, v0, log_q0)
+        return sample if flow is None else _out_of_base(flow, sample)
 
     def draws_own_momenta(self) -> bool:
         """Whether the momenta are the dynamics' own, one per step [T, B, ...] (Langevin), not q^0's."""
@@ -259,3 +303,7 @@ def _independence_steps(
         x = x.clone()
         x[moved] = new_x[latest[moved]]
     return x, log_w, accepted
+
+
+def _anneals(dynamics: nn.Module) -> bool:
+    return bool(getattr(dynamics, "anneals", False))

@@ -10,13 +10,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data import TOY_NAMES
 from ..metrics.mmd import FINE
 from .config import SETTINGS_GROUPS, Config
 from .directory import CHECKPOINT, CONVERGENCE, FIGURE
 
 # Settings that the summary tells in words, or that change nothing about the result.
 _ELSEWHERE = ("data", "seed", "updates", "batch_size", "device", "threads")
-_NO_MATTER = ("checkpoint_every", "log_every", "tensorboard", "pictures_every")
+_NO_MATTER = (
+    *("checkpoint_every", "log_every", "tensorboard", "pictures_every", "max_gap"),
+    *("validation_samples", "likelihood_samples", "test_samples", "test_likelihood_samples", "test_permutations"),
+)
+# Settings, and when they have something to say; the others always do.
+_MATTER_WHERE = {
+    "standardise": lambda config: config.data not in TOY_NAMES or not config.standardise,
+    "validation_fraction": lambda config: config.data not in TOY_NAMES,
+    "test_fraction": lambda config: config.data not in TOY_NAMES,
+    "patience": lambda config: config.data not in TOY_NAMES,
+    "flow_layers": lambda config: config.initial == "planar",
+    "spline_layers": lambda config: config.initial == "spline",
+    "spline_hidden": lambda config: config.initial == "spline",
+    "spline_bins": lambda config: config.initial == "spline",
+    "initial_std": lambda config: config.initial != "spline",
+    "refresh": lambda config: config.dynamics == "annealed",
+    "momentum_clip": lambda config: config.dynamics != "annealed",
+    "clip_samples": lambda config: config.dynamics != "annealed",
+    "damping": lambda config: config.dynamics == "damped",
+    "network_hidden": lambda config: config.dynamics == "generalized",
+    "min_ess": lambda config: config.bound == "importance",
+    "defensive": lambda config: config.bound == "importance" and config.base_std is not None,
+    "penalty_decay_to": lambda config: config.gradient_penalty > 0 or config.value_penalty > 0,
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +73,7 @@ class Summary:
     seed: int
     updates: int
     chosen_update: int
-    validation_mmd2: float
+    validation_mmd2: float | None
     mmd2: float
     p_value: float
     null_mmd2: Mapping[str, float]
@@ -80,6 +104,7 @@ class Summary:
         total = sum(self.time.values()) or 1.0
         split = ", ".join(f"{name} {100 * part / total:.0f}%" for name, part in self.time.items() if part > 0)
         threads = f"threads {config.threads or 'as torch chose'}"
+        pictures = [str(directory / name) for name in (FIGURE, CONVERGENCE) if (directory / name).exists()]
         sample = shlex.join(["ade-fast", "sample", str(directory), "--n", "1000", "--out", "samples.npy"])
         return [
             f"data            {self.data}, seed {self.seed}, {self.updates} updates of {config.batch_size} points",
@@ -89,7 +114,7 @@ class Summary:
             *_wrapped("  of which", split),
             *_settings(config),
             f"kernels         field {self.field}, memory plan {self.plan}, on {config.device}, {threads}",
-            f"pictures        {directory / FIGURE}, {directory / CONVERGENCE}",
+            *([f"pictures        {', '.join(pictures)}"] if pictures else []),
             f"checkpoint      {directory / CHECKPOINT}",
             f"next            {sample}",
         ]
@@ -110,8 +135,9 @@ class Summary:
         return [*heads, equal, f"  fine scale    {fine}", self._choice()]
 
     def _choice(self) -> str:
-        by = f"MMD² {1e3 * self.validation_mmd2:+.2f}e-3"
-        if self.validation_nll is not None:
+        if self.validation_nll is None:
+            by = f"MMD² {1e3 * self.validation_mmd2:+.2f}e-3"
+        else:
             by = f"NLL {self.validation_nll:.3f}"
         return f"chosen          update {self.chosen_update}, by {by} on a validation draw"
 
@@ -179,7 +205,9 @@ def _settings(config: Config) -> list[str]:
         shown = [
             f"{field.name}={_text(value)}{'' if value == getattr(default, field.name) else '*'}"
             for field in dataclasses.fields(config)
-            if field.metadata["group"] == group and field.name not in (*_ELSEWHERE, *_NO_MATTER)
+            if field.metadata["group"] == group
+            and field.name not in (*_ELSEWHERE, *_NO_MATTER)
+            and _MATTER_WHERE.get(field.name, lambda _: True)(config)
             for value in (getattr(config, field.name),)
         ]
         lines += _wrapped(f"  {group}", " ".join(shown)) if shown else []
