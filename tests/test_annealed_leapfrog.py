@@ -122,6 +122,18 @@ def test_agreement(row: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("gradient", ["full", "truncated", "stopped"])
+@pytest.mark.parametrize("memory", ["graph", "states"])
+@pytest.mark.parametrize("name", ["silu", "relu"])
+def test_potentials_on_a_base(name: str, memory: str, gradient: str) -> None:
+    potential = ade.WithBase(make_potential(name), normal(3, seed=12), torch.tensor(1.7, dtype=DOUBLE))
+    given = arguments((3,), 4)
+    assert_same(potential, given, 4, memory, gradient=gradient, grad_clip=CLIPS["norm"])
+    layer = ade.AnnealedLeapfrog(3, 0.2).double()
+    layer(potential, given["x0"], initial=(0.0, 1.0))
+    assert layer.last_plan.piecewise_linear == (name == "relu")
+
+
 def test_full_refreshment_agrees() -> None:
     given = arguments((3,), 4)
     potential = make_potential("silu")
