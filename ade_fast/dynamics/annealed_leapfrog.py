@@ -31,20 +31,20 @@ class AnnealedOutput(NamedTuple):
 
 
 class Refreshment(NamedTuple):
-    """v' = keep v + renew ξ, keep² + renew² = 1: numbers as 0-d tensors."""
+    """v' = keep v + renew ξ, keep² + renew² = 1: log keep and renew as 0-d tensors."""
 
-    keep: Tensor
+    log_keep: Tensor
     renew: Tensor
 
     @classmethod
     def of(cls, refresh: Tensor) -> Refreshment:
-        """From the part of the variance that is drawn anew."""
-        return cls((1 - refresh).sqrt(), refresh.sqrt())
+        """From the part of the variance that is drawn anew; differentiable between 0 and 1."""
+        return cls(torch.log1p(-refresh) / 2, refresh.sqrt())
 
     @classmethod
     def of_logit(cls, logit: Tensor) -> Refreshment:
-        """The same of sigmoid(logit), whose square roots have finite derivatives wherever it rounds to 0 or 1."""
-        return cls(*(functional.logsigmoid(torch.stack([-logit, logit])) / 2).exp().unbind())
+        """The same of sigmoid(logit), with finite derivatives wherever that rounds to 0 or 1."""
+        return cls(functional.logsigmoid(-logit) / 2, (functional.logsigmoid(logit) / 2).exp())
 
 
 class AnnealedProgram:
@@ -52,9 +52,9 @@ class AnnealedProgram:
 
     v ← v + kick_t clip(scale_t ∇f(x) - pull_t (x - centre));  x ← x + drift_t v + noise_x_t ξ_t,
     v ← decay_t v + noise_v_t ξ_t.
-    args: x [B, D] at the first kick, v⁰ [B, D], and rows: kick [T, D]; drift, decay, noise_x, noise_v [T - 1, D];
-    scale [T]; pull [T, D]; centre [D]; ξ [T - 1, B, D]. Outputs: x at the last kick, v^T, and [B] the sum over drifts
-    of ½ (‖v‖² - ‖v'‖²).
+    args: x [B, D] at the first kick, v⁰ [B, D], and rows: kick [T, D]; drift, log decay (as rows, decay), noise_x,
+    noise_v [T - 1, D]; scale [T]; pull [T, D]; centre [D]; ξ [T - 1, B, D]. Outputs: x at the last kick, v^T, and [B]
+    the sum over drifts of ½ (‖v‖² - ‖v'‖²).
     """
 
     def __init__(self, layer: str, n_steps: int, options: Options) -> None:
@@ -68,7 +68,8 @@ class AnnealedProgram:
         return None
 
     def as_rows(self, args: tuple) -> tuple[Tensor, ...]:
-        return args
+        before, log_decay, after = args[:4], args[4], args[5:]
+        return *before, log_decay.exp(), *after
 
     def networks(self) -> Sequence[NetworkPair]:
         return ()
@@ -243,15 +244,15 @@ def run_annealed_leapfrog(
         mean, std = _row(layer, "mean", mean, layout, x0), _row(layer, "std", std, layout, x0)
         like = functools.partial(torch.Tensor.to, device=x0.device, dtype=mean.dtype)
         eta = base.step_rows(layer, step_size, n_steps, layout, x0).expand(n_steps, -1)
-        beta, keep, renew = map(like, (bridges, *refreshment))
+        beta, log_keep, renew = map(like, (bridges, *refreshment))
         half, rows = eta / 2, (n_steps - 1, layout.size)
         v = layout.rows(v0)
         args = (
             torch.addcmul(layout.rows(x0), half[0], v).to(x0.dtype),
             v,
             eta,
-            half[:-1] + keep * half[1:],
-            keep.expand(rows),
+            torch.addcmul(half[:-1], log_keep.exp(), half[1:]),
+            log_keep.expand(rows),
             renew * half[1:],
             renew.expand(rows),
             beta,
