@@ -74,7 +74,7 @@ class GeneralizedLeapfrogProgram:
             x, v, kick, drift_steps, log_decay=log_decay,
             log_stretch=None if scale_x is None else scale_x.expand_as(drift_steps),
             grad_clip=self._force_clip, momentum_clip=momentum_clip, bounds=(lo, hi), **options,
-        )  # fmt: skip
+        )[:3]  # fmt: skip
 
     def as_rows(self, args: tuple) -> tuple[Tensor | None, ...]:
         if not self._tempered:
