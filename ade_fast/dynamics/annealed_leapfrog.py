@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._ops import ops, ops_without_autograd
-from ..fields import Ancestry, GradientSide, Layout, MLPField, Plan
+from .._slow_paths import note_slow_path
+from ..fields import AffineForce, Ancestry, GradientSide, Layout, MLPField, Plan
 from . import base
 from .base import Clip, Dynamics, Options
 from .networks import NetworkPair
@@ -64,8 +65,29 @@ class AnnealedProgram:
         self._stopped = options.gradient == "stopped"
         self._kick = (1.0, *base.clip_code(options.grad_clip))
 
-    def fused(self, field: MLPField, args: tuple, **options) -> tuple[Tensor, Tensor, Tensor] | None:
-        return None
+    def fused(
+        self, field: MLPField, args: tuple, gaussian: AffineForce | None = None, **options
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        x, v, kick, drift, log_decay, noise_x, noise_v, scale, pull, centre, noise = args
+        if self.n_steps == 1:  # the operator has a drift at least, and one kick is no unroll
+            return None
+        for why, refused in (("on CUDA", x.is_cuda), ("by noise that requires grad", noise.requires_grad)):
+            if refused:
+                note_slow_path(
+                    f"annealed {why}", f"{self._layer}: the fused MLP kernels do not anneal {why}: autograd does"
+                )
+                return None
+        if gaussian is not None:  # whose force is annealed with f's
+            of_base = scale.unsqueeze(1) * gaussian.pull
+            centre = (of_base * gaussian.centre + pull * centre) / (of_base + pull)
+            pull = of_base + pull
+        end = field.unroll(
+            x, v, kick, drift, scale=scale, pull=pull, centre=centre.expand_as(pull), noise=noise, noise_v=noise_v,
+            noise_x=noise_x, log_decay=functional.pad(log_decay, (0, 0, 1, 0)), grad_clip=self._kick[1:],
+            want_momenta=True, **options,
+        )  # fmt: skip
+        after = _refreshed(end.momenta, log_decay.exp().unsqueeze(1), noise_v.unsqueeze(1), noise)
+        return end.x, end.v, (end.momenta.square() - after.square()).sum((0, 2)) / 2
 
     def as_rows(self, args: tuple) -> tuple[Tensor, ...]:
         before, log_decay, after = args[:4], args[4], args[5:]
