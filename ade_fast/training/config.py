@@ -55,6 +55,9 @@ class Config:
     )
     batch_size: int = _setting(256, "data", "data points per update", low=1, high=2**20)
     standardise: bool = _setting(True, "data", "train on data of mean 0 and standard deviation 1 in each coordinate")
+    data_noise: float = _setting(
+        0.0, "data", "standard deviation of noise on the training data, in the coordinates of training", low=0
+    )
     validation_fraction: float = _setting(
         0.1, "data", "fraction of a table's rows that the players are chosen on", above=0, below=1
     )
@@ -137,8 +140,18 @@ class Config:
     min_ess: float | None = _setting(
         None, "objective", "temper f's bound to at least this effective sample size, or none", above=0, below=1
     )
+    sampler_min_ess: float | None = _setting(
+        0.2, "objective", "temper the sampler's bound to at least this effective sample size, or none", above=0, below=1
+    )
     defensive: float = _setting(
         0.5, "objective", "fraction of all samples drawn from f's base measure (bound importance)", low=0, below=1
+    )
+    ess_pace: float | None = _setting(
+        0.3,
+        "objective",
+        "below this effective sample size f's steps are shortened in proportion, or none",
+        above=0,
+        below=1,
     )
     # At 1 leapfrog conserves f - |v|^2 / 2 and volume: the weights are those of q0, whatever the steps.
     momentum_weight: float = _setting(1.0, "objective", "lambda, weight of the kinetic energy", low=0)
