@@ -164,6 +164,39 @@ def test_tempering_takes_the_largest_power_that_keeps_the_effective_sample_size(
     assert_both_players(loss, wanted, f(data).mean() - for_sampler, f, sampler)
 
 
+@pytest.mark.parametrize("bound", ["elbo", "importance"])
+def test_the_samplers_own_tempering(bound):
+    f, sampler, unroll = players("fused silu")
+    data = torch.randn(64, DIM, dtype=torch.float64, generator=generator(1))
+    model = ade.ADE(f, sampler, bound=bound, sampler_bound="renyi", sampler_min_ess=0.9, momentum_weight=0.3)
+    loss = model.loss(data, generator=generator())
+    log_w = independent_log_weights(f, sampler, unroll, 64, 0.3, generator())
+    power = float(bounds.tempered_power(log_w.detach(), 0.9, 0.5))
+    w = (power * log_w.detach()).exp()
+    assert power < 0.5 and float(w.mean() ** 2 / w.square().mean()) >= 0.9
+    normaliser = 0.5 * DIM * math.log(2 * math.pi / 0.3) if bound == "elbo" else 0.0
+    wanted = f(data).mean() - BOUNDS[bound](log_w) - normaliser
+    for_sampler = f(data).mean() - log_mean((power * log_w).exp()) / power
+    torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=1e-10)
+    assert_both_players(loss, wanted, for_sampler, f, sampler)
+
+
+def test_f_waits_for_a_sampler_that_it_loses():
+    moved = {}
+    for pace in (None, 0.9):
+        f, sampler, _ = players("fused silu")
+        before = [p.detach().clone() for p in f.parameters()]
+        optimizer = torch.optim.Adam(f.parameters(), lr=1e-2, maximize=True)
+        model = ade.ADE(
+            f, sampler, bound="importance", ess_pace=pace, momentum_weight=0.3, potential_optimizer=optimizer
+        )
+        metrics = model.step(torch.randn(64, DIM, dtype=torch.float64, generator=generator(1)), generator=generator())
+        moved[pace] = torch.cat([(p.detach() - b).flatten() for p, b in zip(f.parameters(), before, strict=True)])
+        assert optimizer.param_groups[0]["lr"] == 1e-2
+    assert metrics["ess"] < 0.9
+    torch.testing.assert_close(moved[0.9], metrics["ess"] / 0.9 * moved[None], rtol=1e-6, atol=1e-12)
+
+
 def test_good_weights_are_not_tempered():
     assert float(bounds.tempered_power(torch.zeros(50), 0.9)) == 1.0
     assert float(bounds.tempered_power(torch.linspace(0, 1e6, 50), 0.5)) == pytest.approx(64**-2)
@@ -276,6 +309,15 @@ IW = {"bound": "importance"}
         (misuse(samples_per_point=0), r"ADE: samples_per_point must be an integer >= 1, got 0"),
         (misuse(min_ess=0.5), r"ADE: min_ess tempers bound='importance', got bound='elbo'"),
         (misuse(**IW, min_ess=1.5), r"ADE: min_ess must be between 0 and 1, got 1.5"),
+        (
+            misuse(sampler_min_ess=0.5),
+            r"ADE: sampler_min_ess tempers other bounds than \(20\), got sampler_bound='elbo'",
+        ),
+        (misuse(ess_pace=2), r"ADE: ess_pace must be between 0 and 1, got 2"),
+        (
+            misuse(ess_pace=0.3, initial=ade.initial.Empirical(torch.randn(5, DIM))),
+            r"ADE: ess_pace needs weights: Empirical has no density",
+        ),
         (misuse(**IW, defensive=-0.1), r"ADE: defensive must be between 0 and 1, got -0.1"),
         (misuse(**IW, defensive=0.5), r"ADE: defensive samples come from .* must be an ade.WithBase, got MLPPotential"),
         (misuse(defensive=0.5), r"ADE: defensive samples are part of bound='importance', got bound='elbo'"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -17,10 +17,10 @@ from ..initial import Empirical
 from ..initial.base import standard_normal_log_density
 from ..weights import effective_sample_size, log_normaliser, why_no_weights
 from ._arguments import integer, number
-from .bounds import Bounds, Defence, renyi_bound, with_other_gradient
+from .bounds import Bounds, Defence, fraction, renyi_bound, with_other_gradient
 from .divergence import ADVICE, Watch
 from .sampler import DualSample, DualSampler
-from .updates import OptimizerOrFactory, clip_grad_norm, frozen, player_optimizer
+from .updates import OptimizerOrFactory, clip_grad_norm, frozen, player_optimizer, shortened
 
 _GAP = 100.0
 
@@ -92,8 +92,12 @@ class ADE(nn.Module):
         min_ess: with ``bound="importance"``: temper, (1/beta) log mean w^beta, by the largest beta <= 1 (no gradient
             through it) whose weights w^beta have an effective sample size of at least this fraction; for high
             dimensions. beta -> 0 is (20). The sampler's bound is then never tighter than f's.
+        sampler_min_ess: the same for the sampler's bound: where few samples carry all weights, its gradient is that of
+            (20), which all samples are part of.
         defensive: with ``bound="importance"`` and a ``WithBase`` potential: this fraction of all samples comes from the
             base measure, without an unroll, so that f does not rise unseen where q does not go.
+        ess_pace: f's steps are shortened by the factor min(1, ess / ess_pace), ess the effective sample size of the
+            update's weights: f waits for the sampler where it loses it, instead of running away. None: never.
         max_gap: limit of |f_data - f_samples|: beyond it for ten updates, ``step`` raises ``DivergenceError``. None is
             100 nats and one more per dimension.
         gradient_penalty: factor of E[|grad f|^2], >= 0.
@@ -122,7 +126,9 @@ class ADE(nn.Module):
         sampler_bound: str = "elbo",
         samples_per_point: int = 1,
         min_ess: float | None = None,
+        sampler_min_ess: float | None = None,
         defensive: float = 0.0,
+        ess_pace: float | None = None,
         max_gap: float | None = None,
         gradient_penalty: float = 0.0,
         value_penalty: float = 0.0,
@@ -145,8 +151,11 @@ class ADE(nn.Module):
         self.value_penalty = number("ADE", "value_penalty", value_penalty)
         self.sampler_steps = integer("ADE", "sampler_steps", sampler_steps, low=1)
         self.samples_per_point = integer("ADE", "samples_per_point", samples_per_point, low=1)
-        self.bounds = Bounds.of(bound, sampler_bound, min_ess, defensive)
+        self.bounds = Bounds.of(bound, sampler_bound, min_ess, sampler_min_ess, defensive)
         self.bounds.check(potential, sampler, self.momentum_weight, self.entropy_weight)
+        self.ess_pace = fraction("ess_pace", ess_pace)
+        if self.ess_pace is not None and (why := why_no_weights(sampler, self.momentum_weight)) is not None:
+            raise ValueError(f"ADE: ess_pace needs weights: {why}")
         if grad_norm_clip is not None:
             grad_norm_clip = number("ADE", "grad_norm_clip", grad_norm_clip, "> 0 or None", zero=False)
         self.grad_norm_clip = grad_norm_clip
@@ -248,13 +257,18 @@ class ADE(nn.Module):
         everything = torch.stack([t.detach().to(terms.loss) for t in (*values, *figures.values())]).tolist()
         if self.check_finite and not all(map(math.isfinite, everything[: len(values)])):
             raise self._non_finite("the objective or its gradient", data, terms)
-        for optimizer in self._optimizers():
-            optimizer.step()
-        self._fill_replay_buffer(sample)
         metrics = dict(zip((*names, *figures), everything, strict=True))
+        with shortened(self.potential_optimizer, self._pace(metrics)):
+            for optimizer in self._optimizers():
+                optimizer.step()
+        self._fill_replay_buffer(sample)
         self.updates += 1
         self.watch.metrics(self.updates, metrics)
         return metrics
+
+    def _pace(self, metrics: Mapping[str, float]) -> float:
+        """The factor of f's step."""
+        return 1.0 if self.ess_pace is None else min(1.0, metrics["ess"] / self.ess_pace)
 
     def _optimizers(self) -> list[Optimizer]:
         return [o for o in (self.potential_optimizer, self.sampler_optimizer) if o is not None]
