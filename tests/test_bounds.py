@@ -197,6 +197,25 @@ def test_f_waits_for_a_sampler_that_it_loses():
     torch.testing.assert_close(moved[0.9], metrics["ess"] / 0.9 * moved[None], rtol=1e-6, atol=1e-12)
 
 
+def test_coverage_adds_the_datas_likelihood_to_the_sampler_alone():
+    torch.manual_seed(0)
+    f = POTENTIALS["fused silu"]().double()
+    sampler = ade.DualSampler(ade.initial.SplineFlow(DIM, 1, 16), ade.Leapfrog(T, STEPS)).double()
+    data = torch.randn(16, DIM, dtype=torch.float64, generator=generator(1))
+    losses, found = [], []
+    for coverage in (0.0, 0.5):
+        model = ade.ADE(f, sampler, bound="importance", sampler_bound="renyi", coverage=coverage)
+        losses.append(model.loss(data, generator=generator()))
+        found.append(gradients(losses[-1], f, sampler))
+        model.updates = 1  # only every fourth update has it
+        later = gradients(model.loss(data, generator=generator()), f, sampler)
+        assert all(map(torch.equal, later, found[0]))
+    assert torch.equal(*losses)
+    added = gradients(-0.5 * sampler.initial.log_prob(data[::4]).mean(), f, sampler)
+    for plain, with_it, a in zip(*found, added, strict=True):
+        torch.testing.assert_close(with_it, plain + a, rtol=1e-9, atol=1e-11)
+
+
 def test_good_weights_are_not_tempered():
     assert float(bounds.tempered_power(torch.zeros(50), 0.9)) == 1.0
     assert float(bounds.tempered_power(torch.linspace(0, 1e6, 50), 0.5)) == pytest.approx(64**-2)
@@ -313,6 +332,7 @@ IW = {"bound": "importance"}
             misuse(sampler_min_ess=0.5),
             r"ADE: sampler_min_ess tempers other bounds than \(20\), got sampler_bound='elbo'",
         ),
+        (misuse(coverage=1.0), r"ADE: coverage needs q0's density at the data, .* Gaussian has none"),
         (misuse(ess_pace=2), r"ADE: ess_pace must be between 0 and 1, got 2"),
         (
             misuse(ess_pace=0.3, initial=ade.initial.Empirical(torch.randn(5, DIM))),

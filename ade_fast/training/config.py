@@ -146,6 +146,9 @@ class Config:
     defensive: float = _setting(
         0.5, "objective", "fraction of all samples drawn from f's base measure (bound importance)", low=0, below=1
     )
+    coverage: float = _setting(
+        1.0, "objective", "weight of the data's likelihood under q0, so that it loses no mode (spline flow)", low=0
+    )
     ess_pace: float | None = _setting(
         0.3,
         "objective",

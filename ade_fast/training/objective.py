@@ -23,6 +23,8 @@ from .sampler import DualSample, DualSampler
 from .updates import OptimizerOrFactory, clip_grad_norm, frozen, player_optimizer, shortened
 
 _GAP = 100.0
+# log q^0 at given points takes several passes of a flow's networks: not in each update, and not at all data.
+_COVERAGE_EVERY = 4
 
 
 class _Terms(NamedTuple):
@@ -96,6 +98,9 @@ class ADE(nn.Module):
             (20), which all samples are part of.
         defensive: with ``bound="importance"`` and a ``WithBase`` potential: this fraction of all samples comes from the
             base measure, without an unroll, so that f does not rise unseen where q does not go.
+        coverage: weight of E_data[log q^0(x)] in the sampler's objective, in every fourth update and on a quarter of
+            the data, which keeps q^0 from losing modes that its own samples no longer show; needs a q^0 with
+            ``log_prob``. Not part of the loss's value.
         ess_pace: f's steps are shortened by the factor min(1, ess / ess_pace), ess the effective sample size of the
             update's weights: f waits for the sampler where it loses it, instead of running away. None: never.
         max_gap: limit of |f_data - f_samples|: beyond it for ten updates, ``step`` raises ``DivergenceError``. None is
@@ -128,6 +133,7 @@ class ADE(nn.Module):
         min_ess: float | None = None,
         sampler_min_ess: float | None = None,
         defensive: float = 0.0,
+        coverage: float = 0.0,
         ess_pace: float | None = None,
         max_gap: float | None = None,
         gradient_penalty: float = 0.0,
@@ -153,6 +159,12 @@ class ADE(nn.Module):
         self.samples_per_point = integer("ADE", "samples_per_point", samples_per_point, low=1)
         self.bounds = Bounds.of(bound, sampler_bound, min_ess, sampler_min_ess, defensive)
         self.bounds.check(potential, sampler, self.momentum_weight, self.entropy_weight)
+        self.coverage = number("ADE", "coverage", coverage)
+        if self.coverage and not callable(getattr(sampler.initial, "log_prob", None)):
+            raise ValueError(
+                f"ADE: coverage needs q0's density at the data, a log_prob such as ade.initial.SplineFlow's: "
+                f"{type(sampler.initial).__name__} has none"
+            )
         self.ess_pace = fraction("ess_pace", ess_pace)
         if self.ess_pace is not None and (why := why_no_weights(sampler, self.momentum_weight)) is not None:
             raise ValueError(f"ADE: ess_pace needs weights: {why}")
@@ -315,6 +327,9 @@ class ADE(nn.Module):
                 other = f_data - self.bounds.of_sampler(model.model, model.log_w, beta) - penalty
                 parameters = [p for p in self.sampler_parameters() if p.requires_grad]
                 loss = with_other_gradient(loss, other, parameters) if parameters else loss
+            if self.coverage and self.updates % _COVERAGE_EVERY == 0:
+                covered = self.coverage * self.sampler.initial.log_prob(data[::_COVERAGE_EVERY].detach()).mean()
+                loss = loss - (covered - covered.detach())
             figures = self._figures(sample, model, beta, defence) if want_figures else {}
         return _Terms(loss, f_data, model.f_samples, model.kinetic, model.entropy, penalty), sample, figures
 
