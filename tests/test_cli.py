@@ -24,6 +24,7 @@ from ade_fast.training import checkpoint, metrics_log, plots
 SETTINGS = {
     "hidden": "32,32",
     "initial": "planar",
+    "base-std": 1,
     "flow-layers": 2,
     "n-steps": 2,
     "batch-size": 32,
