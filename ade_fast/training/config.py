@@ -56,7 +56,7 @@ class Config:
     batch_size: int = _setting(256, "data", "data points per update", low=1, high=2**20)
     standardise: bool = _setting(True, "data", "train on data of mean 0 and standard deviation 1 in each coordinate")
     data_noise: float = _setting(
-        0.0, "data", "standard deviation of noise on the training data, in the coordinates of training", low=0
+        0.01, "data", "standard deviation of noise on the training data, in the coordinates of training", low=0
     )
     validation_fraction: float = _setting(
         0.1, "data", "fraction of a table's rows that the players are chosen on", above=0, below=1
@@ -96,8 +96,8 @@ class Config:
     dynamics: str = _setting(
         "leapfrog", "sampler", "how samples move on f", choices=("leapfrog", "generalized", "damped", "annealed")
     )
-    n_steps: int = _setting(5, "sampler", "steps T of the dynamics", low=1, high=10_000)
-    step_size: float = _setting(0.2, "sampler", "step size at the start", above=0)
+    n_steps: int = _setting(2, "sampler", "steps T of the dynamics", low=1, high=10_000)
+    step_size: float = _setting(0.1, "sampler", "step size at the start", above=0)
     step_size_per: str = _setting(
         "step",
         "sampler",
@@ -141,7 +141,7 @@ class Config:
         None, "objective", "temper f's bound to at least this effective sample size, or none", above=0, below=1
     )
     sampler_min_ess: float | None = _setting(
-        0.2, "objective", "temper the sampler's bound to at least this effective sample size, or none", above=0, below=1
+        0.1, "objective", "temper the sampler's bound to at least this effective sample size, or none", above=0, below=1
     )
     defensive: float = _setting(
         0.5, "objective", "fraction of all samples drawn from f's base measure (bound importance)", low=0, below=1

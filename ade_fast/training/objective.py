@@ -42,6 +42,7 @@ class _Model(NamedTuple):
     """What one unroll says of the model: (20)'s terms, and the bounds of log Z_x.
 
     model: E_q[f - lambda/2 |v|^2] + entropy_weight H(q). f_samples, kinetic, entropy: its parts, scalars.
+    values: f(x^T) [K].
     log_w: log-weights [K] with the normaliser of the momenta taken off, so that E[w] = Z_x; None: no weights.
     """
 
@@ -49,6 +50,7 @@ class _Model(NamedTuple):
     f_samples: Tensor
     kinetic: Tensor
     entropy: Tensor
+    values: Tensor
     log_w: Tensor | None
 
 
@@ -231,7 +233,8 @@ class ADE(nn.Module):
             The metrics of the shared unroll: loss, f_data, f_samples, kinetic, entropy (-E log q^T), penalty,
             potential_grad_norm and sampler_grad_norm (before clipping), step_size (the largest). Where q^T has a
             density also log_z (of Z_x, by all weights), ess (effective sample size of the untempered weights, as a
-            fraction), initial_ess (that of q^0 alone, without the dynamics) and beta (the tempering; 0 is (20)).
+            fraction), initial_ess (that of q^0 alone, without the dynamics) and beta (the tempering; 0 is (20)); with
+            ``bound="importance"`` f_model, E f under p_f by the weights.
 
         Raises:
             NonFiniteError: see ``check_finite``. DivergenceError: f runs away from the samples (``max_gap``).
@@ -340,7 +343,7 @@ class ADE(nn.Module):
         log_w = None
         if sample.log_q0 is not None and why_no_weights(self.sampler, self.momentum_weight) is None:
             log_w = values - kinetics - sample.log_q - self._log_normaliser(sample)
-        return _Model(model, f_samples, kinetic, entropy, log_w)
+        return _Model(model, f_samples, kinetic, entropy, values, log_w)
 
     def _draw_base(self, n: int, generator) -> Tensor | None:
         """Defensive samples, so many that they are the fraction asked for beside n of the dual sampler's."""
@@ -360,6 +363,8 @@ class ADE(nn.Module):
         if step_size is not None:
             figures["step_size"] = step_size.abs().max()
         if model.log_w is not None:
+            if self.bounds.potential == "importance":
+                figures["f_model"] = (model.log_w.softmax(0) * model.values).sum()
             figures["log_z"] = renyi_bound(model.log_w, 1.0, defence)
             figures["ess"] = effective_sample_size(model.log_w)
             figures["initial_ess"] = effective_sample_size(self._initial_log_weights(sample))
