@@ -14,13 +14,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import bounds_tables
 import mlp_tables
 import recipe_tables
 import records
 import tables
 from tables import LABELS, Entry, Results, Row
 
-DOCUMENTS = ("README.md", "bench/README.md", "docs/recipe.md")
+DOCUMENTS = ("README.md", "bench/README.md", "docs/recipe.md", "docs/likelihood.md")
 _MARK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
@@ -100,6 +101,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "dynamics-full": ("dynamics", full),
     "mlp": ("mlp", mlp_tables.summary),
     "mlp-full": ("mlp", mlp_tables.full),
+    "bounds": ("bounds", bounds_tables.summary),
     **{name: (name, _recipe(name)) for name in recipe_tables.TABLES},
 }
 
