@@ -77,12 +77,6 @@ struct NetworkGradients {
 
 int32_t workers() { return static_cast<int32_t>(torch::stable::get_num_threads()); }
 
-// Until the CUDA kernels know them.
-void on_the_cpu_alone(const Op& op, bool given) {
-  if (given && op.on_cuda())
-    op.fail("scale, pull, centre, noise, value_shift and dv_all are known on the CPU alone");
-}
-
 // Tensors that only make sense together.
 void all_or_none(const Op& op, const char* names, std::initializer_list<const Given*> tensors) {
   size_t given = 0;
@@ -101,7 +95,6 @@ struct Bridge {
 
   void fill(Op& op, MlpDynamics& dynamics) const {
     const int64_t steps = dynamics.steps, rows = op.rows(), dim = op.cols();
-    on_the_cpu_alone(op, scale || pull || noise);
     all_or_none(op, "pull and centre", {&pull, &centre});
     all_or_none(op, "noise, noise_v and noise_x", {&noise, &noise_v, &noise_x});
     dynamics.scale = rows_of(op, "scale", scale, "one entry per kick", {steps + 1});
@@ -227,7 +220,6 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
   args.stopped = stopped;
   args.dx_end = op.states("dx_end", dx_end);
   args.dv_end = op.states("dv_end", dv_end);
-  on_the_cpu_alone(op, dv_all.has_value());
   args.dv_all = rows_of(op, "dv_all", dv_all, "every kept momentum", {steps, rows, dim});
   const Tensor dx0 = op.new_states(), dv0 = op.new_states();
   const Tensor dkick = op.new_of_shape({steps + 1, dim}), ddrift = op.new_of_shape({steps, dim});
@@ -266,7 +258,6 @@ std::tuple<Tensor, Tensor> mlp_field(const Tensor& x, const Tensors& weights, co
   args.pull = op.row("pull", pull);
   args.centre = op.row("centre", centre);
   args.value_shift = op.finite("value_shift", value_shift);
-  on_the_cpu_alone(op, pull || value_shift != 0);
   const Tensor value = want_value ? op.new_per_sample() : op.absent();
   const Tensor grad = want_grad ? op.new_states() : op.absent();
   args.value = want_value ? value.data_ptr() : nullptr;
@@ -294,7 +285,6 @@ std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(const Given& dvalue, con
   all_or_none(op, "pull and centre", {&pull, &centre});
   args.pull = op.row("pull", pull);
   args.centre = op.row("centre", centre);
-  on_the_cpu_alone(op, pull.has_value());
   if (dvalue) args.dvalue = op.per_sample("dvalue", *dvalue);
   if (dgrad) args.dgrad = op.states("dgrad", *dgrad);
   const Tensor dx = op.new_states();

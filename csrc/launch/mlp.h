@@ -44,6 +44,9 @@ struct MlpDynamics {
   ClipArgs grad_clip;
   ClipArgs momentum_clip;
   double lo, hi;
+
+  // Whether the force differs from F.
+  ADE_HD bool bridged() const { return scale != nullptr || pull != nullptr; }
 };
 
 struct MlpUnroll {

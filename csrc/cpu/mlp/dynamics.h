@@ -52,7 +52,7 @@ class Dynamics {
   }
 
   // Whether the force differs from F.
-  bool bridged() const { return args_.scale != nullptr || args_.pull != nullptr; }
+  bool bridged() const { return args_.bridged(); }
   // ξ_t of the rows from `first` on, or null.
   const T* noise(int64_t t, int64_t first) const {
     return args_.noise ? row(args_.noise, t * args_.rows + first) : nullptr;
