@@ -136,6 +136,12 @@ def augmented_log_density(potential: Potential, x: Tensor, v: Tensor, momentum_w
     return value(potential, x) - momentum_weight / 2 * sum_over_event(v.square())
 
 
+def with_base(potential: Potential, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Eq. (1): f(x) = potential(x) + log p₀(x) with the base measure p₀ = N(mean, diag(std²)), shape ``(B,)``."""
+    log_base = -0.5 * ((x - mean) / std) ** 2 - (std * math.sqrt(2 * math.pi)).log()
+    return value(potential, x) + sum_over_event(log_base)
+
+
 def saddle_objective(
     potential: Potential, data: Tensor, x: Tensor, v: Tensor, log_q: Tensor, momentum_weight: float = 1.0
 ) -> Tensor:
@@ -457,6 +463,22 @@ def log_density(log_q0: Tensor, log_det: Tensor) -> Tensor:
     by them. With ``log_det`` 0 (leapfrog) this is (16).
     """
     return log_q0 - log_det
+
+
+def log_weights(potential: Potential, x: Tensor, v: Tensor, log_q: Tensor, momentum_weight: float = 1.0) -> Tensor:
+    """log w of draws from q^T under (6), less its momenta's normaliser l/2 log(2π/λ): E_q[w] = Z, shape ``(B,)``."""
+    normaliser = 0.5 * v[0].numel() * math.log(2 * math.pi / momentum_weight)
+    return augmented_log_density(potential, x, v, momentum_weight) - log_q - normaliser
+
+
+def renyi_bound(log_w: Tensor, order: float) -> Tensor:
+    """Rényi's bound of log Z from log-weights ``(B,)`` (Li and Turner 2016): (1/(1-α)) log mean w^(1-α).
+
+    Order α = 1, the mean of log w, is what (20) has in the place of log Z; α = 0 the importance-weighted bound.
+    """
+    if order == 1:
+        return log_w.mean()
+    return ((1 - order) * log_w).exp().mean().log() / (1 - order)
 
 
 # --- (20): the objective ------------------------------------------------------------------------------------

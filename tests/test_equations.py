@@ -11,7 +11,8 @@ import torch
 from cases import DOUBLE, assert_close, make_potential, normal
 
 import ade_fast as ade
-from ade_fast import reference
+from ade_fast import reference, weights
+from ade_fast.training import bounds
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = ("paper", "what", "reference", "step", "operator", "public", "test")
@@ -159,3 +160,23 @@ def test_dual_samplers_density_is_the_reference() -> None:
     assert_close(sample.x.detach(), x.detach(), "x")
     assert_close(sample.v.detach(), v.detach(), "v")
     assert_close(sample.log_q.detach(), reference.log_density(log_q0, log_det).detach(), "log_q")
+
+
+def test_with_base_is_the_reference() -> None:
+    potential, x = make_potential("silu"), normal(5, 3, seed=1)
+    mean, std = normal(3, seed=2), normal(3, seed=3).abs() + 0.5
+    actual = ade.WithBase(potential, mean, std)(x)
+    assert_close(actual.detach(), reference.with_base(potential, x, mean, std).detach(), "f", 1e-12)
+
+
+@pytest.mark.parametrize(("bound", "order"), [("elbo", 1), ("renyi", 0.5), ("importance", 0)])
+def test_weights_and_bounds_are_the_reference(bound: str, order: float) -> None:
+    potential = make_potential("silu")
+    sampler = ade.DualSampler(ade.initial.Gaussian((3,), 1.5).double(), ade.Leapfrog(2, 0.2))
+    sample = sampler.sample(potential, 7, torch.Generator().manual_seed(1))
+    expected = reference.log_weights(potential, sample.x, sample.v, sample.log_q, 0.8).detach()
+    weight = torch.tensor(0.8, dtype=DOUBLE)
+    actual = weights.log_weights("test", potential(sample.x).reshape(-1), sample.v, sample.log_q, weight).detach()
+    assert_close(actual, expected, "log_w", 1e-12)
+    power = 1 - bounds.ORDERS[bound]
+    assert_close(bounds.renyi_bound(actual, power), reference.renyi_bound(expected, order), "bound", 1e-12)

@@ -15,7 +15,7 @@ from ..dynamics import NonFiniteError
 from ..fields import pinned
 from ..initial import Empirical
 from ..initial.base import standard_normal_log_density
-from ..weights import effective_sample_size, log_normaliser, why_no_weights
+from ..weights import as_momentum_weight, effective_sample_size, kinetic, log_normaliser, why_no_weights
 from ._arguments import integer, number
 from .bounds import Bounds, Defence, fraction, renyi_bound, with_other_gradient
 from .divergence import ADVICE, Watch
@@ -153,7 +153,7 @@ class ADE(nn.Module):
             raise TypeError(f"ADE: sampler must be an ade.DualSampler, got {type(sampler).__name__}")
         self.potential = potential
         self.sampler = sampler
-        self.register_buffer("momentum_weight", _momentum_weight(momentum_weight), persistent=False)
+        self.register_buffer("momentum_weight", as_momentum_weight("ADE", momentum_weight), persistent=False)
         self.entropy_weight = number("ADE", "entropy_weight", entropy_weight)
         self.gradient_penalty = number("ADE", "gradient_penalty", gradient_penalty)
         self.value_penalty = number("ADE", "value_penalty", value_penalty)
@@ -390,21 +390,13 @@ class ADE(nn.Module):
         """lambda/2 |v|^2 per sample, or the sum of lambda_i/2 |v_i|^2 (9); [B]."""
         if sample.v is None:
             return sample.x.new_zeros(sample.x.shape[0])
-        weight = self.momentum_weight.to(sample.v.dtype)
-        if self.sampler.draws_own_momenta():
-            squares = sample.v.flatten(2).square().sum(-1)  # [T, B]
-            if weight.dim() == 1 and weight.shape[0] != squares.shape[0]:
-                raise ValueError(
-                    f"ADE: momentum_weight must be a number or have one entry per step, shape "
-                    f"({squares.shape[0]},), got {tuple(weight.shape)}"
-                )
-            return (weight.reshape(-1, 1) / 2 * squares).sum(0)
-        if weight.dim() != 0:
+        own = self.sampler.draws_own_momenta()
+        if not own and self.momentum_weight.dim() != 0:
             raise ValueError(
                 f"ADE: momentum_weight must be a number for {type(self.sampler.dynamics).__name__}, "
-                f"which has one momentum, got shape {tuple(weight.shape)}"
+                f"which has one momentum, got shape {tuple(self.momentum_weight.shape)}"
             )
-        return weight / 2 * sample.v.flatten(1).square().sum(1)
+        return kinetic("ADE", sample.v, self.momentum_weight, per_step=own)
 
     def _data_terms(self, data: Tensor, base: Tensor | None, samples: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """E_data[f], f at the base samples [M], and the weighted penalties on f, from one evaluation.
@@ -464,18 +456,6 @@ def _check_like(data: Tensor, samples: Tensor) -> None:
         raise ValueError(f"ADE: data must be on the sampler's device {samples.device}, got {data.device}")
     if data.dtype != samples.dtype and not torch.is_autocast_enabled(samples.device.type):
         raise TypeError(f"ADE: data must have the sampler's dtype {samples.dtype}, got {data.dtype}")
-
-
-def _momentum_weight(weight: float | Tensor | None) -> Tensor:
-    try:
-        tensor = torch.as_tensor(1.0 if weight is None else weight, dtype=torch.float64).detach().clone()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"ADE: momentum_weight must be a number or a tensor of shape (T,), got {weight!r}") from error
-    if tensor.dim() > 1:
-        raise ValueError(f"ADE: momentum_weight must be a number or have shape (T,), got {tuple(tensor.shape)}")
-    if not bool((torch.isfinite(tensor) & (tensor >= 0)).all()):
-        raise ValueError(f"ADE: momentum_weight must be finite and >= 0, got {weight!r}")
-    return tensor
 
 
 def _evaluate(potential, x: Tensor) -> Tensor:
