@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from training_cases import TINY, generator
 
 import ade_fast as ade
+from ade_fast.cli import main
 from ade_fast.training import Config, ConfigError, NoDensityError, Trainer, checkpoint, directory
 
 QUICK = {k: v for k, v in TINY.to_dict().items() if k not in ("data", "seed")} | {"pictures_every": 0}
@@ -175,6 +176,15 @@ def test_an_interrupted_fit_goes_on_to_the_same_model(tmp_path, monkeypatch, no_
     assert checkpoint.load_checkpoint(tmp_path / directory.CHECKPOINT)["update"] == 4
     parts = ade.fit(rows(), out=tmp_path, resume=True, progress=False, **QUICK)
     assert parts.log_prob(rows()).equal(whole.log_prob(rows())) and parts.density == whole.density
+
+
+def test_a_model_of_given_rows_is_evaluated_on_rows_that_are_given(tmp_path, capsys, no_pictures):
+    ade.fit(rows(), out=tmp_path, progress=False, **QUICK)
+    np.save(tmp_path / "held_out.npy", rows(30, seed=8).numpy())
+    assert main(["evaluate", str(tmp_path)]) == 1
+    assert "the run learned from rows given to ade.fit; give held-out ones by --data" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path), "--data", str(tmp_path / "held_out.npy")]) == 0
+    assert "held_out.npy, 30 held-out points" in capsys.readouterr().out
 
 
 def test_nothing_is_left_behind_where_no_directory_is_given(tmp_path, monkeypatch):

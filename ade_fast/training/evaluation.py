@@ -17,7 +17,7 @@ from ..weighted import evaluate as values_of
 from ..weights import effective_sample_size
 from ._arguments import SEEDS, integer
 from .build import build_source
-from .config import ConfigError
+from .config import GIVEN, ConfigError
 from .source import Source
 from .streams import stream
 from .temperature import best_scale
@@ -158,6 +158,8 @@ def evaluate_run(model: TrainedModel, data: str | None, seed: int) -> tuple[Eval
     if data is not None:
         rows = load_table(data, columns=model.event[0], varied=False, dtype=torch.float64)
         return evaluate(model, model.space.to_z(rows), generators)[0], None
+    if model.config.data == GIVEN:
+        raise ConfigError("the run learned from rows given to ade.fit; give held-out ones by --data")
     source = build_source(model.config)
     if source.fingerprint != model.fingerprint:
         raise ConfigError(f"the rows of {model.config.data} are others than the run learned from; give --data")

@@ -44,7 +44,14 @@ from .trainer import Trainer
 __all__ = ["CHECKPOINT", "CONFIG", "CONVERGENCE", "EVENTS", "FIGURE", "METRICS", "SUMMARY", "train"]
 
 # Not part of what is learned, so free to change from one part of a run to the next.
-_FREE_SETTINGS = ("threads", "test_samples", "test_permutations", "tensorboard", "pictures_every")
+_FREE_SETTINGS = (
+    "threads",
+    "test_samples",
+    "test_likelihood_samples",
+    "test_permutations",
+    "tensorboard",
+    "pictures_every",
+)
 # Where in the run the pictures of Figure 2 are taken, as fractions of all updates.
 _SNAPSHOT_FRACTIONS = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -141,7 +148,7 @@ def _take_over(trainer: Trainer, directory: Path, resumed: bool) -> None:
     if resumed:
         state = load_checkpoint(checkpoint)
         with understanding(checkpoint):
-            saved, data, given = Config.from_dict(state["config"]), state["data"], Given(*state["given"])
+            saved, data, given = Config.from_dict(state["config"]), state["data"], state["given"]
         if data != trainer.source.fingerprint:
             raise ConfigError(
                 f"--resume: the run in {directory} learned from other rows than {trainer.config.data} has now; restore "

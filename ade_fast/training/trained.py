@@ -196,7 +196,7 @@ def load(
     state, given = load_checkpoint(path), Given(potential, sampler)
     with understanding(path):
         config = Config.from_dict({**state["config"], "device": "cpu"})
-        wanted = Given(*state["given"])
+        wanted = state["given"]
         best, space = state["best"], Space.from_state_dict(state["space"])
         density = Score.from_state_dict(best["score"]).density if state["density"] is None else LogZ(*state["density"])
     check_given("load", given, wanted, directory)

@@ -84,6 +84,7 @@ class Trainer:
         self._generators = {name: self.generator(name) for name in ("data", "samples")}
         points = self.source.validation(config.validation_samples, self.generator("validation_data"))
         self._validation_data = points.to(self.device)
+        self._compared = self._validation_data[: config.validation_samples]  # what samples are held against
         self.ade.watch = self._watch = Watch(self._validation_data, config.max_gap)
         self._by_weights = why_no_weights(self.sampler, self.ade.momentum_weight) is None
         self._bandwidth: float | None = None
@@ -135,7 +136,7 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         potential, sampler = self.potential_average.module, self.sampler_average.module
-        samples = self._draw_samples(potential, sampler, len(self._validation_data), "validation_samples")
+        samples = self._draw_samples(potential, sampler, len(self._compared), "validation_samples")
         self._watch.samples(self.update, samples)
         by_likelihood = self._by_weights and self.config.validate_by == "likelihood"
         now = self._likelihood(potential, sampler) if by_likelihood else self._mmd2(samples)
@@ -160,8 +161,8 @@ class Trainer:
     def _mmd2(self, samples: Tensor) -> Score:
         """MMD^2 to the validation points, under one kernel for all validations; it scatters by 1/n if all is well."""
         if self._bandwidth is None:
-            self._bandwidth = torch.pdist(self._validation_data.flatten(1)).median().item()
-        return Score(float(mmd2(samples, self._validation_data, bandwidth=self._bandwidth)), 0.5 / len(samples))
+            self._bandwidth = torch.pdist(self._compared.flatten(1)).median().item()
+        return Score(float(mmd2(samples, self._compared, bandwidth=self._bandwidth)), 0.5 / len(samples))
 
     @property
     def done(self) -> bool:
@@ -188,7 +189,7 @@ class Trainer:
         """Data of the validation draw, and samples of the averaged players as they are now; each [n, *event]."""
         potential, sampler = self.potential_average.module, self.sampler_average.module
         samples = self._draw_samples(potential, sampler, SNAPSHOT_POINTS, "validation_samples")
-        return self._validation_data[:SNAPSHOT_POINTS], samples
+        return self._compared[:SNAPSHOT_POINTS], samples
 
     def model(self) -> TrainedModel:
         """The players chosen on the validation points, as new modules in evaluation mode."""
