@@ -14,13 +14,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import density_tables
 import mlp_tables
 import recipe_tables
 import records
 import tables
 from tables import LABELS, Entry, Results, Row
 
-DOCUMENTS = ("README.md", "bench/README.md", "docs/recipe.md")
+DOCUMENTS = ("README.md", "bench/README.md", "docs/recipe.md", "docs/density.md")
 _MARK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
@@ -98,6 +99,7 @@ def _recipe(name: str) -> Callable[[Results], str]:
 BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "dynamics": ("dynamics", summary),
     "dynamics-full": ("dynamics", full),
+    "density": ("density", density_tables.show),
     "mlp": ("mlp", mlp_tables.summary),
     "mlp-full": ("mlp", mlp_tables.full),
     **{name: (name, _recipe(name)) for name in recipe_tables.TABLES},
