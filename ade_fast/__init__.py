@@ -1,20 +1,32 @@
 """ade_fast: energy-based models trained through their own sampler (Adversarial Dynamics Embedding), fast.
 
-``import ade_fast as ade``. The dynamics layers (`Leapfrog`, `GeneralizedLeapfrog`, `DampedLeapfrog`) are drop-in
+``import ade_fast as ade``. The dynamics layers (`Leapfrog`, `GeneralizedLeapfrog`, `DampedLeapfrog`,
+`AnnealedLeapfrog`) are drop-in
 PyTorch modules with exact back-propagation through time; `ADE` trains a potential f, p(x) ∝ exp f(x), with them.
 """
 
 from . import data, functional, initial, metrics, reference
 from ._slow_paths import SlowPathWarning, slow_paths
-from .dynamics import Clip, DampedLeapfrog, DynamicsOutput, GeneralizedLeapfrog, Leapfrog, NonFiniteError
+from .dynamics import (
+    AnnealedLeapfrog,
+    AnnealedOutput,
+    Clip,
+    DampedLeapfrog,
+    DynamicsOutput,
+    GeneralizedLeapfrog,
+    Leapfrog,
+    NonFiniteError,
+)
 from .fields import memory_in_use, release_memory, set_memory_budget
 from .potentials import ConvPotential, GaussianPotential, MLPPotential, NegativeEnergy, WithBase
-from .training import ADE, DualSample, DualSampler, load
+from .training import ADE, DualSample, DualSampler, TrainedModel, fit, load, recipe
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ADE",
+    "AnnealedLeapfrog",
+    "AnnealedOutput",
     "Clip",
     "ConvPotential",
     "DampedLeapfrog",
@@ -28,15 +40,27 @@ __all__ = [
     "NegativeEnergy",
     "NonFiniteError",
     "SlowPathWarning",
+    "TrainedModel",
     "WithBase",
     "data",
+    "fit",
     "functional",
     "initial",
     "load",
     "memory_in_use",
     "metrics",
+    "recipe",
     "reference",
     "release_memory",
     "set_memory_budget",
     "slow_paths",
 ]
+
+
+def __getattr__(name: str):
+    """`EnergyEstimator`, whose base classes are scikit-learn's: loaded where it is asked for."""
+    if name != "EnergyEstimator":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .training.estimator import EnergyEstimator
+
+    return EnergyEstimator

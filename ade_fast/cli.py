@@ -1,4 +1,4 @@
-"""The command line: ``ade-fast demo | train | sample | info``.
+"""The command line: ``ade-fast demo | train | evaluate | sample | info``.
 
 A user's mistake ends in one line on standard error and exit code 1 (2 for a malformed command line);
 ``--debug`` shows the traceback instead.
@@ -21,7 +21,7 @@ import numpy as np
 
 from . import _info
 from .dynamics import NonFiniteError
-from .training import checkpoint, config, divergence, files, loop, memory, trained
+from .training import checkpoint, config, divergence, evaluation, files, loop, memory, trained
 
 DEMO_DIRECTORY = "demo"
 
@@ -128,17 +128,29 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     _add_run_arguments(train)
     train.set_defaults(run=_train)
 
+    evaluate = commands.add_parser("evaluate", help="score a trained model: held-out likelihood, log Z, samples")
+    evaluate.add_argument("directory", type=Path, help="the --out of a run")
+    evaluate.add_argument("--data", help="file of held-out rows (default: the run's own test rows, or a fresh draw)")
+    evaluate.add_argument("--seed", type=config.flag_type(int), default=0, help="seed of the evaluation (default: 0)")
+    evaluate.set_defaults(run=_evaluate)
+
     sample = commands.add_parser("sample", help="draw samples from a trained model")
     sample.add_argument("directory", type=Path, help="the --out of a run")
     sample.add_argument("--n", type=config.flag_type(int), default=1000, help="number of samples (default: 1000)")
     sample.add_argument("--seed", type=config.flag_type(int), default=0, help="seed of the samples (default: 0)")
+    sample.add_argument(
+        "--exact",
+        choices=trained.EXACT,
+        default="none",
+        help="samples of p_f itself, by resampling or Metropolis-Hastings, instead of the sampler's (default: none)",
+    )
     sample.add_argument("--out", type=Path, required=True, help=".npy file to write, float32 (n, *event)")
     sample.set_defaults(run=_sample)
 
     info = commands.add_parser("info", help="version, build, devices, and which fast paths are on")
     info.set_defaults(run=_show_info)
 
-    for command in (demo, train, sample, info):
+    for command in (demo, train, evaluate, sample, info):
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser, commands.choices
 
@@ -169,16 +181,23 @@ def _train(arguments: argparse.Namespace) -> None:
     print("\n".join(summary.lines(arguments.out, settings)))
 
 
+def _evaluate(arguments: argparse.Namespace) -> None:
+    model = trained.load(arguments.directory)
+    found, source = evaluation.evaluate_run(model, arguments.data, arguments.seed)
+    print("\n".join(found.lines(arguments.data or model.config.data, source)))
+
+
 def _sample(arguments: argparse.Namespace) -> None:
     if arguments.out.suffix != ".npy":
         raise UserError(f"--out must name a .npy file, got {arguments.out}")
     files.remove_leftovers(arguments.out.parent, arguments.out.name)
     model = trained.load(arguments.directory)
-    samples = model.sample(arguments.n, arguments.seed).numpy()
+    samples = model.sample(arguments.n, arguments.seed, arguments.exact).numpy()
     buffer = io.BytesIO()
     np.save(buffer, samples)
     files.write_atomically(arguments.out, buffer.getvalue())
-    print(f"{arguments.out}: float32 {samples.shape}, players of update {model.update}")
+    exact = "" if arguments.exact == "none" else f", exact by {arguments.exact}"
+    print(f"{arguments.out}: float32 {samples.shape}{exact}, players of update {model.update}")
 
 
 def _show_info(arguments: argparse.Namespace) -> None:

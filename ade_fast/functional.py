@@ -1,6 +1,6 @@
 """Functional forms of the dynamics: the layers' computation with step sizes (and scales) as arguments.
 
-Each takes the arguments of the layer of the same name, and returns `ade.DynamicsOutput`. `step_size` is a number or
+Each takes the arguments of the layer of the same name, and returns what it returns. `step_size` is a number or
 a tensor (which may require grad and need not be a leaf). Numbers must be positive; of a tensor, that is the caller's
 affair here.
 """
@@ -13,6 +13,13 @@ import torch
 from torch import Tensor
 
 from .dynamics import base
+from .dynamics.annealed_leapfrog import (
+    AnnealedOutput,
+    Refreshment,
+    check_refresh,
+    even_bridges,
+    run_annealed_leapfrog,
+)
 from .dynamics.base import DynamicsOutput, Options
 from .dynamics.damped_leapfrog import check_damping, run_damped_leapfrog
 from .dynamics.generalized_leapfrog import (
@@ -24,13 +31,14 @@ from .dynamics.generalized_leapfrog import (
 )
 from .dynamics.leapfrog import run_leapfrog
 
-__all__ = ["damped_leapfrog", "generalized_leapfrog", "leapfrog"]
+__all__ = ["annealed_leapfrog", "damped_leapfrog", "generalized_leapfrog", "leapfrog"]
 
 
-def _options(layer: str, options: dict) -> Options:
-    unknown = sorted(options.keys() - Options.__dataclass_fields__.keys())
+def _options(layer: str, options: dict, without: frozenset[str] = frozenset()) -> Options:
+    known = Options.__dataclass_fields__.keys() - without
+    unknown = sorted(options.keys() - known)
     if unknown:
-        raise TypeError(f"{layer}: unknown option {unknown[0]!r}; options are {sorted(Options.__dataclass_fields__)}")
+        raise TypeError(f"{layer}: unknown option {unknown[0]!r}; options are {sorted(known)}")
     checked = Options(**options)
     checked.validate(layer)
     return checked
@@ -111,4 +119,42 @@ def generalized_leapfrog(
         layer, potential, x0, v0, step, n_steps, checked, couplings,
         momentum_shape=check_momentum_shape(layer, momentum_shape), momentum_step_size=eta_v,
         generator=generator, context=context,
+    )[0]  # fmt: skip
+
+
+def annealed_leapfrog(
+    potential: Callable,
+    x0: Tensor,
+    v0: Tensor | None,
+    step_size: float | Tensor,
+    n_steps: int,
+    *,
+    initial: object,
+    refresh: float | Tensor = 0.5,
+    bridges: Tensor | None = None,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    context: Tensor | Sequence[Tensor] | None = None,
+    **options,
+) -> AnnealedOutput:
+    """T annealed leapfrog steps. Options: those of `ade.AnnealedLeapfrog`.
+
+    `refresh` and `bridges` (β_t, [T]) may be tensors that require grad, of any values in [0, 1].
+    """
+    layer = "annealed_leapfrog"
+    checked = _options(layer, options, without=frozenset({"momentum_clip", "sample_range"}))
+    step, n_steps = _step(layer, step_size), base.check_n_steps(layer, n_steps)
+    if not isinstance(refresh, Tensor):
+        refresh = torch.tensor(check_refresh(layer, refresh), dtype=torch.float64)
+    elif base.check_real(layer, refresh, "refresh").dim() > 0:
+        raise ValueError(f"{layer}: refresh must be a single number, got shape {tuple(refresh.shape)}")
+    if bridges is None:
+        bridges = even_bridges(n_steps)
+    elif not isinstance(bridges, Tensor):
+        raise TypeError(f"{layer}: bridges must be a tensor or None, got {type(bridges).__name__}")
+    elif tuple(base.check_real(layer, bridges, "bridges").shape) != (n_steps,):
+        raise ValueError(f"{layer}: bridges must have shape ({n_steps},), one per step, got {tuple(bridges.shape)}")
+    return run_annealed_leapfrog(
+        layer, potential, x0, v0, step, n_steps, checked, initial=initial, refreshment=Refreshment.of(refresh),
+        bridges=bridges, noise=noise, generator=generator, context=context,
     )[0]  # fmt: skip

@@ -38,11 +38,11 @@ def value(potential: Potential, x: Tensor) -> Tensor:
     return potential(x).reshape(len(x))
 
 
-def step_at(step_size: float | Tensor, t: int, event: torch.Size) -> float | Tensor:
-    """The step size of step ``t``, broadcastable to ``event``.
+def step_at(step_size: Any, t: int, event: torch.Size) -> Any:
+    """The step size (or scale) of step ``t``, broadcastable to ``event``.
 
-    A number or a tensor broadcastable to ``event`` serves every step. A tensor with ``1 + len(event)``
-    dimensions has a leading axis of length T, one entry per step.
+    A number, None, a callable or a tensor broadcastable to ``event`` serves every step. A tensor with
+    ``1 + len(event)`` dimensions has a leading axis of length T, one entry per step.
     """
     if isinstance(step_size, Tensor) and step_size.dim() == 1 + len(event):
         return step_size[t]
@@ -344,7 +344,7 @@ def generalized_leapfrog(
         x0: ``(B, *event)``. v0: ``(B, *momentum)``, of any shape once ``shift_v`` and ``shift_x`` map between
         the two.
         scale_v, scale_x: S_v, called with ``(F(x), x)``, and S_x, called with ``(v,)``: None (0), a number, a
-            tensor broadcastable to the state, or a callable.
+            tensor broadcastable to the state (with a leading T: one per step, in both its kicks), or a callable.
         shift_v, shift_x: g_v, called with ``(F(x), x)``, and g_x, called with ``(v,)``; None is the identity
             of F(x), of v.
         momentum_step_size: η of the kicks, broadcastable to ``momentum`` (or with a leading T); None is
@@ -364,8 +364,8 @@ def generalized_leapfrog(
             v,
             step_at(step_size, t, x0.shape[1:]),
             momentum_eta=step_at(kick_step, t, v0.shape[1:]),
-            scale_v=scale_v,
-            scale_x=scale_x,
+            scale_v=step_at(scale_v, t, v0.shape[1:]),
+            scale_x=step_at(scale_x, t, x0.shape[1:]),
             shift_v=shift_v,
             shift_x=shift_x,
             grad_clip=grad_clip,
@@ -375,6 +375,76 @@ def generalized_leapfrog(
         )
         log_det = log_det + step_log_det
     return _outputs(x, v, log_det, gradient)
+
+
+# --- Annealed leapfrog (not in the paper): Zhang et al. 2021, "Differentiable annealed importance sampling"; Geffner
+# and Domke 2021, "MCMC variational inference via uncorrected Hamiltonian annealing" -------------------------
+
+
+def bridge_force(
+    potential: Potential,
+    x: Tensor,
+    beta: float | Tensor,
+    mean: Tensor,
+    std: Tensor,
+    *,
+    grad_clip: Any | None = None,
+    gradient: str = "full",
+) -> Tensor:
+    """The force of β f + (1 - β) log N(mean, diag(std²)) at x, clipped: ``(B, *event)``.
+
+    ``gradient="stopped"`` takes all of it for a constant, the Gaussian's part too.
+    """
+    force = beta * gradient_field(potential, x, gradient) - (1 - beta) * (x - mean) / std**2
+    return clip(force.detach() if gradient == "stopped" else force, grad_clip)
+
+
+def annealed_leapfrog(
+    potential: Potential,
+    x0: Tensor,
+    v0: Tensor,
+    step_size: float | Tensor,
+    n_steps: int,
+    mean: Tensor,
+    std: Tensor,
+    noise: Tensor,
+    *,
+    refresh: float | Tensor = 0.5,
+    bridges: Tensor | None = None,
+    grad_clip: Any | None = None,
+    gradient: str = "full",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """T leapfrog steps, position first, on bridges from N(mean, diag(std²)) to f, with partly refreshed momenta.
+
+    Step t: x ← x + η/2 v; v ← v + η F_t(x); x ← x + η/2 v, with F_t the :func:`bridge_force` of β_t; then, except
+    after the last, v' = √(1 - r) v + √r ξ. A refresh is reversible with respect to N(0, I), so the density of the path
+    over that of its reversal gains N(v') / N(v): log_noise = Σ ½ (‖v‖² - ‖v'‖²). With log q = log q⁰ + log_noise and
+    w = exp(f(x^T) - ½ ‖v^T‖²) / q, E[w] = Z (2π)^{d/2}, whatever the steps are.
+
+    Args:
+        potential, x0, v0, step_size, n_steps, gradient: as in :func:`leapfrog`.
+        mean, std: of the Gaussian that the bridges start at, broadcastable to ``event``.
+        noise: ξ, ``(T - 1, B, *event)``.
+        refresh: r in (0, 1], the part of the momentum's variance that is drawn anew.
+        bridges: β, ``(T,)``, the last 1; None is (t + 1) / T.
+        grad_clip: clips the bridge's whole force.
+
+    Returns:
+        ``(x, v, log_det, log_noise)``: ``(B, *event)`` twice, ``(B,)`` zeros, as every line is a shear, and ``(B,)``.
+    """
+    x, v = x0, v0
+    log_noise = x0.new_zeros(len(x0))
+    for t in range(n_steps):
+        eta = step_at(step_size, t, x0.shape[1:])
+        beta = (t + 1) / n_steps if bridges is None else bridges[t]
+        x = x + eta / 2 * v
+        v = v + eta * bridge_force(potential, x, beta, mean, std, grad_clip=grad_clip, gradient=gradient)
+        x = x + eta / 2 * v
+        if t < n_steps - 1:
+            before, v = v, (1 - refresh) ** 0.5 * v + refresh**0.5 * noise[t]
+            log_noise = log_noise + sum_over_event(before.square() - v.square()) / 2
+    x, v, log_det = _outputs(x, v, x0.new_zeros(len(x0)), gradient)
+    return x, v, log_det, log_noise.detach() if gradient == "none" else log_noise
 
 
 # --- (16) to (18): the density of the end point -------------------------------------------------------------

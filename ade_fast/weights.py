@@ -24,6 +24,86 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
     return 1 / (w.square().sum(-1) * log_w.shape[-1])
 
 
+def log_mean_exp_error(log_w: Tensor) -> Tensor:
+    """Standard error of log mean w over the last axis: [..., K] -> [...], float64; infinite for K = 1.
+
+    The delta method's sqrt(Var(w) / K) / mean w, which is sqrt((1/ess - 1) / (K - 1)).
+    """
+    excess = (1 / effective_sample_size(log_w) - 1).clamp(min=0.0)
+    n = log_w.shape[-1]
+    return (excess / (n - 1)).sqrt() if n > 1 else torch.full_like(excess, math.inf)
+
+
+def kinetic(layer: str, v: Tensor, momentum_weight: Tensor, *, per_step: bool = False) -> Tensor:
+    """sum_i lambda_i/2 |v_i|^2 of each sample, [B], in v's dtype.
+
+    Args:
+        layer: who asks, for error messages.
+        v: [B, *momentum], or with ``per_step`` [T, B, *event], a momentum for each step (9).
+        momentum_weight: lambda, a scalar, or with ``per_step`` also [T].
+    """
+    weight = momentum_weight.to(v)
+    if not per_step:
+        if weight.dim() != 0:
+            raise ValueError(
+                f"{layer}: momentum_weight must be a number where there is one momentum, "
+                f"got shape {tuple(weight.shape)}"
+            )
+        return weight / 2 * v.flatten(1).square().sum(1)
+    squares = v.flatten(2).square().sum(-1)  # [T, B]
+    if weight.dim() == 1 and weight.shape[0] != squares.shape[0]:
+        raise ValueError(
+            f"{layer}: momentum_weight must be a number or have one entry per step, shape ({squares.shape[0]},), "
+            f"got {tuple(weight.shape)}"
+        )
+    return (weight.reshape(-1, 1) / 2 * squares).sum(0)
+
+
+def log_weights(
+    layer: str,
+    values: Tensor,
+    v: Tensor | None,
+    log_q: Tensor,
+    momentum_weight: Tensor,
+    *,
+    per_step: bool = False,
+) -> Tensor:
+    """log w of each sample less the momenta's normaliser, so that E_q[w] = Z_x: [B], float64.
+
+    Args:
+        layer: who asks, for error messages.
+        values: [B], f(x^T).
+        v: v^T as in `kinetic`, or None where there is none.
+        log_q: [B], log q^T of this very (x^T, v^T).
+        momentum_weight: lambda > 0, a scalar, or with ``per_step`` also [T].
+        per_step: ``sampler.draws_own_momenta()``.
+    """
+    log_w = values.double() - log_q.double()
+    if v is None:
+        return log_w
+    shape, count = (v.shape[2:], v.shape[0]) if per_step else (v.shape[1:], 1)
+    energy = kinetic(layer, v, momentum_weight, per_step=per_step).double()
+    return log_w - energy - log_normaliser(shape, count, momentum_weight.double())
+
+
+def as_momentum_weight(layer: str, weight: float | Tensor | None) -> Tensor:
+    """lambda as a float64 tensor, a scalar or [T]; None is 1.
+
+    Raises: TypeError, ValueError for anything that is not finite and >= 0.
+    """
+    try:
+        tensor = torch.as_tensor(1.0 if weight is None else weight, dtype=torch.float64).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{layer}: momentum_weight must be a number or a tensor of shape (T,), got {weight!r}"
+        ) from error
+    if tensor.dim() > 1:
+        raise ValueError(f"{layer}: momentum_weight must be a number or have shape (T,), got {tuple(tensor.shape)}")
+    if not bool((torch.isfinite(tensor) & (tensor >= 0)).all()):
+        raise ValueError(f"{layer}: momentum_weight must be finite and >= 0, got {weight!r}")
+    return tensor
+
+
 def log_normaliser(shape: Sequence[int], count: int, momentum_weight: Tensor) -> Tensor:
     """Sum over ``count`` momenta of ``shape`` of l/2 log(2 pi / lambda_i)."""
     size = math.prod(shape)

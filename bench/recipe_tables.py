@@ -1,19 +1,15 @@
-"""The recipe's results files to markdown, for docs/recipe.md. Scores are MMD² × 10³."""
+"""The recipe's results files to markdown, for docs/recipe.md. NLL in nats; MMD² × 10³."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 Run = Mapping[str, Any]
 Rows = tuple[list[str], list[list[str]]]
 
-LEVEL = 0.05
-
-
-def _score(value: float | None) -> str:
-    return "diverged" if value is None else f"{1e3 * value:.2f}"
+LEVEL = 0.01
 
 
 def _unique(values: Iterable[Any]) -> list[Any]:
@@ -25,70 +21,87 @@ def _in_order(runs: Sequence[Run]) -> list[Run]:
     return sorted(runs, key=lambda r: (r["settings"]["data"].lower(), r["settings"]["seed"]))
 
 
+def _of(runs: Sequence[Run], key: str) -> list[float]:
+    return [r[key] for r in runs if r.get(key) is not None]
+
+
+def _spread(runs: Sequence[Run], key: str, digits: str, scale: float = 1.0) -> str:
+    """Mean over seeds, and their standard deviation where there are several."""
+    values = [scale * v for v in _of(runs, key)]
+    diverged = sum("diverged" in r for r in runs)
+    text = "-" if not values else f"{mean(values):{digits}}"
+    text += f" ± {stdev(values):{digits}}" if len(values) > 1 else ""
+    return text + (f" ({diverged} diverged)" if diverged else "")
+
+
+def _entropy(runs: Sequence[Run]) -> str:
+    values = _of(runs, "entropy")
+    if not values:
+        return "none"
+    return f"{values[0]:.3f}" + ("" if runs[0].get("entropy_exact") else " (est.)")
+
+
+def _excess(runs: Sequence[Run]) -> str:
+    found = [r["nll_large"] - r["entropy"] for r in runs if r.get("entropy") is not None]
+    return f"{mean(found):+.3f}" if found else "-"
+
+
+def _held(runs: Sequence[Run], key: str) -> str:
+    """How many of the tests do not reject."""
+    return f"{sum(p >= LEVEL for p in _of(runs, key))} of {len(runs)}"
+
+
 def sets(runs: Sequence[Run]) -> Rows:
-    """One row per set: the run's own test on 1000 points, and the two scores on many more."""
-    head = ["set", "MMD², held-out", "p", "MMD², 4 × 3000 points", "fine MMD²", "update", "seconds"]
-    rows = [
-        [r["settings"]["data"], "diverged", *["-"] * 4, f"{r['seconds']:.0f}"]
-        if "diverged" in r
-        else [
-            r["settings"]["data"],
-            _score(r["mmd2"]),
-            f"{r['p_value']:.2f}",
-            _score(r["mmd2_large"]),
-            _score(r["mmd2_fine"]),
-            f"{r['chosen_update']}",
-            f"{r['seconds']:.0f}",
-        ]
-        for r in _in_order(runs)
-    ]
-    return head, rows
-
-
-def seeds(runs: Sequence[Run]) -> Rows:
-    """One row per set: p of every seed, and how many are not rejected."""
+    """One row per set, over its seeds."""
     runs = _in_order(runs)
-    numbers = _unique(r["settings"]["seed"] for r in runs)
+    head = [
+        "set", "NLL", "data's entropy", "NLL − entropy", "best c", "ESS", "ESS of q⁰", "MMD², raw", "MMD², exact",
+        "exact not rejected at 1 %", "mass near, far", "seconds",
+    ]  # fmt: skip
     rows = []
     for name in _unique(r["settings"]["data"] for r in runs):
-        of_set = {r["settings"]["seed"]: r for r in runs if r["settings"]["data"] == name}
-        values = [of_set.get(seed, {}).get("p_value") for seed in numbers]
-        held = sum(p is not None and p >= LEVEL for p in values)
-        rows.append([name, *("-" if p is None else f"{p:.2f}" for p in values), f"{held} of {len(values)}"])
-    return ["set: p", *(f"seed {n}" for n in numbers), "not rejected at 5 %"], rows
+        group = [r for r in runs if r["settings"]["data"] == name]
+        masses = [f"{mean(_of(group, key)):.3f}" if _of(group, key) else "-" for key in ("mass_near", "mass_far")]
+        rows.append(
+            [
+                name,
+                _spread(group, "nll_large", ".3f"),
+                _entropy(group),
+                _excess(group),
+                _spread(group, "best_temperature", ".2f"),
+                _spread(group, "ess", ".2f"),
+                _spread(group, "initial_ess", ".2f"),
+                _spread(group, "mmd2", ".2f", 1e3),
+                _spread(group, "exact_mmd2", ".2f", 1e3),
+                _held(group, "exact_p_value"),
+                ", ".join(masses),
+                _spread(group, "seconds", ".0f"),
+            ]
+        )
+    return head, rows
 
 
 def variants(runs: Sequence[Run]) -> Rows:
-    """One row per variant, two columns per set: mean over seeds of the score and of the fine score."""
+    """One row per variant; NLL and effective sample sizes for each set, over the seeds."""
     ordered = _in_order(runs)
     names = _unique(r["settings"]["data"] for r in ordered)
-    n_seeds = len(_unique(r["settings"]["seed"] for r in ordered))
-    head = [
-        "",
-        *(f"{name}{suffix}" for name in names for suffix in ("", ", fine")),
-        f"rejected, of {n_seeds} seeds each",
-    ]
+    head = ["", *(f"{name}: {what}" for name in names for what in ("NLL", "ESS", "ESS of q⁰"))]
     rows = []
     for variant in _unique(r["variant"] for r in runs):
-        cells, rejected = [], []
+        cells = []
         for name in names:
-            of_cell = [r for r in ordered if r["variant"] == variant and r["settings"]["data"] == name]
-            cells += [_mean(of_cell, "mmd2_large"), _mean(of_cell, "mmd2_fine")]
-            rejected.append(str(sum("diverged" in r or r["p_value"] < LEVEL for r in of_cell)))
-        rows.append([variant, *cells, " + ".join(rejected)])
+            group = [r for r in ordered if r["variant"] == variant and r["settings"]["data"] == name]
+            cells += [
+                _spread(group, "nll_large", ".3f"),
+                _spread(group, "ess", ".2f"),
+                _spread(group, "initial_ess", ".2f"),
+            ]
+        rows.append([variant, *cells])
     return head, rows
-
-
-def _mean(runs: Sequence[Run], key: str) -> str:
-    values = [r[key] for r in runs if r.get(key) is not None]
-    diverged = sum("diverged" in r for r in runs)
-    text = "-" if not values else f"{1e3 * mean(values):.2f}"
-    return text + (f" ({diverged} diverged)" if diverged else "")
 
 
 TABLES: dict[str, Callable[[Sequence[Run]], Rows]] = {
     "recipe-sets": sets,
-    "recipe-seeds": seeds,
     "recipe-gradients": variants,
     "recipe-ablation": variants,
 }

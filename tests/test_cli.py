@@ -23,6 +23,7 @@ from ade_fast.training import checkpoint, metrics_log, plots
 
 SETTINGS = {
     "hidden": "32,32",
+    "initial": "planar",
     "flow-layers": 2,
     "n-steps": 2,
     "batch-size": 32,
@@ -30,6 +31,8 @@ SETTINGS = {
     "sampler-steps": 1,
     "validate-every": 2,
     "validation-samples": 64,
+    "likelihood-samples": 200,
+    "test-likelihood-samples": 200,
     "test-samples": 64,
     "test-permutations": 50,
     "checkpoint-every": 2,

@@ -253,8 +253,8 @@ GENERALIZED_GRID = covering(
         "clips": list(CLIPS),
         "sample_range": RANGES,
         "step": STEPS,
-        "scale_v": ("none", "number", "tensor", "parameter", "module"),
-        "scale_x": ("none", "number", "tensor", "parameter", "module"),
+        "scale_v": ("none", "number", "tensor", "parameter", "per_step", "module"),
+        "scale_x": ("none", "number", "tensor", "parameter", "per_step", "module"),
         "shift": ("none", "module"),
         "momentum": ("same", "latent"),
     }
@@ -268,6 +268,7 @@ def make_scale(kind: str, network: nn.Module, state: Sequence[int], seed: int) -
         "number": 0.125,
         "tensor": normal(*state, seed=seed, scale=0.3),
         "parameter": nn.Parameter(normal(*state, seed=seed, scale=0.3)),
+        "per_step": nn.Parameter(normal(N_STEPS, *state, seed=seed, scale=0.3)),
         "module": network,
     }[kind]
 

@@ -57,7 +57,7 @@ def test_pictures_come_at_intervals_and_go_with_the_run(tmp_path, monkeypatch):
 
     def save_convergence(path, data, snapshots, stages, history, chosen):
         assert path == tmp_path / loop.CONVERGENCE
-        seen.append([update for update, _ in history])
+        seen.append([entry["update"] for entry in history])
         save(path, data, snapshots, stages, history, chosen)
 
     monkeypatch.setattr(plots, "save_convergence", save_convergence)

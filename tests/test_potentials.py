@@ -171,3 +171,19 @@ def test_conv_equals_table_4a(size, channels_last: bool) -> None:
 def test_misuse(make, error, message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+def test_input_gain_scales_the_first_layers_start():
+    torch.manual_seed(0)
+    plain = potentials.MLPPotential(3, (32, 32), "silu")
+    torch.manual_seed(0)
+    gained = potentials.MLPPotential(3, (32, 32), "silu", input_gain=3.0)
+    for name, parameter in plain.named_parameters():
+        factor = 3.0 if name.startswith("layers.0.") else 1.0
+        torch.testing.assert_close(dict(gained.named_parameters())[name], factor * parameter)
+    with pytest.raises(ValueError, match="MLPPotential: input_gain must be positive and finite, got 0"):
+        potentials.MLPPotential(3, input_gain=0)
+    with pytest.raises(TypeError, match="MLPPotential: input_gain must be a number, got str"):
+        potentials.MLPPotential(3, input_gain="3")
+    with pytest.raises(ValueError, match="input_gain must be 1 with spectral_norm"):
+        potentials.MLPPotential(3, spectral_norm=True, input_gain=3.0)

@@ -219,6 +219,7 @@ def test_a_short_training_brings_the_samples_closer():
         updates=400,
         potential_lr=5e-4,
         validation_samples=500,
+        validate_by="mmd2",
     )
     trainer = Trainer(settings)
     before = trainer.validate()
@@ -232,12 +233,12 @@ def test_a_short_training_brings_the_samples_closer():
 def test_the_score_uses_data_that_neither_training_nor_validation_saw():
     trainer = Trainer(TINY)
     trainer.validate()
-    _, test_data, test_samples = trainer.test()
+    _, test_data, test_samples, _ = trainer.test()
     assert not torch.isin(test_data, trainer._validation_data).any()
     assert not torch.isin(
-        test_samples, trainer.sampler.sample(trainer.potential, 64, trainer._generator("samples")).x
+        test_samples, trainer.sampler.sample(trainer.potential, 64, trainer.generator("samples")).x
     ).any()
-    assert torch.equal(trainer.test()[1], test_data)  # the same draw whenever it is asked for
+    assert torch.equal(trainer.test().data, test_data)  # the same draw whenever it is asked for
 
 
 def test_rates_and_penalties_follow_the_schedule():

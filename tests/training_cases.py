@@ -8,6 +8,7 @@ from ade_fast.training import Config, Summary
 
 TINY = Config(
     hidden=(32, 32),
+    initial="planar",
     flow_layers=2,
     n_steps=2,
     batch_size=32,
@@ -15,6 +16,8 @@ TINY = Config(
     sampler_steps=2,
     validate_every=2,
     validation_samples=64,
+    likelihood_samples=200,
+    test_likelihood_samples=200,
     test_samples=64,
     test_permutations=50,
     checkpoint_every=2,

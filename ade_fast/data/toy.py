@@ -1,9 +1,10 @@
 """The 14 two-dimensional distributions of Table 2, plus ``checkerboard`` and ``8gaussians``.
 
 Each is a small function from a source of random numbers to ``n`` points, registered under its Table 2 name
-with the interval that holds its points. Every draw is independent: arms, moons and rings are chosen per point
-and angles are uniform, where the usual numpy generators fix the count per arm and lay the angles on a grid
-(which makes a permutation test on them invalid). The distributions are those of the usual generators.
+with the interval that holds its points; its density is in ``toy_density.py``. Every draw is independent: arms,
+moons and rings are chosen per point and angles are uniform, where the usual numpy generators fix the count per
+arm and lay the angles on a grid (which makes a permutation test on them invalid). The distributions are those of
+the usual generators.
 """
 
 import math
@@ -12,6 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .._integers import as_integer
+from .toy_density import ENTROPIES, LOG_DENSITIES, Entropy
 
 _TWO_PI = 2 * math.pi
 
@@ -169,7 +173,7 @@ class Toy:
         """``n`` independent points.
 
         Args:
-            n: how many; 0 is allowed.
+            n: how many, of any integer type; 0 is allowed.
             generator: where the randomness comes from (torch's default generator of the device unless given).
             dtype: torch.float32 or torch.float64.
             device: where to draw; the generator's device, else the CPU.
@@ -182,8 +186,10 @@ class Toy:
             ValueError: ``n`` is negative, or the generator lives on another device than ``device``.
         """
         where = f"data.toy('{self.name}').sample"
-        if isinstance(n, bool) or not isinstance(n, int):
-            raise TypeError(f"{where}: n must be an int, got {type(n).__name__}")
+        try:
+            n = as_integer(n)
+        except TypeError:
+            raise TypeError(f"{where}: n must be an int, got {type(n).__name__}") from None
         if n < 0:
             raise ValueError(f"{where}: n must be at least 0, got {n}")
         if dtype not in (torch.float32, torch.float64):
@@ -194,6 +200,55 @@ class Toy:
         if generator is not None and generator.device.type != device.type:
             raise ValueError(f"{where}: generator must be on device {device}, got one on {generator.device}")
         return self._draw(n, _Random(generator, dtype, device))
+
+    @property
+    def has_density(self) -> bool:
+        """Whether it has one: all but ``cos`` and ``line``, whose points lie on a curve, do."""
+        return self.name in LOG_DENSITIES
+
+    @torch.no_grad()
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The true log-density, exact to about float64's rounding; no gradient goes through it.
+
+        Args:
+            x: points ``(n, 2)`` of any floating dtype, on any device.
+
+        Returns:
+            ``(n,)`` float64 in nats, on the device of ``x``; -inf outside a bounded support, nan where ``x`` has one.
+
+        Raises:
+            TypeError: ``x`` is no tensor of floating point numbers.
+            ValueError: ``x`` is not ``(n, 2)``, or the set has no density.
+        """
+        where = self._check_density("log_prob")
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{where}: x must be a floating-point tensor, got {got}")
+        if x.dim() != 2 or x.shape[1] != 2:
+            raise ValueError(f"{where}: x must be (n, 2), got {tuple(x.shape)}")
+        finite = x.isfinite().all(dim=1)
+        log_p = torch.where(x.isnan().any(dim=1), math.nan, -math.inf).double()
+        log_p[finite] = LOG_DENSITIES[self.name](x[finite].double())
+        return log_p
+
+    def entropy(self) -> Entropy:
+        """Its differential entropy in nats, ``-E[log_prob]``: what a perfect model's held-out NLL is on average.
+
+        Returns:
+            ``Entropy(value, accuracy, exact)``: a closed form (``exact``, accuracy 0), or a sum over a fine grid whose
+            error is at most ``accuracy``.
+
+        Raises:
+            ValueError: the set has no density.
+        """
+        self._check_density("entropy")
+        return ENTROPIES[self.name]
+
+    def _check_density(self, method: str) -> str:
+        where = f"data.toy('{self.name}').{method}"
+        if not self.has_density:
+            raise ValueError(f"{where}: its points lie on a curve, where no density exists (see has_density)")
+        return where
 
 
 _REGISTRY = {
@@ -230,7 +285,8 @@ def toy(name: str) -> Toy:
         name: one of :data:`TOY_NAMES`.
 
     Returns:
-        The distribution, with ``.sample(n, generator=None)``, ``.name``, ``.range`` and ``.event``.
+        The distribution, with ``.sample(n, generator=None)``, ``.name``, ``.range`` and ``.event``, and where
+        ``.has_density`` with ``.log_prob(x)`` and ``.entropy()``.
 
     Raises:
         TypeError: ``name`` is no string.

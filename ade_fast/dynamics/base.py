@@ -187,12 +187,16 @@ def check_v0(layer: str, v0: object, x0: Tensor, momentum: tuple[int, ...]) -> T
     return v0
 
 
-def draw_momentum(layer: str, x0: Tensor, momentum: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """v⁰ ~ N(0, I)."""
+def check_generator(layer: str, generator: object, x0: Tensor) -> None:
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"{layer}: generator must be a torch.Generator or None, got {type(generator).__name__}")
     if generator is not None and generator.device.type != x0.device.type:
         raise ValueError(f"{layer}: generator must be on x0's device {x0.device}, got {generator.device}")
+
+
+def draw_momentum(layer: str, x0: Tensor, momentum: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """v⁰ ~ N(0, I)."""
+    check_generator(layer, generator, x0)
     return torch.randn((x0.shape[0], *momentum), generator=generator, dtype=x0.dtype, device=x0.device)
 
 

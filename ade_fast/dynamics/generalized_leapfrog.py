@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._ops import ops, ops_without_autograd
-from ..fields import Ancestry, GradientSide, Layout, MLPField, Plan, Sum, generalized_kicks
+from ..fields import Ancestry, GradientSide, Layout, MLPField, Plan, generalized_kicks
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
 from .networks import NetworkPair
@@ -33,8 +33,10 @@ class Couplings:
 class GeneralizedLeapfrogProgram:
     """T drifts between T + 1 merged kicks, v of dimension L and x of dimension D.
 
-    args: x⁰ [B, D], v⁰ [B, L], half momentum steps [T, L], drift steps [T, D], constant S_v [1, L] or None, constant
-    S_x [1, D] or None. Outputs: x^T, v^T, log_det [B].
+    args: x⁰ [B, D], v⁰ [B, L], half momentum steps [T, L], drift steps [T, D], constant S_v [1, L], [T, L] or None,
+    constant S_x [1, D], [T, D] or None; as rows, where S_v changes from step to step, the merged kicks [T + 1, L] of
+    `generalized_kicks` and their scales [T + 1, L] take the places of half steps and S_v.
+    Outputs: x^T, v^T, log_det [B].
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class GeneralizedLeapfrogProgram:
         layout: Layout,
         momentum: Layout,
         options: Options,
+        tempered: bool,
     ) -> None:
         self.n_steps, self.n_kicks = n_steps, n_steps + 1
         self._layer = layer
@@ -58,6 +61,8 @@ class GeneralizedLeapfrogProgram:
         self._drift_nets = NetworkPair(layer, names[1], scale_x, couplings.shift_x, (momentum,), layout)
         # One pass over memory for kick and drift, where the drift needs nothing but v.
         self._fused = not self._drift_nets.functions
+        # The kick ops have one S_v: two of them at one x are merged beforehand.
+        self._tempered = tempered
 
     def fused(self, field: MLPField, args: tuple, **options) -> tuple[Tensor, Tensor, Tensor] | None:
         if self._kick_nets.functions or self._drift_nets.functions:
@@ -72,7 +77,11 @@ class GeneralizedLeapfrogProgram:
         )  # fmt: skip
 
     def as_rows(self, args: tuple) -> tuple[Tensor | None, ...]:
-        return args
+        if not self._tempered:
+            return args
+        x, v, half_steps, drift_steps, scale_v, scale_x = args
+        kick, log_decay = generalized_kicks(half_steps, scale_v)
+        return x, v, kick, drift_steps, log_decay, scale_x
 
     def networks(self) -> Sequence[NetworkPair]:
         return (self._kick_nets, self._drift_nets)
@@ -85,15 +94,21 @@ class GeneralizedLeapfrogProgram:
         drift_captured = self._drift_nets.prepare(known, behind_known, (args[1],), keep)
         return kick_captured or drift_captured
 
-    def _halves(self, halves: Sequence[Tensor], t: int) -> tuple[Tensor, Tensor | None]:
-        """Steps of the kick at x_t: of the half kick that ends a step, and of the one that begins the next."""
+    def _steps(self, kicks: Sequence[Tensor], t: int) -> tuple[Tensor, Tensor | None]:
+        """Steps of the kick at x_t: of the half kick that ends a step, and of the one that begins the next.
+
+        There is but one where it is the first or the last kick, or merged beforehand.
+        """
+        if self._tempered:
+            return kicks[t], None
         if t == 0:
-            return halves[0], None
-        return halves[t - 1], halves[t] if t < self.n_steps else None
+            return kicks[0], None
+        return kicks[t - 1], kicks[t] if t < self.n_steps else None
 
     def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-        x, v, half_steps, drift_steps, const_v, const_x = args
-        halves, drifts = half_steps.unbind(), drift_steps.unbind()
+        x, v, kick_steps, drift_steps, const_v, const_x = args
+        kicks, drifts = kick_steps.unbind(), drift_steps.unbind()
+        consts_v, consts_x = _each(const_v, self.n_kicks), _each(const_x, self.n_steps)
         log_det = base.zero_log_det(x)
         run = ops if torch.is_grad_enabled() else ops_without_autograd
         for t in range(self.n_kicks):
@@ -101,20 +116,20 @@ class GeneralizedLeapfrogProgram:
                 saved += [x, v]
             g = grad(t, x)
             scale, force = self._kick_nets(t, g, x)
-            scale, force = const_v if scale is None else scale, g if force is None else force
-            step, next_step = self._halves(halves, t)
+            scale, force = consts_v[t] if scale is None else scale, g if force is None else force
+            step, next_step = self._steps(kicks, t)
             if t == self.n_steps:
                 v, gain = run.generalized_leapfrog_kick(v, force, scale, step, next_step, *self._force_clip)
                 log_det = log_det + gain
             elif self._fused:
                 x, v, gain = run.generalized_leapfrog_kick_drift(
-                    x, v, force, scale, const_x, step, next_step, drifts[t], *self._force_clip, *self._drift
+                    x, v, force, scale, consts_x[t], step, next_step, drifts[t], *self._force_clip, *self._drift
                 )
                 log_det = log_det + gain
             else:
                 v, gain = run.generalized_leapfrog_kick(v, force, scale, step, next_step, *self._force_clip)
                 scale_x, u = self._drift_nets(t, v)
-                scale_x, u = const_x if scale_x is None else scale_x, v if u is None else u
+                scale_x, u = consts_x[t] if scale_x is None else scale_x, v if u is None else u
                 x, gain_x = run.generalized_leapfrog_drift(x, u, scale_x, drifts[t], *self._drift)
                 log_det = log_det + gain + gain_x
             base.check_finite(self._check_finite, self._layer, min(t, self.n_steps - 1), self.n_steps, x, v)
@@ -128,11 +143,13 @@ class GeneralizedLeapfrogProgram:
         cotangents: tuple,
         wants: Sequence[bool],
     ) -> tuple[Tensor | None, ...]:
-        _, _, half_steps, drift_steps, const_v, const_x = args
-        halves, drifts = half_steps.unbind(), drift_steps.unbind()
+        _, _, kick_steps, drift_steps, const_v, const_x = args
+        kicks, drifts = kick_steps.unbind(), drift_steps.unbind()
+        consts_v, consts_x = _each(const_v, self.n_kicks), _each(const_x, self.n_steps)
         xs, vs = saved[0::2], saved[1::2]
         dx, dv, dlog_det = cotangents
-        constants = Sum(2)
+        dconsts_v: list[Tensor | None] = [None] * self.n_kicks
+        dconsts_x: list[Tensor | None] = [None] * self.n_steps
         dends: list[Tensor] = [dlog_det] * self.n_kicks  # of the half kick that ends step t - 1
         dbegins: list[Tensor] = [dlog_det] * self.n_kicks  # of the one that begins step t
         ddrifts: list[Tensor] = [dlog_det] * self.n_steps
@@ -141,21 +158,19 @@ class GeneralizedLeapfrogProgram:
             g = side.recall(t, x)
             scale, force = self._kick_nets.recall(t, g, x)
             learned_scale, learned_force = scale is not None, force is not None
-            scale, force = scale if learned_scale else const_v, force if learned_force else g
-            step, next_step = self._halves(halves, t)
+            scale, force = scale if learned_scale else consts_v[t], force if learned_force else g
+            step, next_step = self._steps(kicks, t)
             if t < self.n_steps and self._fused:
                 backward = ops_without_autograd.generalized_leapfrog_kick_drift_backward
-                dx, dv, dforce, dscale, dscale_x, dstep, dnext, ddrifts[t] = backward(
-                    dx, dv, dlog_det, x, v, vs[t + 1], force, scale, const_x, step, next_step, drifts[t],
+                dx, dv, dforce, dscale, dconsts_x[t], dstep, dnext, ddrifts[t] = backward(
+                    dx, dv, dlog_det, x, v, vs[t + 1], force, scale, consts_x[t], step, next_step, drifts[t],
                     *self._force_clip, *self._drift,
                 )  # fmt: skip
-                constants.add((None, dscale_x if const_x is not None else None))
             else:
                 if t < self.n_steps:
-                    dx, dv_drift, dscale_x, ddrifts[t] = self._drift_backward(
-                        t, dx, dlog_det, x, vs[t + 1], const_x, drifts[t]
+                    dx, dv_drift, dconsts_x[t], ddrifts[t] = self._drift_backward(
+                        t, dx, dlog_det, x, vs[t + 1], consts_x[t], drifts[t]
                     )
-                    constants.add((None, dscale_x))
                     dv = dv + dv_drift
                 dv, dforce, dscale, dstep, dnext = ops_without_autograd.generalized_leapfrog_kick_backward(
                     dv, dlog_det, v, force, scale, step, next_step, *self._force_clip
@@ -164,16 +179,19 @@ class GeneralizedLeapfrogProgram:
                 dbegins[t] = dstep
             else:
                 dends[t], dbegins[t] = dstep, dnext
-            if not learned_scale and const_v is not None:
-                constants.add((dscale, None))
+            if not learned_scale:
+                dconsts_v[t] = dscale
             dg, dx_nets = self._kick_nets.pull(t, dscale if learned_scale else None, dforce if learned_force else None)
             if not learned_force:
                 dg = dforce if dg is None else dg + dforce
             hessian_u = None if dg is None else side.pull(t, x, dg, want_x=t > 0 or wants[0])
             for more in (dx_nets, hessian_u):
                 dx = dx if more is None else dx + more
-        dhalves = torch.stack([dbegins[t] + dends[t + 1] for t in range(self.n_steps)])
-        return dx, dv, dhalves, torch.stack(ddrifts), *constants.terms
+        if self._tempered:
+            dkicks = torch.stack([dbegins[0], *dends[1:]])
+        else:
+            dkicks = torch.stack([dbegins[t] + dends[t + 1] for t in range(self.n_steps)])
+        return dx, dv, dkicks, torch.stack(ddrifts), _of_each(dconsts_v, const_v), _of_each(dconsts_x, const_x)
 
     def _drift_backward(
         self,
@@ -199,20 +217,22 @@ class GeneralizedLeapfrogProgram:
         return dx, torch.zeros_like(v) if dv is None else dv, constant, ddrift
 
 
-def _scale_rows(layer: str, name: str, scale: Scale, layout: Layout, x0: Tensor) -> Tensor | None:
-    """A constant S as one row [1, D]; None where S is absent or a network."""
+def _each(constant: Tensor | None, n: int) -> Sequence[Tensor | None]:
+    """A constant S, [1, D] or [n, D], at each of n places, [1, D]."""
+    return [None] * n if constant is None else constant.expand(n, -1).split(1)
+
+
+def _of_each(terms: Sequence[Tensor | None], constant: Tensor | None) -> Tensor | None:
+    """The cotangent of a constant S from those at each of its places."""
+    return None if constant is None else torch.cat(list(terms)).sum_to_size(constant.shape)
+
+
+def _scale_rows(layer: str, name: str, scale: Scale, n_steps: int, layout: Layout, x0: Tensor) -> Tensor | None:
+    """A constant S as one row per step, [T, D], or for all of them, [1, D]; None where S is absent or a network."""
     if scale is None or callable(scale):
         return None
     scale = scale if isinstance(scale, Tensor) else torch.tensor(float(scale), dtype=torch.float64)
-    if scale.dim() > 0 and scale.device != x0.device:
-        raise ValueError(f"{layer}: {name} is on {scale.device}, x0 is on {x0.device}: move the layer with .to(...)")
-    scale = scale.to(device=x0.device, dtype=base.accumulation_dtype(x0.dtype))
-    try:
-        return layout.rows(scale.expand(layout.event).unsqueeze(0))
-    except RuntimeError:
-        raise ValueError(
-            f"{layer}: {name} must be a number or broadcast to {layout.event}, got shape {tuple(scale.shape)}"
-        ) from None
+    return base.step_rows(layer, scale, n_steps, layout, x0, name, "event" if name == "scale_x" else "momentum")
 
 
 @base.outside_of_graphs
@@ -263,15 +283,17 @@ def run_generalized_leapfrog(
         eta_v = drift
     else:
         eta_v = base.step_rows(layer, step_size, n_steps, momentum, x0)
+    scale_v = _scale_rows(layer, "scale_v", couplings.scale_v, n_steps, momentum, x0)
     args = (
         layout.rows(x0),
         momentum.rows(v0),
         (0.5 * eta_v).expand(n_steps, -1),
         drift.expand(n_steps, -1),
-        _scale_rows(layer, "scale_v", couplings.scale_v, momentum, x0),
-        _scale_rows(layer, "scale_x", couplings.scale_x, layout, x0),
+        scale_v,
+        _scale_rows(layer, "scale_x", couplings.scale_x, n_steps, layout, x0),
     )
-    program = GeneralizedLeapfrogProgram(layer, n_steps, couplings, layout, momentum, options)
+    tempered = scale_v is not None and len(scale_v) > 1
+    program = GeneralizedLeapfrogProgram(layer, n_steps, couplings, layout, momentum, options, tempered)
     (x, v, log_det), plan = differentiate(layer, potential, program, args, layout, options, captured)
     return DynamicsOutput(layout.events(x), momentum.events(v), log_det), plan
 
@@ -324,7 +346,9 @@ class GeneralizedLeapfrog(Dynamics):
 
     Args (beside `Leapfrog`'s):
         scale_v, scale_x: S_v(F, x) and S_x(v): None (0), a number or tensor (broadcast over the momentum or event; a
-            number counts once per dimension in the log-determinant), a parameter, or a module.
+            number counts once per dimension in the log-determinant), a parameter, or a module. A tensor or parameter
+            with a leading axis of length T has one S per step: momenta tempered from step to step. S_v of a step is in
+            both of its half kicks.
         shift_v, shift_x: g_v(F, x) and g_x(v): None (identity in F and v) or a module. `grad_clip` acts on g_v's
             output and `momentum_clip` on g_x's; the networks see raw values.
         momentum_shape: shape of one sample's momentum; None is the event's.

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from .._once import refuse_derivative
 from .._slow_paths import note_slow_path
 from ..fields import (
+    AffineForce,
     Ancestry,
     AutogradField,
     GradientSide,
@@ -28,9 +29,10 @@ from ..fields import (
     keeps_kinks,
     memory_budget,
     possible_inputs,
+    without_base,
 )
 from ..potentials import MLPPotential
-from .base import Options
+from .base import Options, accumulation_dtype
 from .networks import NetworkPair
 
 GradientFunction = Callable[[int, Tensor], Tensor]
@@ -150,13 +152,15 @@ def differentiate(
         with torch.inference_mode(False), torch.no_grad():
             return differentiate(layer, potential, program, args, layout, options, context)
     x0 = args[0]
-    if (fused := _fused(layer, potential, program, args, layout, options)) is not None:
+    inner, base = without_base(layer, potential, layout, x0, accumulation_dtype(x0.dtype))
+    if (fused := _fused(layer, inner, base, program, args, layout, options)) is not None:
         return fused
     args = _savable(program.as_rows(args))
     functions = {"potential": potential} | {k: f for pair in program.networks() for k, f in pair.functions.items()}
     if options.gradient == "none" or not torch.is_grad_enabled():
         with torch.no_grad():
-            return _without_gradients(layer, potential, program, args, layout, functions), None
+            field = AutogradField(layer, inner, layout, base=base)
+            return _without_gradients(field, program, args, functions), None
 
     mode = options.gradient_mode
     surroundings = Surroundings(layer, functions, x0.device)
@@ -165,7 +169,7 @@ def differentiate(
     watch, of_networks = Watch(), Watch()
     for constant in surroundings.constants():
         watch.note(constant)
-    field = AutogradField(layer, potential, layout, known, watch)
+    field = AutogradField(layer, inner, layout, known, watch, base)
     with surroundings.held():
         first_value = field.first_value(x0)
         reached = [*first_value.facts.known, *first_value.facts.leaves]
@@ -177,7 +181,8 @@ def differentiate(
         tape = plan.memory == "graph" and not plan.piecewise_linear and mode != "stopped"
         first = first_value.gradient(keep_graph=tape, keep_kinks=kinks)
         with of_networks.noting():
-            captured = program.prepare(known, behind_known, args, first.grad, plan.memory == "graph")
+            grad = field.whole(first.grad, x0)
+            captured = program.prepare(known, behind_known, args, grad, plan.memory == "graph")
         if mode == "full":
             captured = first_value.facts.captured or captured
         network_inputs = [t for network in program.networks() for t in network.inputs.tensors]
@@ -201,15 +206,14 @@ def _savable(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
 
 
 def _without_gradients(
-    layer: str, potential: Callable, program: Program, args: tuple, layout: Layout, functions: dict[str, Callable]
+    field: AutogradField, program: Program, args: tuple, functions: dict[str, Callable]
 ) -> tuple[Tensor, ...]:
-    surroundings = Surroundings(layer, functions, args[0].device)
-    field = AutogradField(layer, potential, layout)
+    surroundings = Surroundings(field.layer, functions, args[0].device)
 
     def grad(t: int, x: Tensor) -> Tensor:
         if t > 0:
             surroundings.refuse_changed_buffers()
-        return field.gradient(x)
+        return field.whole(field.gradient(x), x)
 
     with surroundings.held():
         outputs = program.forward(grad, args, None)
@@ -254,9 +258,17 @@ def _refuse_transforms(layer: str, args: Sequence[Tensor | None]) -> None:
 
 
 def _fused(
-    layer: str, potential: Callable, program: Program, args: tuple, layout: Layout, options: Options
+    layer: str,
+    potential: Callable,
+    base: AffineForce | None,
+    program: Program,
+    args: tuple,
+    layout: Layout,
+    options: Options,
 ) -> tuple[tuple[Tensor, ...], Plan | None] | None:
     """The whole unroll in one operator where the potential is an MLP that the kernels know, else None."""
+    if base is not None:  # the operator does not know it
+        return None
     field = MLPField.match(potential)
     if isinstance(field, MLPField) and layout.event != (field.spec.dim,):
         if type(potential) is MLPPotential:
@@ -318,10 +330,11 @@ def _under_autograd(
 
     def grad(t: int, rows: Tensor) -> Tensor:
         if mode == "truncated":
-            return _TruncatedGradient.apply(field, rows)
+            return field.whole(_TruncatedGradient.apply(field, rows), rows)
         x = layout.events(rows if rows.requires_grad else rows.detach().requires_grad_())
         y = field.value(x)
         (g,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-        return layout.rows(g.detach() if mode == "stopped" else g)
+        force = field.whole(layout.rows(g), rows)
+        return force.detach() if mode == "stopped" else force
 
     return program.forward(grad, args, None)

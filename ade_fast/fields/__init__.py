@@ -1,5 +1,6 @@
 """Gradient fields: everything the dynamics need of a potential f, ∇f(x) and its derivatives."""
 
+from .affine import AffineForce, without_base
 from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear
 from .contents import Contents, contents_of, modules_of
 from .graph import Ancestry
@@ -12,6 +13,7 @@ from .unroll import GradientMode, GradientSide, Plan, Sum, choose_plan, keeps_ki
 from .watch import Watch
 
 __all__ = [
+    "AffineForce",
     "Ancestry",
     "AutogradField",
     "Contents",
@@ -42,4 +44,5 @@ __all__ = [
     "refuse_observed",
     "release_memory",
     "set_memory_budget",
+    "without_base",
 ]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._slow_paths import note_slow_path
+from .affine import AffineForce
 from .agreement import agrees
 from .contents import modules_of
 from .engine import derivatives
@@ -56,6 +57,8 @@ class AutogradField:
         layout: how rows [B, D] map to events.
         known: differentiable inputs known beforehand (effective weights, `context=` tensors).
         watch: notes what the first evaluation depends on and autograd does not watch.
+        base: what `whole` and `whole_vjp` add to the potential's own part (`WithBase`), or None. All other methods are
+            about the potential alone: so it is still seen to be piecewise linear.
     """
 
     def __init__(
@@ -65,12 +68,24 @@ class AutogradField:
         layout: Layout,
         known: Sequence[Tensor] = (),
         watch: Watch | None = None,
+        base: AffineForce | None = None,
     ) -> None:
         self._watch = watch or Watch()
         self.layer = layer
         self.potential = potential
         self.layout = layout
         self.known = tuple(known)
+        self._base = base
+        for buffer in base.buffers if base is not None else ():
+            self._watch.note(buffer)
+
+    def whole(self, grad: Tensor, x: Tensor) -> Tensor:
+        """The force at x, rows [B, D], from the potential's own ∇f(x)."""
+        return grad if self._base is None else self._base.added_to(grad, x)
+
+    def whole_vjp(self, hessian_u: Tensor | None, u: Tensor) -> Tensor | None:
+        """H u of the force, rows [B, D], from the potential's own; None for zero."""
+        return hessian_u if self._base is None else self._base.vjp_added_to(hessian_u, u)
 
     def first_value(self, rows: Tensor) -> FirstValue:
         """f at the first point of an unroll, with everything that is to be learned from it."""

@@ -23,6 +23,7 @@ from .._mlp_ops import Schedule, product_columns, scheduled_unroll, wants_grad
 from .._ops import build_info, ops
 from .._slow_paths import note_slow_path
 from ..potentials.mlp import MLPPotential
+from .modules import is_tampered_with
 
 MAX_DIM = 128
 MAX_LAYERS = 4
@@ -145,7 +146,7 @@ class MLPField:
         modules = list(layers)
         if _has_any_global_hook():
             return "there are hooks on all modules (torch.nn.modules.module.register_module_*_hook)"
-        if any(map(_is_tampered_with, (potential, layers, *modules))):
+        if any(map(is_tampered_with, (potential, layers, *modules))):
             return "a module of it has hooks or a forward of its own"
         linears, activations = modules[0::2], modules[1::2]
         if not activations or len(linears) != len(activations) + 1 or not all(map(_is_linear, linears)):
@@ -311,24 +312,15 @@ def _as_inputs(weights: Sequence[Tensor], biases: Sequence[Tensor], gradient: st
 def generalized_kicks(half: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """(kick, log_decay), both [T+1, D], of the merged kicks of eq. (13).
 
-    v ← (v e^S + a F) e^S + b F with a the half step η/2 of the step that ends and b that of the step that begins; the
-    first kick has only b, the last only a. half [T, D] holds η/2; scale is a constant S_v, [1, D] or [D], or None.
+    v ← (v e^{S_a} + a F) e^{S_b} + b F with a the half step η/2 and S_a the scale of the step that ends, b and S_b
+    those of the step that begins; the first kick has only b, the last only a. half [T, D] holds η/2; scale is a
+    constant S_v, [D], [1, D], or [T, D] with one per step, or None.
     """
     if scale is None:
         return torch.cat([half[:1], half[:-1] + half[1:], half[-1:]]), None
-    scale = scale.reshape(1, -1)
-    kick = torch.cat([half[:1], half[:-1] * scale.exp() + half[1:], half[-1:]])
-    return kick, torch.cat([scale, (2 * scale).expand(len(half) - 1, -1), scale])
-
-
-def _is_tampered_with(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    )
+    scale = scale.expand(len(half), -1)
+    kick = torch.cat([half[:1], half[:-1] * scale[1:].exp() + half[1:], half[-1:]])
+    return kick, torch.cat([scale[:1], scale[:-1] + scale[1:], scale[-1:]])
 
 
 def _is_parametrized(module: nn.Module) -> bool:

@@ -68,6 +68,17 @@ def _forward_as(module: nn.Module, forward: Callable) -> Iterator[None]:
             module.__dict__["forward"] = before
 
 
+def is_tampered_with(module: nn.Module) -> bool:
+    """Whether calling a module does more than its class says."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
 Versions = list[tuple[Tensor, int]]
 
 

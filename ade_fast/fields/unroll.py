@@ -127,7 +127,7 @@ class GradientSide:
             self._tapes[t] = evaluation
         if self.keeps_grads:
             self._grads.append(evaluation.grad)
-        return evaluation.grad
+        return self._field.whole(evaluation.grad, x)
 
     def _evaluate(self, x: Tensor) -> Evaluation:
         # Where the backward pass evaluates nothing again, only here can it be seen that f bends at a later step.
@@ -175,6 +175,9 @@ class GradientSide:
 
     def recall(self, t: int, x: Tensor) -> Tensor:
         """∇f(x_t) in the backward pass: as saved, from its tape, or evaluated again with its graph."""
+        return self._field.whole(self._recall(t, x), x)
+
+    def _recall(self, t: int, x: Tensor) -> Tensor:
         if self.keeps_grads:
             return self._grads[t]
         if self._tapes[t] is not None:
@@ -186,6 +189,11 @@ class GradientSide:
         """Takes u, the cotangent of ∇f(x_t), rows [B, D]; returns H u or None."""
         if self._mode == "stopped":
             return None
+        hessian_u = self._pull(t, x, u, want_x)
+        return self._field.whole_vjp(hessian_u, u) if want_x else None
+
+    def _pull(self, t: int, x: Tensor, u: Tensor, want_x: bool) -> Tensor | None:
+        """The same of the potential's own part."""
         if self.plan.piecewise_linear:
             if self._bends:
                 raise NotPiecewiseLinear

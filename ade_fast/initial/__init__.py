@@ -2,8 +2,19 @@
 
 from .base import InitialDistribution, InitialSample
 from .empirical import Empirical
+from .flow import Flow
 from .gaussian import Gaussian
 from .mlp_gaussian import MLPGaussian
 from .planar_flow import PlanarFlow
+from .spline_flow import SplineFlow
 
-__all__ = ["Empirical", "Gaussian", "InitialDistribution", "InitialSample", "MLPGaussian", "PlanarFlow"]
+__all__ = [
+    "Empirical",
+    "Flow",
+    "Gaussian",
+    "InitialDistribution",
+    "InitialSample",
+    "MLPGaussian",
+    "PlanarFlow",
+    "SplineFlow",
+]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .base import InitialDistribution, as_count, as_shape, standard_normal_log_density
+from .base import InitialDistribution, as_shape
+from .flow import Flow
 
 
 class _MaskedLinear(nn.Linear):
@@ -23,7 +24,7 @@ class _MaskedLinear(nn.Linear):
         return functional.linear(x, self.weight * self.mask, self.bias)
 
 
-class MLPGaussian(InitialDistribution):
+class MLPGaussian(Flow):
     """``x_i = μ_i(ε_<i) + exp(s_i(ε_<i)) ε_i`` with ``ε ~ N(0, I)``, μ and s from one masked MLP.
 
     F.1 names a "2-layer MLP" and no more; the released code takes ``x = μ(z) + exp(s(z)) ε`` for a second
@@ -48,13 +49,11 @@ class MLPGaussian(InitialDistribution):
     def __init__(
         self, dim: int, hidden: int | Sequence[int] = 128, *, momentum: InitialDistribution | None = None
     ) -> None:
-        dim = as_count("MLPGaussian", "dim", dim, least=1)
-        super().__init__((dim,), momentum=momentum)
-        self.dim = dim
+        super().__init__(dim, momentum=momentum)
         self.hidden = as_shape("MLPGaussian", "hidden", hidden)
         # A unit of degree k sees the coordinates 1 .. k; output i sees the units of degree below i.
-        coordinates = torch.arange(1, dim + 1)
-        degrees = [coordinates, *(torch.arange(width) % max(dim - 1, 1) + 1 for width in self.hidden)]
+        coordinates = torch.arange(1, self.dim + 1)
+        degrees = [coordinates, *(torch.arange(width) % max(self.dim - 1, 1) + 1 for width in self.hidden)]
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(degrees):
             layers += [_MaskedLinear(outputs[:, None] >= inputs), nn.ReLU()]
@@ -64,15 +63,9 @@ class MLPGaussian(InitialDistribution):
             self.layers[-1].weight.mul_(0.1)
             self.layers[-1].bias.zero_()
 
-    def sample_x(self, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        noise = self._normal((n, self.dim), generator)
-        x, log_det = self.transform(noise)
-        return x, standard_normal_log_density(noise) - log_det
-
     def transform(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The map itself: ``ε`` ``(n, dim)`` to ``x`` ``(n, dim)`` and ``log|det ∂x/∂ε|`` ``(n,)``."""
-        if noise.ndim != 2 or noise.shape[1] != self.dim:
-            raise ValueError(f"MLPGaussian: noise must have the shape (n, {self.dim}), got {tuple(noise.shape)}")
+        self._check_points("noise", noise)
         mean, log_std = self.layers(noise).chunk(2, dim=1)
         return torch.addcmul(mean, log_std.exp(), noise), log_std.sum(dim=1)
 

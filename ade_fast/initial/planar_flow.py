@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .base import InitialDistribution, as_count, as_std, standard_normal_log_density
+from .base import InitialDistribution, as_count
+from .flow import Flow
 
 _LOG_E_MINUS_1 = math.log(math.e - 1)
 
 
-class PlanarFlow(InitialDistribution):
+class PlanarFlow(Flow):
     """``n_layers`` maps ``z ← z + û tanh(wᵀz + b)`` of ``z ~ N(0, std² I)``, with the exact log-density.
 
     One layer has ``log|det| = log(1 + ûᵀw (1 - tanh²))`` and is invertible when ``ûᵀw > -1``. Rezende and
@@ -37,24 +38,15 @@ class PlanarFlow(InitialDistribution):
     def __init__(
         self, dim: int, n_layers: int = 10, *, std: float = 1.0, momentum: InitialDistribution | None = None
     ) -> None:
-        dim = as_count("PlanarFlow", "dim", dim, least=1)
-        super().__init__((dim,), momentum=momentum)
-        self.dim = dim
+        super().__init__(dim, std, momentum=momentum)
         self.n_layers = as_count("PlanarFlow", "n_layers", n_layers, least=0)
-        self.std = as_std("PlanarFlow", "std", std)
         self.u = nn.Parameter(torch.randn(n_layers, dim) * 0.1)
         self.w = nn.Parameter(torch.randn(n_layers, dim) / math.sqrt(dim))
         self.b = nn.Parameter(torch.empty(n_layers).uniform_(-1, 1))
 
-    def sample_x(self, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        noise = self._normal((n, self.dim), generator)
-        x, log_det = self.transform(noise * self.std)
-        return x, standard_normal_log_density(noise) - self.dim * math.log(self.std) - log_det
-
     def transform(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The flow itself: ``z`` ``(n, dim)`` to ``x`` ``(n, dim)`` and ``log|det ∂x/∂z|`` ``(n,)``."""
-        if z.ndim != 2 or z.shape[1] != self.dim:
-            raise ValueError(f"PlanarFlow: z must have the shape (n, {self.dim}), got {tuple(z.shape)}")
+        self._check_points("z", z)
         if self.n_layers == 0:
             return z, z.new_zeros(len(z))
         u_hat, one_plus_uw = self._constrained()

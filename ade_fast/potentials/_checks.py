@@ -1,5 +1,8 @@
 """Checks of arguments that the potentials share."""
 
+import math
+import numbers
+
 from torch import Tensor
 
 
@@ -10,6 +13,15 @@ def positive_int(layer: str, argument: str, value: int) -> int:
     if value < 1:
         raise ValueError(f"{layer}: {argument} must be at least 1, got {value}")
     return value
+
+
+def positive_number(layer: str, argument: str, value: float) -> float:
+    """``value`` as a positive, finite float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{layer}: {argument} must be a number, got {type(value).__name__}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{layer}: {argument} must be positive and finite, got {value}")
+    return float(value)
 
 
 def batch_of(layer: str, x: Tensor, event: tuple[int, ...]) -> None:

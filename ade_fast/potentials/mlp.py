@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from ._checks import batch_of, positive_int
+from ._checks import batch_of, positive_int, positive_number
 
 ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
     "relu": lambda slope: nn.ReLU(),
@@ -31,9 +32,12 @@ class MLPPotential(nn.Module):
         spectral_norm: divide every weight by its largest singular value
             (``torch.nn.utils.parametrizations.spectral_norm``, one power iteration per use in training mode).
         negative_slope: of leaky ReLU; 0.1 as in the image networks, not torch's default of 0.01.
+        input_gain: factor on the first layer's initial weights and biases. Above 1 a smooth f starts with sharper
+            bends, and learns fine structure in fewer updates; of a positively homogeneous activation (ReLU, leaky ReLU)
+            it scales the layer's output alone.
 
     Attributes:
-        dim, hidden, activation, spectral_norm, negative_slope: as given.
+        dim, hidden, activation, spectral_norm, negative_slope, input_gain: as given.
         layers: the ``nn.Sequential`` of linear layers and activations; ``state_dict`` keys are
             ``layers.0.weight``, ...
         linears: the linear layers, first to last.
@@ -50,6 +54,7 @@ class MLPPotential(nn.Module):
         spectral_norm: bool = False,
         *,
         negative_slope: float = 0.1,
+        input_gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.dim = positive_int("MLPPotential", "dim", dim)
@@ -69,6 +74,15 @@ class MLPPotential(nn.Module):
             width = next_width
         layers.append(self._linear(width, 1))
         self.layers = nn.Sequential(*layers)
+        self.input_gain = positive_number("MLPPotential", "input_gain", input_gain)
+        if self.input_gain != 1.0:
+            if self.spectral_norm:
+                raise ValueError(
+                    f"MLPPotential: input_gain must be 1 with spectral_norm, which takes it away, got {input_gain!r}"
+                )
+            with torch.no_grad():
+                for parameter in self.linears[0].parameters():
+                    parameter.mul_(self.input_gain)
 
     def _linear(self, inputs: int, outputs: int) -> nn.Linear:
         linear = nn.Linear(inputs, outputs)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ._checks import per_sample
+
 
 class NegativeEnergy(nn.Module):
     """``f(x) = -E(x)`` for a network E with ``p(x) ∝ exp(-E(x))``.
@@ -26,11 +28,4 @@ class NegativeEnergy(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        energy = self.module(x)
-        if energy.ndim == 2 and energy.shape[1] == 1:
-            energy = energy.squeeze(1)
-        if tuple(energy.shape) != (len(x),):
-            raise ValueError(
-                f"NegativeEnergy: module must return ({len(x)},) or ({len(x)}, 1), got {tuple(energy.shape)}"
-            )
-        return -energy
+        return -per_sample("NegativeEnergy", "module", self.module(x), len(x))

@@ -4,12 +4,15 @@ from .checkpoint import CheckpointError
 from .config import Config, ConfigError
 from .divergence import DivergenceError
 from .ema import EMA
+from .evaluation import Evaluation
 from .files import BusyError
+from .fit import fit
 from .loop import train
 from .objective import ADE
+from .recipe import recipe
 from .sampler import DualSample, DualSampler
 from .summary import Summary
-from .trained import TrainedModel, load
+from .trained import NoDensityError, TrainedModel, load
 from .trainer import Trainer
 
 __all__ = [
@@ -22,9 +25,13 @@ __all__ = [
     "DivergenceError",
     "DualSample",
     "DualSampler",
+    "Evaluation",
+    "NoDensityError",
     "Summary",
     "TrainedModel",
     "Trainer",
+    "fit",
     "load",
+    "recipe",
     "train",
 ]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 
-from .. import data, initial
-from ..dynamics import Clip, DampedLeapfrog, GeneralizedLeapfrog, Leapfrog
-from ..potentials import MLPPotential
-from .config import Config, ConfigError
-from .objective import ADE
+from .. import initial
+from ..data import TOY_NAMES, as_table, load_table, split
+from ..dynamics import AnnealedLeapfrog, Clip, DampedLeapfrog, GeneralizedLeapfrog, Leapfrog
+from ..potentials import MLPPotential, WithBase
+from .config import GIVEN, Config, ConfigError
 from .sampler import DualSampler
+from .source import Source, Space, TableSource, ToySource
+from .streams import stream
 
 
 class ScaleShiftNet(nn.Module):
@@ -35,9 +42,63 @@ class ScaleShiftNet(nn.Module):
         return inputs[0] + output if self.residual else output
 
 
-def build_data(config: Config) -> data.Toy:
-    """The set to learn."""
-    return data.toy(config.data)
+class Given(NamedTuple):
+    """Players that came from Python instead of from settings; None: by the settings."""
+
+    potential: nn.Module | None = None
+    sampler: DualSampler | None = None
+
+    def which(self) -> tuple[bool, bool]:
+        """Which of the two were given."""
+        return self.potential is not None, self.sampler is not None
+
+
+def check_given(name: str, given: Given, wanted: Sequence[bool], directory: str | Path) -> None:
+    """Refuses other kinds of players than a run had: its weights fit no others.
+
+    Raises: TypeError, ValueError, in the name of the function that was called.
+    """
+    for player, module, needed in zip(Given._fields, given, wanted, strict=True):
+        if needed and module is None:
+            raise ValueError(
+                f"{name}: the run in {directory} was given its {player}; pass {player}=, a module of the same making"
+            )
+        if module is not None and not needed:
+            raise ValueError(f"{name}: the run in {directory} has the settings' own {player}; leave out {player}=")
+
+
+# A mean that is large beside the spread costs float32 its digits: rows are read, and standardised, in float64.
+_EXACT = {"dtype": torch.float64}
+
+OWN = Given()
+"""Both players as the settings say."""
+
+
+def build_source(config: Config, rows: Any = None, validation: Any = None) -> Source:
+    """What to learn from: a toy set, a table in a file, or ``rows`` from Python.
+
+    Args:
+        config: the settings, with ``data`` `GIVEN` for rows.
+        rows: [n, *event], whatever `data.as_table` takes.
+        validation: the same, to choose the players by; None: a part of the table.
+
+    Raises: ConfigError, TypeError, ValueError, OSError: there is no such table, or it cannot be learned from.
+    """
+    if config.data in TOY_NAMES:
+        if validation is not None:
+            raise ValueError(f"fit: validation is for rows and files; {config.data} is a set of fresh points")
+        return ToySource(config.data, standardise=config.standardise)
+    if config.data == GIVEN and rows is None:
+        raise ConfigError(
+            f"configuration: data is {GIVEN!r}: the run learned from rows given to ade.fit; go on with "
+            "ade.fit(X, out=..., resume=True)"
+        )
+    table = load_table(config.data, **_EXACT) if rows is None else as_table(rows, **_EXACT)
+    held_out = config.validation_fraction if validation is None else 0.0
+    parts = split(table, held_out, config.test_fraction, generator=stream(config.seed, "split"))
+    if validation is not None:
+        parts = parts._replace(validation=as_table(validation, columns=table.shape[1], varied=False, **_EXACT))
+    return TableSource(*parts, standardise=config.standardise)
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
@@ -54,41 +115,48 @@ def resolve_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def build_players(config: Config) -> tuple[MLPPotential, DualSampler]:
-    """Potential and dual sampler, initialised from ``config.seed``; torch's own generator is left alone."""
+def build_players(config: Config, space: Space | None = None, given: Given = OWN) -> tuple[nn.Module, DualSampler]:
+    """Potential and dual sampler, initialised from ``config.seed``; torch's own generator is left alone.
+
+    Players that were given are copied: they are where training starts, and stay as they are.
+
+    Args:
+        config: the settings.
+        space: the coordinates the players live in; None: those of the settings' data.
+        given: players that take the place of the settings'.
+    """
     device = resolve_device(config.device)
+    space = build_source(config).space if space is None else space
+    if given.sampler is not None and tuple(given.sampler.initial.event) != space.event:
+        raise ValueError(
+            f"fit: sampler must have the data's event {space.event}, got {tuple(given.sampler.initial.event)}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would seed every GPU too
-        toy = build_data(config)
-        (dim,) = toy.event
-        potential = MLPPotential(dim, config.hidden, config.activation, spectral_norm=config.spectral_norm)
-        if config.initial == "planar":
-            start = initial.PlanarFlow(dim, config.flow_layers, std=config.initial_std)
-        else:
-            start = initial.Gaussian(dim, std=config.initial_std)
-        sampler = DualSampler(start, _build_dynamics(config, toy))
+        potential = copy.deepcopy(given.potential) if given.potential is not None else _build_potential(config, space)
+        sampler = copy.deepcopy(given.sampler) if given.sampler is not None else _build_sampler(config, space)
     return potential.to(device), sampler.to(device)
 
 
-def build_objective(config: Config, potential: nn.Module, sampler: DualSampler) -> ADE:
-    """The objective with both players' optimizers."""
-    betas = (config.beta1, config.beta2)
-    return ADE(
-        potential,
-        sampler,
-        momentum_weight=config.momentum_weight,
-        entropy_weight=config.entropy_weight,
-        gradient_penalty=config.gradient_penalty,
-        value_penalty=config.value_penalty,
-        potential_optimizer=lambda p: torch.optim.Adam(p, lr=config.potential_lr, betas=betas, maximize=True),
-        sampler_optimizer=lambda p: torch.optim.Adam(p, lr=config.sampler_lr, betas=betas),
-        sampler_steps=config.sampler_steps,
-        grad_norm_clip=config.grad_norm_clip,
-    )
+def _build_potential(config: Config, space: Space) -> nn.Module:
+    (dim,) = space.event
+    potential = MLPPotential(dim, config.hidden, config.activation, config.spectral_norm, input_gain=config.input_gain)
+    return potential if config.base_std is None else WithBase(potential, 0.0, config.base_std)
 
 
-def _build_dynamics(config: Config, toy: data.Toy) -> nn.Module:
-    (dim,) = toy.event
+def _build_sampler(config: Config, space: Space) -> DualSampler:
+    (dim,) = space.event
+    if config.initial == "spline":
+        start = initial.SplineFlow(dim, config.spline_layers, config.spline_hidden, config.spline_bins)
+    elif config.initial == "planar":
+        start = initial.PlanarFlow(dim, config.flow_layers, std=config.initial_std)
+    else:
+        start = initial.Gaussian(dim, std=config.initial_std)
+    return DualSampler(start, _build_dynamics(config, space))
+
+
+def _build_dynamics(config: Config, space: Space) -> nn.Module:
+    (dim,) = space.event
     shape = {"all": (), "dimension": (dim,), "step": (config.n_steps, dim)}[config.step_size_per]
     step_size = torch.full(shape, config.step_size)
     make_clip = Clip.norm if config.clip == "norm" else Clip.value
@@ -96,10 +164,13 @@ def _build_dynamics(config: Config, toy: data.Toy) -> nn.Module:
         "learn_step_size": config.learn_step_size,
         "grad_clip": None if config.grad_clip is None else make_clip(config.grad_clip),
         "momentum_clip": None if config.momentum_clip is None else make_clip(config.momentum_clip),
-        "sample_range": toy.range if config.clip_samples else None,
+        "sample_range": space.range if config.clip_samples else None,
         "gradient": config.gradient,
         "memory": config.memory,
     }
+    if config.dynamics == "annealed":
+        del options["momentum_clip"], options["sample_range"]  # it has neither: its weights need v and x as they are
+        return AnnealedLeapfrog(config.n_steps, step_size, refresh=config.refresh, **options)
     if config.dynamics == "damped":
         return DampedLeapfrog(config.n_steps, step_size, config.damping, **options)
     if config.dynamics == "generalized":

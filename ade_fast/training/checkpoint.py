@@ -17,7 +17,7 @@ from torch import Tensor
 from .files import write_atomically
 
 FORMAT = "ade_fast.checkpoint"
-VERSION = 2
+VERSION = 3
 
 _WAY_OUT = "restore a copy, or train again with --overwrite"
 

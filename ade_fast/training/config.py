@@ -28,6 +28,10 @@ class ConfigError(ValueError):
     """A setting that cannot be meant; the message is one line and says what was wanted."""
 
 
+GIVEN = "given"
+"""The setting ``data`` of a run whose data came as an array from Python."""
+TABLE_SUFFIXES = (".npy", ".npz", ".csv", ".tsv", ".txt", ".pt")
+
 # Numbers beyond these are slips of the hand, and would end in an overflow somewhere below.
 _SMALLEST, _LARGEST = 1e-20, 1e20
 _MANY = 10**9
@@ -43,11 +47,20 @@ def _setting(default, group: str, help: str, *, choices=None, low=None, above=No
 class Config:
     """The settings of a run. The defaults are the recipe for the two-dimensional sets."""
 
-    data: str = _setting("moons", "data", "which two-dimensional set to learn", choices=TOY_NAMES)
+    data: str = _setting(
+        "moons", "data", "what to learn: a two-dimensional set by name, or a file (.npy, .npz, .csv, .pt)"
+    )
     seed: int = _setting(
         0, "data", "seed of everything random: weights, data, samples, evaluation", low=0, high=2**64 - 1
     )
-    batch_size: int = _setting(256, "data", "data points, and samples, per update", low=1, high=2**20)
+    batch_size: int = _setting(256, "data", "data points per update", low=1, high=2**20)
+    standardise: bool = _setting(True, "data", "train on data of mean 0 and standard deviation 1 in each coordinate")
+    validation_fraction: float = _setting(
+        0.1, "data", "fraction of a table's rows that the players are chosen on", above=0, below=1
+    )
+    test_fraction: float = _setting(
+        0.1, "data", "fraction of a table's rows that the result is scored on; 0: those of validation", low=0, below=1
+    )
 
     hidden: tuple[int, ...] = _setting((128, 128, 128), "potential", "widths of f's hidden layers", low=1, high=2**16)
     activation: str = _setting(
@@ -57,28 +70,42 @@ class Config:
         choices=("relu", "leaky_relu", "softplus", "silu", "tanh", "elu"),
     )
     spectral_norm: bool = _setting(False, "potential", "divide f's weights by their spectral norm")
+    input_gain: float = _setting(
+        1.0, "potential", "factor on the initial weights of f's first layer: above 1, finer structure sooner", above=0
+    )
+    base_std: float | None = _setting(
+        3.0, "potential", "width of f's Gaussian base measure in standard deviations of the data, or none", above=0
+    )
 
     initial: str = _setting(
-        "planar",
+        "spline",
         "sampler",
-        "initial distribution q0: planar flow, or a fixed Gaussian",
-        choices=("planar", "gaussian"),
+        "initial distribution q0: spline flow, planar flow, or a fixed Gaussian",
+        choices=("spline", "planar", "gaussian"),
     )
     flow_layers: int = _setting(10, "sampler", "layers of the planar flow", low=1, high=1000)
+    spline_layers: int = _setting(2, "sampler", "maps of the spline flow", low=1, high=100)
+    spline_hidden: tuple[int, ...] = _setting(
+        (64, 64), "sampler", "widths of the hidden layers of each spline map", low=1, high=2**16
+    )
+    spline_bins: int = _setting(8, "sampler", "pieces of each spline", low=2, high=1000)
     initial_std: float = _setting(1.0, "sampler", "standard deviation of q0's Gaussian", above=0)
     dynamics: str = _setting(
-        "leapfrog", "sampler", "how samples move on f", choices=("leapfrog", "generalized", "damped")
+        "leapfrog", "sampler", "how samples move on f", choices=("leapfrog", "generalized", "damped", "annealed")
     )
     n_steps: int = _setting(5, "sampler", "steps T of the dynamics", low=1, high=10_000)
     step_size: float = _setting(0.2, "sampler", "step size at the start", above=0)
     step_size_per: str = _setting(
-        "dimension",
+        "step",
         "sampler",
         "one step size for all, one per dimension, or one per step and dimension",
         choices=("all", "dimension", "step"),
     )
     learn_step_size: bool = _setting(True, "sampler", "learn the step sizes")
     damping: float = _setting(0.5, "sampler", "momentum factor per kick (damped dynamics)", above=0, high=1)
+    refresh: float = _setting(
+        0.5, "sampler", "part of the momentum that is drawn anew in each step (annealed dynamics)", low=0, high=1
+    )
     network_hidden: int = _setting(
         32, "sampler", "width of S_v, S_x and g_v's networks (generalized dynamics)", low=1, high=2**16
     )
@@ -97,16 +124,31 @@ class Config:
         "auto", "sampler", "how the backward pass gets its states", choices=("auto", "graph", "states")
     )
 
-    # Below 1 on purpose. Leapfrog conserves f - |v|^2 / 2 and volume, so at lambda = 1 it leaves the objective as it
-    # is, to leading order in the step size: step sizes get no signal but noise, and shrink to nothing.
-    momentum_weight: float = _setting(0.5, "objective", "lambda, weight of the kinetic energy", low=0)
+    bound: str = _setting(
+        "importance",
+        "objective",
+        "f's bound of log Z: elbo (20), or importance, which is maximum likelihood as the batch grows",
+        choices=("elbo", "importance"),
+    )
+    sampler_bound: str = _setting(
+        "renyi", "objective", "the sampler's bound of log Z", choices=("elbo", "renyi", "importance")
+    )
+    samples_per_point: int = _setting(1, "objective", "samples of the sampler per data point", low=1, high=2**20)
+    min_ess: float | None = _setting(
+        None, "objective", "temper f's bound to at least this effective sample size, or none", above=0, below=1
+    )
+    defensive: float = _setting(
+        0.5, "objective", "fraction of all samples drawn from f's base measure (bound importance)", low=0, below=1
+    )
+    # At 1 leapfrog conserves f - |v|^2 / 2 and volume: the weights are those of q0, whatever the steps.
+    momentum_weight: float = _setting(1.0, "objective", "lambda, weight of the kinetic energy", low=0)
     entropy_weight: float = _setting(1.0, "objective", "weight of the sampler's entropy", low=0)
-    gradient_penalty: float = _setting(0.005, "objective", "weight of E|grad f|^2, which keeps f smooth", low=0)
+    gradient_penalty: float = _setting(0.0, "objective", "weight of E|grad f|^2, which keeps f smooth", low=0)
     value_penalty: float = _setting(0.0, "objective", "weight of E f^2, which keeps f small", low=0)
 
     updates: int = _setting(4000, "optimisation", "updates of f", low=1, high=_MANY)
     sampler_steps: int = _setting(1, "optimisation", "updates of the sampler per update of f", low=1, high=_MANY)
-    potential_lr: float = _setting(2e-4, "optimisation", "learning rate of f (Adam)", above=0)
+    potential_lr: float = _setting(3e-3, "optimisation", "learning rate of f (Adam)", above=0)
     sampler_lr: float = _setting(3e-3, "optimisation", "learning rate of the sampler (Adam)", above=0)
     beta1: float = _setting(0.5, "optimisation", "Adam's beta1, of both players", low=0, below=1)
     beta2: float = _setting(0.999, "optimisation", "Adam's beta2, of both players", low=0, below=1)
@@ -126,10 +168,25 @@ class Config:
         0.999, "optimisation", "decay per update of the running average of both players", low=0, below=1
     )
 
+    validate_by: str = _setting(
+        "likelihood",
+        "evaluation",
+        "what the players are chosen by: held-out likelihood (MMD² where q^T has no density), or MMD² of samples",
+        choices=("likelihood", "mmd2"),
+    )
     validate_every: int = _setting(200, "evaluation", "updates between validations", low=1, high=_MANY)
-    validation_samples: int = _setting(2000, "evaluation", "points of the validation draw", low=2, high=2**20)
+    validation_samples: int = _setting(2000, "evaluation", "points of a toy set's validation draw", low=2, high=2**20)
+    likelihood_samples: int = _setting(
+        20_000, "evaluation", "samples of the sampler that log Z is estimated from at a validation", low=2, high=_MANY
+    )
+    patience: int = _setting(
+        20, "evaluation", "on a table, stop after so many validations without a better one; 0: never", low=0, high=_MANY
+    )
     test_samples: int = _setting(
         1000, "evaluation", "points of the held-out draw that the result is scored on", low=2, high=2**20
+    )
+    test_likelihood_samples: int = _setting(
+        100_000, "evaluation", "samples that the result's log Z is estimated from", low=2, high=_MANY
     )
     test_permutations: int = _setting(1000, "evaluation", "permutations of the MMD test", low=1, high=10**6)
     checkpoint_every: int = _setting(200, "evaluation", "updates between checkpoints", low=1, high=_MANY)
@@ -154,6 +211,8 @@ class Config:
             value = _coerced(field.name, getattr(self, field.name), hints[field.name])
             _check_limits(field, value)
             object.__setattr__(self, field.name, value)
+
+        _check_data(self.data)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
@@ -279,6 +338,18 @@ def _coerced(name: str, value: Any, hint) -> Any:
     if hint == tuple[int, ...] and isinstance(value, (list, tuple)) and value:
         return tuple(_coerced(name, item, int) for item in value)
     raise ConfigError(f"configuration: {name} must be {_wanted(hint)}, got {_short(value)}")
+
+
+def _check_data(name: str) -> None:
+    """Refuses what is neither a toy set nor the name of a file that could hold a table."""
+    if name in TOY_NAMES or name == GIVEN or Path(name).suffix.lower() in TABLE_SUFFIXES:
+        return
+    close = difflib.get_close_matches(name, TOY_NAMES, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(
+        f"configuration: data must be one of {', '.join(TOY_NAMES)}, or a file ({', '.join(TABLE_SUFFIXES)}), "
+        f"got {_short(name)}{hint}"
+    )
 
 
 _RELATIONS = {"above": (">", operator.gt), "low": (">=", operator.ge), "high": ("<=", operator.le),

@@ -18,9 +18,9 @@ COLLAPSED, FLOWN = 0.02, 50.0
 # A single bad batch is none of our business.
 _PATIENCE = 10
 # Below this effective sample size, on average, the weights say little about log Z: seen after so many updates, once.
-_FEW, _SETTLED = 0.03, 500
+FEW, _SETTLED = 0.03, 500
 # Step sizes below this fraction of what they were move nothing any more.
-_VANISHED = 1e-3
+VANISHED = 1e-3
 
 
 class DivergenceError(RuntimeError):
@@ -67,7 +67,7 @@ class Watch:
     def _watch_weights(self, ess: float) -> None:
         self._seen += 1
         self._ess += 0.01 * (ess - self._ess) if self._seen > 1 else ess
-        if self._seen >= _SETTLED and self._ess < _FEW:
+        if self._seen >= _SETTLED and self._ess < FEW:
             self._warn(
                 "ess",
                 f"the sampler's effective sample size is {100 * self._ess:.1f} % after {self._seen} updates: log Z and "
@@ -79,7 +79,7 @@ class Watch:
         """step_size: the largest magnitude of all."""
         if self._first_step_size is None:
             self._first_step_size = step_size
-        if step_size < _VANISHED * self._first_step_size:
+        if step_size < VANISHED * self._first_step_size:
             self._warn(
                 "step size",
                 f"the dynamics' step sizes have shrunk to {step_size:.2g}, from {self._first_step_size:.2g}: the steps "

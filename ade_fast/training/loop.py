@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..data import TOY_NAMES
 from ..dynamics import NonFiniteError
-from ..metrics import mmd2
+from .build import OWN, Given, check_given
 from .checkpoint import load_checkpoint, save_checkpoint, serialized, understanding
-from .config import Config, ConfigError, read_config
+from .checks import findings
+from .config import GIVEN, Config, ConfigError, read_config
 from .directory import (
     CHECKPOINT,
     CONFIG,
@@ -26,7 +28,6 @@ from .directory import (
     EVENTS,
     FIGURE,
     METRICS,
-    PICTURE,
     SUMMARY,
     begin,
     clear,
@@ -35,14 +36,15 @@ from .directory import (
 from .divergence import DivergenceError
 from .files import locked, remove_leftovers, write_atomically
 from .metrics_log import MetricsLog, check_tensorboard
-from .summary import FINE, Summary, to_dict
-from .trainer import SNAPSHOT_POINTS, Trainer
+from .pictures import draw_progress, draw_result
+from .source import Source
+from .summary import Summary, to_dict
+from .trainer import Trainer
 
-__all__ = ["CHECKPOINT", "CONFIG", "CONVERGENCE", "EVENTS", "FIGURE", "METRICS", "PICTURE", "SUMMARY", "train"]
+__all__ = ["CHECKPOINT", "CONFIG", "CONVERGENCE", "EVENTS", "FIGURE", "METRICS", "SUMMARY", "train"]
 
 # Not part of what is learned, so free to change from one part of a run to the next.
 _FREE_SETTINGS = ("threads", "test_samples", "test_permutations", "tensorboard", "pictures_every")
-_NULL_QUANTILES = (50, 95, 99)
 # Where in the run the pictures of Figure 2 are taken, as fractions of all updates.
 _SNAPSHOT_FRACTIONS = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -54,6 +56,9 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    source: Source | None = None,
+    given: Given = OWN,
+    pictures: bool = True,
 ) -> Summary:
     """Trains to ``config.updates``; leaves settings, metrics, checkpoint, pictures, summary in a directory.
 
@@ -63,6 +68,9 @@ def train(
         resume: go on from the directory's checkpoint, bit for bit; from the start if nothing was trained there yet.
         overwrite: begin anew even though the directory holds a run.
         progress: show a progress bar on standard error.
+        source: what to learn from; None: by ``config.data``.
+        given: players in the place of the settings' own; see `ade.fit`.
+        pictures: whether to draw any.
 
     Raises:
         ConfigError: the directory holds a run (with neither ``resume`` nor ``overwrite``), or one of other
@@ -77,7 +85,7 @@ def train(
     with _threads(config.threads):
         # All that may be refused, or go wrong, comes before the directory is touched.
         resumed = goes_on(directory, resume=resume, overwrite=overwrite)
-        trainer = Trainer(config)
+        trainer = Trainer(config, source, given)
         if not resumed:
             trainer.validate()
             trainer.seconds, trainer.phases = trainer.stopwatch.total, dict(trainer.stopwatch.seconds)
@@ -88,8 +96,8 @@ def train(
             _take_over(trainer, directory, resumed)
             with _run_is_kept(directory):
                 with MetricsLog(directory, trainer.update, tensorboard) as log:
-                    _run(trainer, directory, log, progress)
-                return _finish(trainer, directory)
+                    _run(trainer, directory, log, progress, pictures)
+                return _finish(trainer, directory, pictures)
 
 
 def resolve_resumed(directory: str | Path, given: dict[str, Any]) -> Config:
@@ -120,6 +128,8 @@ def resolve_resumed(directory: str | Path, given: dict[str, Any]) -> Config:
 def _differing(one: Config, other: Config) -> list[str]:
     """The settings in which two parts of one run must not differ, and these do."""
     names = [field.name for field in dataclasses.fields(Config) if field.name not in _FREE_SETTINGS]
+    if not {one.data, other.data} & {*TOY_NAMES, GIVEN}:  # a file may have moved: its rows have to be the same
+        names.remove("data")
     return [name for name in names if getattr(one, name) != getattr(other, name)]
 
 
@@ -131,7 +141,13 @@ def _take_over(trainer: Trainer, directory: Path, resumed: bool) -> None:
     if resumed:
         state = load_checkpoint(checkpoint)
         with understanding(checkpoint):
-            saved = Config.from_dict(state["config"])
+            saved, data, given = Config.from_dict(state["config"]), state["data"], Given(*state["given"])
+        if data != trainer.source.fingerprint:
+            raise ConfigError(
+                f"--resume: the run in {directory} learned from other rows than {trainer.config.data} has now; restore "
+                "them, or train in another directory"
+            )
+        check_given("fit", trainer.given, given, directory)
         if differing := _differing(saved, trainer.config):
             raise ConfigError(
                 f"{checkpoint} belongs to a run with other settings than {CONFIG} or the flags say: "
@@ -163,7 +179,7 @@ def _run_is_kept(directory: Path) -> Iterator[None]:
         raise
 
 
-def _run(trainer: Trainer, directory: Path, log: MetricsLog, progress: bool) -> None:
+def _run(trainer: Trainer, directory: Path, log: MetricsLog, progress: bool, pictures: bool) -> None:
     config, phase = trainer.config, trainer.stopwatch.phase
     started = time.perf_counter() - trainer.seconds
     snapshot_at = {round(fraction * config.updates) for fraction in _SNAPSHOT_FRACTIONS}
@@ -172,25 +188,27 @@ def _run(trainer: Trainer, directory: Path, log: MetricsLog, progress: bool) -> 
     bar = tqdm(
         total=config.updates,
         initial=trainer.update,
-        desc=config.data,
+        desc=Path(config.data).name,
         unit=" updates",
         disable=not progress,
         dynamic_ncols=True,
         mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file wants few lines
     )
     with bar:
-        while trainer.update < config.updates:
+        while not trainer.done:
             row: dict[str, Any] = trainer.step()
-            update, last = trainer.update, trainer.update == config.updates
-            if update % config.validate_every == 0 or last:
-                row["validation_mmd2"] = trainer.validate()
-            if update in snapshot_at:
+            update = trainer.update
+            if validated := (update % config.validate_every == 0 or update == config.updates):
+                trainer.validate()
+                row |= {f"validation_{name}": value for name, value in trainer.history[-1].items() if name != "update"}
+            last = trainer.done
+            if update in snapshot_at or last:
                 trainer.snapshot()
-            if config.pictures_every and update % config.pictures_every == 0:
+            if config.pictures_every and update % config.pictures_every == 0 and pictures:
                 with phase("pictures"):
-                    _draw(trainer, directory)
+                    draw_progress(trainer, directory)
             trainer.seconds, trainer.phases = time.perf_counter() - started, dict(trainer.stopwatch.seconds)
-            if update % config.log_every == 0 or "validation_mmd2" in row:
+            if update % config.log_every == 0 or validated:
                 log.write(_row(trainer, row))
                 bar.set_postfix(_shown(trainer, row), refresh=False)
             bar.update()
@@ -200,56 +218,35 @@ def _run(trainer: Trainer, directory: Path, log: MetricsLog, progress: bool) -> 
                     save_checkpoint(directory / CHECKPOINT, trainer.state_dict())
 
 
-def _draw(trainer: Trainer, directory: Path) -> None:
-    """The pictures on the way: the averaged players as they are now, and how they came there."""
-    from . import plots  # here, not above: `import ade_fast` is not to load matplotlib
-
-    data, samples = trainer.preview()
-    potential, sampler = trainer.potential_average.module, trainer.sampler_average.module
-    title = f"{trainer.config.data}, update {trainer.update},"
-    plots.save_learned(directory / PICTURE.format(trainer.update), data, samples, potential, title=title)
-    _draw_convergence(trainer, directory, data, potential, sampler)
-
-
-def _draw_convergence(trainer: Trainer, directory: Path, data, potential, sampler) -> None:
-    from . import plots
-
-    stages = plots.stages(potential, sampler, SNAPSHOT_POINTS, trainer._generator("test_samples"))
-    plots.save_convergence(
-        directory / CONVERGENCE, data, trainer.snapshots, stages, trainer.history, trainer.best.update
-    )
-
-
-def _finish(trainer: Trainer, directory: Path) -> Summary:
-    """Scores the chosen players on held-out data and draws the pictures."""
-    from . import plots
-
+def _finish(trainer: Trainer, directory: Path, pictures: bool) -> Summary:
+    """Scores the chosen players on held-out data, keeps their log Z, and draws the pictures."""
     config, phase = trainer.config, trainer.stopwatch.phase
     started = time.perf_counter()
     with phase("test"):
-        test, data, samples = trainer.test()
-        fine = float(mmd2(samples, data, bandwidth=FINE * torch.pdist(data.flatten(1)).median().item()))
-    with phase("pictures"):
-        potential, sampler = trainer.chosen_players()
-        plots.save_learned(directory / FIGURE, data, samples, potential, title=config.data)
-        _draw_convergence(trainer, directory, data, potential, sampler)
-    quantiles = torch.quantile(test.null, torch.tensor(_NULL_QUANTILES, dtype=test.null.dtype).to(test.null) / 100)
+        test = trainer.test()
+        warnings = findings(trainer.model(), test.evaluation, test.data, trainer.generator("tail_mass"))
+        save_checkpoint(directory / CHECKPOINT, trainer.state_dict())
+    if pictures:
+        with phase("pictures"):
+            draw_result(trainer, test, directory)
+    score = next(entry for entry in trainer.history if entry["update"] == trainer.best.update)
     summary = Summary(
         data=config.data,
         seed=config.seed,
         updates=trainer.update,
         chosen_update=trainer.best.update,
-        validation_mmd2=trainer.best.mmd2,
-        mmd2=test.mmd2,
-        p_value=test.p,
-        null_mmd2=dict(zip(map(str, _NULL_QUANTILES), quantiles.tolist(), strict=True)),
+        validation_nll=score.get("nll"),
+        validation_mmd2=score.get("mmd2"),
         permutations=config.test_permutations,
-        mmd2_fine=fine,
         field=trainer.kernels["field"],
         plan=trainer.kernels["memory"],
         seconds=trainer.seconds + time.perf_counter() - started,
         milliseconds_per_update=1e3 * trainer.seconds / trainer.update,
         time=dict(trainer.stopwatch.seconds),
+        entropy=trainer.source.entropy,
+        entropy_exact=trainer.source.entropy_exact,
+        **{name: value for name, value in vars(test.evaluation).items() if name not in ("points", "warnings")},
+        warnings=warnings,
     )
     write_atomically(directory / SUMMARY, (json.dumps(to_dict(summary), indent=2) + "\n").encode())
     return summary
@@ -265,7 +262,9 @@ def _shown(trainer: Trainer, metrics: dict[str, float]) -> dict[str, str]:
         "gap": f"{metrics['f_data'] - metrics['f_samples']:+.2f}",
         "entropy": f"{metrics['entropy']:.2f}",
     }
-    return {"mmd2": f"{trainer.history[-1][1]:.1e}", **shown} if trainer.history else shown
+    scores = {"nll": "{:.3f}", "ess": "{:.2f}", "mmd2": "{:.1e}"}
+    latest = trainer.history[-1] if trainer.history else {}
+    return {**{name: form.format(latest[name]) for name, form in scores.items() if name in latest}, **shown}
 
 
 @contextmanager

@@ -30,7 +30,8 @@ STEP_METRICS = (
     "initial_ess",
     "beta",
 )
-COLUMNS = ("update", "seconds", *STEP_METRICS, "validation_mmd2")
+VALIDATION_METRICS = ("validation_nll", "validation_ess", "validation_mmd2")
+COLUMNS = ("update", "seconds", *STEP_METRICS, *VALIDATION_METRICS)
 
 
 def check_tensorboard(wanted: str) -> bool:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..initial import Flow, Gaussian
+from ..potentials._checks import per_sample
+from ..weighted import WeightedSampler, evaluating
+from ..weights import effective_sample_size
 from ._arguments import integer
+
+# Fewer effective proposals than this make resampled moments visibly wrong, however few samples are asked for.
+_FEW = 100
 
 
 class DualSample(NamedTuple):
@@ -32,17 +40,70 @@ class DualSample(NamedTuple):
     log_q0: Tensor | None = None
 
 
+class Resampled(NamedTuple):
+    """Samples of p_f by importance resampling.
+
+    x: [n, *event], in random order.
+    ess: the proposals' effective sample size, as a fraction of them.
+    """
+
+    x: Tensor
+    ess: float
+
+
+class MetropolisSamples(NamedTuple):
+    """Samples of p_f by Metropolis-Hastings.
+
+    x: [n, *event].
+    acceptance: the fraction of proposals that were accepted.
+    """
+
+    x: Tensor
+    acceptance: float
+
+
+class _InBaseVariables(nn.Module):
+    """f seen from a flow's base: f(g(z)) + log|det ∂g/∂z|, whose exp has the integral of exp f. (B, dim) -> (B,)."""
+
+    def __init__(self, potential: Callable[[Tensor], Tensor], flow: Flow) -> None:
+        super().__init__()
+        self.potential = potential
+        self.flow = flow
+
+    def forward(self, z: Tensor) -> Tensor:
+        x, log_det = _transform(self.flow, z)
+        return per_sample("DualSampler", "potential", self.potential(x), len(x)) + log_det
+
+
+def _transform(flow: Flow, z: Tensor) -> tuple[Tensor, Tensor]:
+    """(x, log|det ∂x/∂z|) in full precision: a density is not to be rounded to bfloat16."""
+    with torch.autocast(z.device.type, enabled=False):
+        return flow.transform(z)
+
+
+def _out_of_base(flow: Flow, sample: DualSample) -> DualSample:
+    """A sample of (z, v) as one of (x, v), both ends in one pass of the flow."""
+    x, log_det = _transform(flow, torch.cat([sample.x, sample.x0]))
+    (x, x0), (log_det, log_det0) = x.chunk(2), log_det.chunk(2)
+    return DualSample(x, sample.v, sample.log_q - log_det, x0, sample.v0, sample.log_q0 - log_det0)
+
+
 class DualSampler(nn.Module):
     """Draws (x^0, v^0) from ``initial`` and moves them by ``dynamics``.
 
     Source: paper section 3.2; the change of variables divides, log q^T = log q^0 - log|det J|, where (17)
     prints a product.
 
+    An annealed dynamics (``AnnealedLeapfrog``) is given the Gaussian that ``initial`` is. Where ``initial`` is a flow
+    x = g(z) of a Gaussian, it runs in z, on f(g(z)) + log|det ∂g/∂z|, and x, x0, log_q and log_q0 are those of the
+    images.
+
     Args:
         initial: an object with ``event`` and
             ``sample(n, momentum_shape=None, generator=None) -> (x, v, log_q)``.
         dynamics: a layer called as ``dynamics(potential, x0, v0, generator=, context=)`` that returns at
-            least ``x, v, log_det``, with ``momentum_shape(event)``.
+            least ``x, v, log_det``, with ``momentum_shape(event)``. One with a true attribute ``anneals`` is called
+            with ``initial=`` too.
     """
 
     def __init__(self, initial: nn.Module, dynamics: nn.Module):
@@ -56,6 +117,11 @@ class DualSampler(nn.Module):
             raise TypeError(
                 "DualSampler: dynamics must be a dynamics layer with .momentum_shape(event), such as "
                 f"ade.Leapfrog, got {type(dynamics).__name__}"
+            )
+        if _anneals(dynamics) and not isinstance(initial, (Gaussian, Flow)):
+            raise TypeError(
+                f"DualSampler: {type(dynamics).__name__} anneals from a Gaussian: initial must be an "
+                f"ade.initial.Gaussian or a flow (ade.initial.Flow), got {type(initial).__name__}"
             )
         self.initial = initial
         self.dynamics = dynamics
@@ -84,14 +150,160 @@ class DualSampler(nn.Module):
         """
         n = integer("DualSampler", "n", n, low=0)
         momentum_shape = self.dynamics.momentum_shape(tuple(self.initial.event))
-        x0, v0, log_q0 = self.initial.sample(n, momentum_shape=momentum_shape, generator=generator)
-        out = self.dynamics(potential, x0, v0, generator=generator, context=context)
+        annealed = _anneals(self.dynamics)
+        flow = self.initial if annealed and isinstance(self.initial, Flow) else None
+        start, target = (self.initial, potential) if flow is None else (flow.base, _InBaseVariables(potential, flow))
+        x0, v0, log_q0 = start.sample(n, momentum_shape=momentum_shape, generator=generator)
+        options = {"initial": start} if annealed else {}
+        out = self.dynamics(target, x0, v0, generator=generator, context=context, **options)
         log_q = -out.log_det if log_q0 is None else log_q0 - out.log_det
         log_noise = getattr(out, "log_noise", None)
         if log_noise is not None:
             log_q = log_q + log_noise
-        return DualSample(out.x, out.v, log_q, x0, v0, log_q0)
+        sample = DualSample(out.x, out.v, log_q, x0, v0, log_q0)
+        return sample if flow is None else _out_of_base(flow, sample)
 
     def draws_own_momenta(self) -> bool:
         """Whether the momenta are the dynamics' own, one per step [T, B, ...] (Langevin), not q^0's."""
         return self.dynamics.momentum_shape(tuple(self.initial.event)) is None
+
+    def resample(
+        self,
+        potential,
+        n: int,
+        *,
+        n_proposals: int | None = None,
+        momentum_weight: float | Tensor | None = None,
+        generator: torch.Generator | None = None,
+        context: tuple[Tensor, ...] | None = None,
+    ) -> Resampled:
+        """n samples of p_f: draws of this sampler, chosen with probabilities proportional to their weights.
+
+        Systematic resampling: a proposal comes ``n w / sum w`` times, rounded down or up, so at most once where its
+        weight is below n_proposals / n times the mean. The bias falls as 1 / (n_proposals * ess).
+
+        Args:
+            potential: f, [B, *event] -> [B].
+            n: number of samples, >= 1.
+            n_proposals: how many to draw and choose from, >= n; None is 10 n, at least 10,000. Drawn in chunks; their
+                x are kept.
+            momentum_weight: lambda as in `ADE`; None is 1. Only the effective sample size depends on it.
+            generator: the source of all randomness (torch's global one if None).
+            context: passed on to the dynamics. No gradients are recorded.
+
+        Warns:
+            UserWarning: fewer effective proposals (``n_proposals * ess``) than n, or than 100.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong kind; there are no weights (``Empirical``,
+                ``sample_range``, lambda = 0; or f is -inf at all proposals).
+            NonFiniteError: a weight is NaN or infinite.
+        """
+        source = WeightedSampler("DualSampler.resample", potential, self, momentum_weight)
+        n = integer("DualSampler.resample", "n", n, low=1)
+        if n_proposals is None:
+            n_proposals = max(10 * n, 10_000)
+        n_proposals = integer("DualSampler.resample", "n_proposals", n_proposals, low=n)
+        with evaluating(potential):
+            x, log_w = map(torch.cat, zip(*source.chunks(n_proposals, generator, context), strict=True))
+            if not bool((log_w > -torch.inf).any()):
+                raise ValueError(f"DualSampler.resample: f is -inf at all {n_proposals} proposals")
+            ess = effective_sample_size(log_w).item()
+            chosen = _systematic(log_w.softmax(0), n, generator)
+        if n_proposals * ess < max(n, _FEW):
+            warnings.warn(
+                f"DualSampler.resample: {n_proposals * ess:.0f} effective proposals of {n_proposals} for {n} samples: "
+                "these repeat, and miss a part of p_f; raise n_proposals, or train the sampler further",
+                UserWarning,
+                stacklevel=2,
+            )
+        return Resampled(x[chosen], ess)
+
+    def metropolis(
+        self,
+        potential,
+        n: int,
+        *,
+        n_steps: int = 100,
+        n_chains: int | None = None,
+        momentum_weight: float | Tensor | None = None,
+        generator: torch.Generator | None = None,
+        context: tuple[Tensor, ...] | None = None,
+    ) -> MetropolisSamples:
+        """n samples of p_f by Metropolis-Hastings on (x, v), with draws of this sampler as independent proposals.
+
+        A proposal of weight w' replaces a state of weight w with probability min(1, w'/w) (Tierney 1994), so that
+        p_f(x) times the momenta's Gaussian is invariant. Each chain starts at a draw of the sampler. After k steps the
+        distance from p_f in total variation is at most (1 - mean w / max w)^k: burn-in takes a few times max w / mean w
+        steps. A high acceptance does not show that it is over: a place that the sampler hardly ever visits is left
+        late and found late (``resample`` and ``ade.metrics.log_z`` give the effective sample size).
+
+        Args:
+            potential: f, [B, *event] -> [B].
+            n: number of samples, >= 1.
+            n_steps: steps before a chain's first sample, and between its samples, >= 1.
+            n_chains: chains side by side, 1 to n; None is n, each then gives its end point, and the samples are
+                independent. Proposals cost the same either way, ``n_steps`` for each sample.
+            momentum_weight, generator, context: as for ``resample``.
+
+        Raises:
+            TypeError, ValueError, NonFiniteError: as ``resample``.
+        """
+        source = WeightedSampler("DualSampler.metropolis", potential, self, momentum_weight)
+        n = integer("DualSampler.metropolis", "n", n, low=1)
+        n_steps = integer("DualSampler.metropolis", "n_steps", n_steps, low=1)
+        n_chains = integer("DualSampler.metropolis", "n_chains", n if n_chains is None else n_chains, low=1, high=n)
+        with evaluating(potential):
+            samples = []
+            x, log_w = map(torch.cat, zip(*source.chunks(n_chains, generator, context), strict=True))
+            accepted, rounds = 0, -(-n // n_chains)
+            for _ in range(rounds):
+                x, log_w, more = _independence_steps(source, x, log_w, n_steps, generator, context)
+                accepted += more
+                samples.append(x)
+            if bool((log_w == -torch.inf).any()):
+                raise ValueError("DualSampler.metropolis: f is -inf at all proposals of a chain")
+        return MetropolisSamples(torch.cat(samples)[:n], float(accepted) / (rounds * n_steps * n_chains))
+
+
+def _systematic(p: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+    """[n] indices, each i floor or ceil of n p_i times, in random order (Kitagawa 1996)."""
+    device = p.device if generator is None else generator.device
+    start = torch.rand((), generator=generator, dtype=p.dtype, device=device).to(p.device)
+    ends = p.cumsum(0)
+    positions = (start + torch.arange(n, dtype=p.dtype, device=p.device)) / n * ends[-1]
+    order = torch.randperm(n, generator=generator, device=device).to(p.device)
+    return torch.searchsorted(ends, positions, right=True)[order]
+
+
+def _independence_steps(
+    source: WeightedSampler, x: Tensor, log_w: Tensor, n_steps: int, generator, context
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Independence Metropolis-Hastings: the states [chains, *event] and log-weights after n_steps; how many accepted.
+
+    Proposals come in blocks of several steps where there are few chains.
+    """
+    chains, accepted = len(x), 0
+    block = max(1, source.rows // chains)
+    rows = torch.arange(chains, device=x.device)
+    device = x.device if generator is None else generator.device
+    for start in range(0, n_steps, block):
+        steps = min(block, n_steps - start)
+        new_x, new_log_w = map(torch.cat, zip(*source.chunks(steps * chains, generator, context), strict=True))
+        new_log_w = new_log_w.view(steps, chains)
+        log_u = torch.rand(steps, chains, generator=generator, dtype=log_w.dtype, device=device).log().to(x.device)
+        latest = torch.full((chains,), -1, device=x.device)
+        for step in range(steps):
+            # A state of weight 0, which only a start can be, gives way to anything.
+            moves = (log_u[step] < new_log_w[step] - log_w) | (log_w == -torch.inf)
+            log_w = torch.where(moves, new_log_w[step], log_w)
+            latest = torch.where(moves, step * chains + rows, latest)
+            accepted += moves.sum()
+        moved = latest >= 0
+        x = x.clone()
+        x[moved] = new_x[latest[moved]]
+    return x, log_w, accepted
+
+
+def _anneals(dynamics: nn.Module) -> bool:
+    return bool(getattr(dynamics, "anneals", False))

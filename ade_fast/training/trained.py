@@ -1,4 +1,4 @@
-"""A finished (or interrupted) run, opened for use from Python or from ``ade-fast sample``."""
+"""A trained model, as a density and a sampler in the data's own units; and a run's directory opened as one."""
 
 from __future__ import annotations
 
@@ -7,86 +7,204 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..data import as_table
 from ..dynamics import NonFiniteError
+from ..metrics import LogZ
+from ..weighted import chunk_rows
 from . import memory
 from ._arguments import SEEDS, integer
-from .build import build_players, resolve_device
+from .build import Given, build_players, check_given, resolve_device
 from .checkpoint import CheckpointError, check_finite, load_checkpoint, understanding
 from .config import Config
 from .directory import CHECKPOINT
 from .sampler import DualSampler
+from .score import Score
+from .source import Space
 
 _CHUNK = 10_000
+EXACT = ("none", "resample", "metropolis")
+"""How `TrainedModel.sample` may draw."""
+
+
+class NoDensityError(ValueError):
+    """A log-probability was asked for that is not known; the message is one line and says why."""
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The players that did best on the validation draw.
+    """The players that did best on the validation points.
+
+    Potential and sampler live in standardised coordinates z (``space``); `log_prob`, `score` and `sample` are in the
+    data's own units.
 
     Attributes:
-        potential: f, [B, *event] -> [B], unnormalised log-density.
+        potential: f, [B, *event] -> [B], unnormalised log-density of z.
         sampler: the dual sampler; ``sampler.sample(potential, n)`` is differentiable.
         config: the settings of the run.
         update: the update at which the players were taken.
+        space: the coordinates z.
+        fingerprint: of the rows it learned from; None for a toy set.
+        density: log Z of f in z with its standard error, and the sampler's effective sample size; None where the
+            sampler has no density to form weights with.
     """
 
     potential: nn.Module
     sampler: DualSampler
     config: Config
     update: int
+    space: Space
+    density: LogZ | None
+    fingerprint: str | None = None
 
-    def sample(self, n: int, seed: int = 0) -> Tensor:
-        """n samples [n, *event], float32 on the CPU, the same for the same seed; drawn piece by piece.
+    @property
+    def event(self) -> tuple[int, ...]:
+        """Shape of one point."""
+        return self.space.event
+
+    @property
+    def momentum_weight(self) -> float:
+        """lambda, as in the run."""
+        return self.config.momentum_weight
+
+    @property
+    def log_z(self) -> float:
+        """log Z of f, in z. Raises: NoDensityError."""
+        return self._known("log_z").log_z
+
+    @property
+    def log_z_standard_error(self) -> float:
+        """Of `log_z`, and so of every `log_prob`. Raises: NoDensityError."""
+        return self._known("log_z_standard_error").standard_error
+
+    @property
+    def ess(self) -> float:
+        """The sampler's effective sample size, a fraction. Raises: NoDensityError."""
+        return self._known("ess").ess
+
+    def log_prob(self, x: Any) -> Tensor:
+        """log p(x), normalised, in the data's units: f(z) - log Z + log|dz/dx|.
+
+        Args:
+            x: [B, d], a tensor or whatever `data.as_table` takes; differentiable where it is a tensor that needs it.
+
+        Returns:
+            [B], float64, on the model's device.
 
         Raises:
-            ValueError: n is negative, or more than memory holds; the seed is not one.
+            NoDensityError: log Z is not known.
+            DataError: x is no table of finite numbers with d columns.
+        """
+        log_z = self._known("log_prob").log_z
+        z = self._to_z("log_prob", x)
+        values = [self.potential(rows).reshape(-1) for rows in z.split(chunk_rows(self.event))]
+        return torch.cat(values).double() - log_z + self.space.log_det if values else z.new_empty(0).double()
+
+    @torch.no_grad()
+    def score(self, x: Any) -> float:
+        """The mean of `log_prob` over x: the log-likelihood in nats per point. Raises: as `log_prob`."""
+        return self.log_prob(x).mean().item()
+
+    def sample(self, n: int, seed: int = 0, exact: str = "none") -> Tensor:
+        """n samples [n, *event], float32 on the CPU, in the data's units, the same for the same seed; piece by piece.
+
+        Args:
+            n: how many, >= 0.
+            seed: of all randomness.
+            exact: "none": the dual sampler's own, raw. "resample": chosen among ten times as many by their weights;
+                "metropolis": by Metropolis-Hastings with the dual sampler as proposal, a hundred proposals for each.
+                Both are samples of p_f itself.
+
+        Raises:
+            ValueError: n is negative, or more than memory holds; the seed is not one; there is no such ``exact``.
+            NoDensityError: exact samples need weights.
             NonFiniteError: a sample is not finite.
         """
-        event = tuple(self.sampler.initial.event)
         # Room for the samples, and for a copy of them in the file's format.
-        most = memory.total(torch.device("cpu")) // (2 * 4 * math.prod(event))
+        most = memory.total(torch.device("cpu")) // (2 * 4 * math.prod(self.event))
         n = integer("sample", "n", n, low=0, high=most)
         seed = integer("sample", "seed", seed, low=0, high=SEEDS - 1)
+        if exact not in EXACT:
+            raise ValueError(f"sample: exact must be one of {', '.join(EXACT)}, got {exact!r}")
+        if exact != "none":
+            self._known(f"sample with exact={exact!r}")
         generator = torch.Generator().manual_seed(seed)
-        samples = torch.empty((n, *event), dtype=torch.float32)
-        with torch.no_grad():
-            for start in range(0, n, _CHUNK):
-                count = min(_CHUNK, n - start)
-                samples[start : start + count] = self.sampler.sample(self.potential, count, generator).x
+        samples = torch.empty((n, *self.event), dtype=torch.float32)
+        for start in range(0, n, _CHUNK):
+            count = min(_CHUNK, n - start)
+            samples[start : start + count] = self.space.to_data(self._draw(count, generator, exact))
         bad = n - int(torch.isfinite(samples).flatten(1).all(1).sum())
         if bad:
             raise NonFiniteError(f"sample: {bad} of {n} samples are not finite: training had diverged; train again")
         return samples
 
+    def _draw(self, n: int, generator: torch.Generator, exact: str) -> Tensor:
+        if exact == "none":
+            with torch.no_grad():
+                return self.sampler.sample(self.potential, n, generator).x
+        draw = self.sampler.resample if exact == "resample" else self.sampler.metropolis
+        return draw(self.potential, n, momentum_weight=self.momentum_weight, generator=generator).x
 
-def load(directory: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
-    """Opens the run in a directory written by ``ade-fast train`` or :func:`train`.
+    def _to_z(self, name: str, x: Any) -> Tensor:
+        """Points x [B, d] in the data's units, as z on the model's device."""
+        if not isinstance(x, Tensor) or not x.requires_grad:  # else as_table would cut it off
+            x = as_table(x, columns=self.event[0], varied=False, dtype=torch.float64)
+        device = next((p.device for p in self.sampler.parameters()), torch.device("cpu"))
+        return self.space.to_z(x).to(device)
+
+    def _known(self, name: str) -> LogZ:
+        if self.density is None:
+            raise NoDensityError(
+                f"{name}: this model has no density: its sampler has no weights to estimate log Z from (q^T is not "
+                "known: Empirical, clip_samples or momentum_weight 0)"
+            )
+        return self.density
+
+
+def load(
+    directory: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    potential: nn.Module | None = None,
+    sampler: DualSampler | None = None,
+) -> TrainedModel:
+    """Opens the run in a directory written by ``ade-fast train``, `ade.fit` or :func:`train`.
+
+    Args:
+        directory: of the run.
+        device: where the players are to be.
+        potential, sampler: where `ade.fit` was given modules of its caller's own: modules of the same making, which
+            are copied and get the trained weights.
 
     Raises:
         CheckpointError: there is no checkpoint, or it cannot be read.
         ConfigError: there is no such device.
+        TypeError, ValueError: a module is missing, or was not asked for.
     """
     directory = Path(directory)
     path = directory / CHECKPOINT
     device = resolve_device(device)
     if not os.path.isdir(directory):
         raise CheckpointError(f"load: {directory} is not a directory; give the --out of a run")
-    state = load_checkpoint(path)
+    state, given = load_checkpoint(path), Given(potential, sampler)
     with understanding(path):
         config = Config.from_dict({**state["config"], "device": "cpu"})
-        potential, sampler = build_players(config)
-        best = state["best"]
-        for module, weights in ((potential, best["potential"]), (sampler, best["sampler"])):
+        wanted = Given(*state["given"])
+        best, space = state["best"], Space.from_state_dict(state["space"])
+        density = Score.from_state_dict(best["score"]).density if state["density"] is None else LogZ(*state["density"])
+    check_given("load", given, wanted, directory)
+    with understanding(path):
+        players = build_players(config, space, given)
+        for module, weights in zip(players, (best["potential"], best["sampler"]), strict=True):
             check_finite(weights)
             module.load_state_dict(weights)
             module.eval().requires_grad_(False)
-        model = TrainedModel(
-            potential, sampler, dataclasses.replace(config, device=state["config"]["device"]), best["update"]
-        )
-    potential.to(device)
-    sampler.to(device)
+        config = dataclasses.replace(config, device=state["config"]["device"])
+        model = TrainedModel(*players, config, best["update"], space, density, state["data"])
+    model.potential.to(device)
+    model.sampler.to(device)
     return model

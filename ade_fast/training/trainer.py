@@ -4,78 +4,101 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+import warnings
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..metrics import MMDTest, mmd2, mmd_test
+from ..metrics import LogZ, log_z, mmd2
+from ..weighted import evaluate as values_of
+from ..weighted import evaluating
+from ..weights import why_no_weights
 from . import memory
-from .build import build_data, build_objective, build_players, resolve_device
+from .build import OWN, Given, build_players, build_source, resolve_device
 from .checkpoint import check_finite
 from .config import Config
 from .divergence import Watch
 from .ema import EMA
+from .evaluation import PURPOSES, Evaluation, evaluate
+from .recipe import objective
+from .score import Score
+from .source import Source
 from .stopwatch import Stopwatch
-
-# One stream of random numbers for each purpose: how often one is used never shifts another.
-_STREAMS = (
-    "data",
-    "samples",
-    "validation_data",
-    "validation_samples",
-    "test_data",
-    "test_samples",
-    "permutations",
-)
+from .streams import stream
+from .trained import TrainedModel
 
 SNAPSHOT_POINTS = 1000
 
 
 @dataclass
 class Best:
-    """The averaged players that did best on the validation draw."""
+    """The averaged players that did best on the validation points."""
 
     update: int
-    mmd2: float
+    score: Score
     potential: dict[str, Tensor]
     sampler: dict[str, Tensor]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**vars(self), "score": self.score.state_dict()}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> Best:
+        return cls(**{**state, "score": Score.from_state_dict(state["score"])})
+
+
+class Test(NamedTuple):
+    """Scores of the chosen players; the held-out points and samples that were compared, [n, *event] in z."""
+
+    evaluation: Evaluation
+    data: Tensor
+    samples: Tensor
+    exact: Tensor | None
 
 
 class Trainer:
     """A run in memory: both players, their optimizers and averages, random states, the best players so far.
 
+    Everything is in the coordinates of ``space``: standardised, unless the settings say otherwise.
     ``state_dict`` holds all of it; a trainer that loads it continues bit for bit (on the CPU).
 
     Args:
         config: the settings.
+        source: what to learn from, by ``config.data`` unless given.
+        given: players that take the place of the settings'.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, source: Source | None = None, given: Given = OWN):
         self.config = config
         memory.check(config, resolve_device(config.device))
-        self.data = build_data(config)
-        self.potential, self.sampler = build_players(config)
-        self.ade = build_objective(config, self.potential, self.sampler)
+        self.source = build_source(config) if source is None else source
+        self.space = self.source.space
+        self.given = given
+        self.potential, self.sampler = build_players(config, self.space, given)
+        self.ade = objective(config, self.potential, self.sampler)
         self.potential_average = EMA(self.potential, config.ema_decay)
         self.sampler_average = EMA(self.sampler, config.ema_decay)
         self.device = torch.device(config.device)
-        seeds = torch.randint(2**62, (len(_STREAMS),), generator=torch.Generator().manual_seed(config.seed)).tolist()
-        self._seeds = dict(zip(_STREAMS, seeds, strict=True))
-        # CPU generators on every device: the random numbers do not depend on where the run is.
-        self._generators = {name: self._generator(name) for name in ("data", "samples")}
-        self._validation_data = self._draw_data(config.validation_samples, self._generator("validation_data"))
-        # The median heuristic on the data alone: one kernel for all validations, and no sorting in each.
-        self._bandwidth = torch.pdist(self._validation_data.flatten(1)).median().item()
-        self._watch = Watch(self._validation_data, config.max_gap)
+        self._generators = {name: self.generator(name) for name in ("data", "samples")}
+        points = self.source.validation(config.validation_samples, self.generator("validation_data"))
+        self._validation_data = points.to(self.device)
+        self.ade.watch = self._watch = Watch(self._validation_data, config.max_gap)
+        self._by_weights = why_no_weights(self.sampler, self.ade.momentum_weight) is None
+        self._bandwidth: float | None = None
         self.update = 0
         self.stopwatch = Stopwatch()
         self.seconds = 0.0  # of the whole run up to the latest update, and by phase
         self.phases = dict(self.stopwatch.seconds)
-        self.kernels: dict[str, str] = {}  # how the latest unroll ran: its plan's field and memory
+        self.kernels = {
+            "field": "its own",
+            "memory": "its own",
+        }  # how the latest unroll ran: its plan's field and memory
         self.best: Best | None = None
-        self.history: list[tuple[int, float]] = []  # (update, validation MMD^2) of the averaged players
+        self._lowest: Score | None = None
+        self.density: LogZ | None = None  # of the best, as the final test found it
+        self.history: list[dict[str, float]] = []  # "update" and the scores of the averaged players
         self.snapshots: list[tuple[int, Tensor]] = []
 
     def step(self) -> dict[str, float]:
@@ -92,17 +115,20 @@ class Trainer:
         with phase("joint updates"):
             self.potential_average.update(self.potential)
             self.sampler_average.update(self.sampler)
-        plan = self.sampler.dynamics.last_plan
-        self.kernels = {"field": plan.field, "memory": plan.memory}
+        plan = getattr(self.sampler.dynamics, "last_plan", None)
+        if plan is not None:
+            self.kernels = {"field": plan.field, "memory": plan.memory}
         self.update += 1
-        self._watch.metrics(self.update, metrics)
         return metrics
 
     def validate(self) -> float:
-        """MMD^2 of the averaged players to the validation draw; keeps them when none before did better.
+        """Scores the averaged players on the validation points, and keeps them when none before did better.
 
-        MMD^2 between two draws of n points from one distribution scatters by about 1/n: scores that differ by less than
-        half of that are ties, and the later players win them (they have seen more data, and are visibly sharper).
+        Scores that differ by less than their standard error are ties, and the later players win them: they have seen
+        more data, and are visibly sharper.
+
+        Returns:
+            The score, lower is better; ``history`` has what belongs to it.
 
         Raises:
             DivergenceError: the samples are not finite, have collapsed, or fly apart.
@@ -110,20 +136,45 @@ class Trainer:
         with self.stopwatch.phase("validation"):
             return self._validate()
 
-    def _validate(self) -> float:
+    def _validate(self) -> dict[str, float]:
         potential, sampler = self.potential_average.module, self.sampler_average.module
-        samples = self._draw_samples(potential, sampler, self.config.validation_samples, "validation_samples")
+        samples = self._draw_samples(potential, sampler, len(self._validation_data), "validation_samples")
         self._watch.samples(self.update, samples)
-        score = float(mmd2(samples, self._validation_data, bandwidth=self._bandwidth))
-        self.history.append((self.update, score))
-        if score <= min(s for _, s in self.history) + 0.5 / self.config.validation_samples:
-            self.best = Best(
-                self.update,
-                score,
-                copy.deepcopy(potential.state_dict()),
-                copy.deepcopy(sampler.state_dict()),
-            )
-        return score
+        by_likelihood = self._by_weights and self.config.validate_by == "likelihood"
+        now = self._likelihood(potential, sampler) if by_likelihood else self._mmd2(samples)
+        self.history.append({"update": self.update, **now.entry()})
+        if self._lowest is None or now.value < self._lowest.value:
+            self._lowest = now
+        if not now.is_worse_than(self._lowest):
+            weights = (copy.deepcopy(player.state_dict()) for player in (potential, sampler))
+            self.best = Best(self.update, now, *weights)
+        return now.value
+
+    def _likelihood(self, potential, sampler) -> Score:
+        """The negative log-likelihood of the validation points, at temperature 1."""
+        n, generator = self.config.likelihood_samples, self.generator("likelihood_samples")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of few effective samples: that is what the score says
+            density = log_z(potential, sampler, n, self.ade.momentum_weight, generator)
+        with evaluating(potential):
+            values = values_of("validation", potential, self._validation_data)
+        return Score.of_likelihood(values, density, self.space.log_det)
+
+    def _mmd2(self, samples: Tensor) -> Score:
+        """MMD^2 to the validation points, under one kernel for all validations; it scatters by 1/n if all is well."""
+        if self._bandwidth is None:
+            self._bandwidth = torch.pdist(self._validation_data.flatten(1)).median().item()
+        return Score(float(mmd2(samples, self._validation_data, bandwidth=self._bandwidth)), 0.5 / len(samples))
+
+    @property
+    def done(self) -> bool:
+        """Whether all updates are made, or (on a table) the patience for a better validation is at its end."""
+        config = self.config
+        if self.update >= config.updates:
+            return True
+        if self.source.endless or not config.patience or self.best is None:
+            return False
+        return sum(entry["update"] > self.best.update for entry in self.history) >= config.patience
 
     @property
     def calm(self) -> bool:
@@ -142,23 +193,30 @@ class Trainer:
         samples = self._draw_samples(potential, sampler, SNAPSHOT_POINTS, "validation_samples")
         return self._validation_data[:SNAPSHOT_POINTS], samples
 
-    def chosen_players(self) -> tuple[torch.nn.Module, torch.nn.Module]:
-        """Potential and sampler chosen on the validation draw, as new modules in evaluation mode."""
+    def model(self) -> TrainedModel:
+        """The players chosen on the validation points, as new modules in evaluation mode."""
         if self.best is None:
             raise RuntimeError("Trainer: no players chosen yet; call validate() first")
-        potential, sampler = build_players(self.config)
-        potential.load_state_dict(self.best.potential)
-        sampler.load_state_dict(self.best.sampler)
-        return potential.eval().requires_grad_(False), sampler.eval().requires_grad_(False)
+        players = build_players(self.config, self.space, self.given)
+        for player, weights in zip(players, (self.best.potential, self.best.sampler), strict=True):
+            player.load_state_dict(weights)
+            player.eval().requires_grad_(False)
+        density = self.best.score.density if self.density is None else self.density
+        return TrainedModel(*players, self.config, self.best.update, self.space, density, self.source.fingerprint)
 
-    def test(self) -> tuple[MMDTest, Tensor, Tensor]:
-        """The permutation test of the chosen players on held-out data; also the data and the samples used."""
-        potential, sampler = self.chosen_players()
-        n = self.config.test_samples
-        data = self._draw_data(n, self._generator("test_data"))
-        samples = self._draw_samples(potential, sampler, n, "test_samples")
-        result = mmd_test(samples, data, self.config.test_permutations, generator=self._generator("permutations"))
-        return result, data, samples
+    def test(self) -> Test:
+        """Scores the chosen players on held-out points; log Z as it is found there becomes the model's.
+
+        Of a toy set as many points are drawn for the likelihood as samples for log Z: they cost less.
+        """
+        config = self.config
+        n = max(config.test_samples, config.test_likelihood_samples if self._by_weights else 0)
+        points = self.source.test(n, self.generator("test_data")).to(self.device)
+        generators = {purpose: self.generator(purpose) for purpose in PURPOSES}
+        found, samples, exact = evaluate(self.model(), points, generators)
+        if found.log_z is not None:
+            self.density = LogZ(found.log_z, found.log_z_standard_error, found.ess)
+        return Test(found, points[: config.test_samples], samples, exact)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, as tensors and plain values."""
@@ -174,7 +232,12 @@ class Trainer:
             "sampler_average": self.sampler_average.state_dict(),
             "kernels": self.kernels,
             "generators": {name: generator.get_state() for name, generator in self._generators.items()},
-            "best": None if self.best is None else asdict(self.best),
+            "data": self.source.fingerprint,
+            "given": list(self.given.which()),
+            "density": None if self.density is None else list(self.density),
+            "best": None if self.best is None else self.best.state_dict(),
+            "lowest": None if self._lowest is None else self._lowest.state_dict(),
+            "space": self.space.state_dict(),
             "history": self.history,
             "snapshots": self.snapshots,
         }
@@ -200,23 +263,26 @@ class Trainer:
         for name, generator in self._generators.items():
             generator.set_state(state["generators"][name])
         self.kernels = state["kernels"]
-        self.update = state["update"]
+        self.update = self.ade.updates = state["update"]
         self.seconds = state["seconds"]["total"]
         self.phases = state["seconds"]["phases"]
         self.stopwatch = Stopwatch(self.phases)
-        self.best = None if best is None else Best(**best)
-        self.history = [tuple(entry) for entry in state["history"]]
+        self.best = None if best is None else Best.from_state_dict(best)
+        self._lowest = None if best is None else Score.from_state_dict(state["lowest"])
+        self.density = None if state["density"] is None else LogZ(*state["density"])
+        self.history = list(state["history"])
         self.snapshots = [tuple(entry) for entry in state["snapshots"]]
 
-    def _generator(self, stream: str) -> torch.Generator:
-        return torch.Generator().manual_seed(self._seeds[stream])
+    def generator(self, purpose: str) -> torch.Generator:
+        """A new source of randomness for one purpose, the same whenever it is asked for."""
+        return stream(self.config.seed, purpose)
 
     def _draw_data(self, n: int, generator: torch.Generator) -> Tensor:
-        return self.data.sample(n, generator).to(self.device)
+        return self.source.draw(n, generator).to(self.device)
 
-    def _draw_samples(self, potential, sampler, n: int, stream: str) -> Tensor:
+    def _draw_samples(self, potential, sampler, n: int, purpose: str) -> Tensor:
         with torch.no_grad():
-            return sampler.sample(potential, n, self._generator(stream)).x
+            return sampler.sample(potential, n, self.generator(purpose)).x
 
     def _set_schedule(self) -> None:
         """Rates and penalties: constant at first, then a half cosine down; functions of the update alone."""

@@ -1,0 +1,134 @@
+"""log Z and the log-likelihood of a potential, from the dual sampler's importance weights."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..initial.base import as_count
+from ..weighted import WeightedSampler, evaluate, evaluating
+from ..weights import effective_sample_size, log_mean_exp, log_mean_exp_error
+
+_FEW = 100  # effective samples, below which the figures cannot be trusted
+
+
+class LogZ(NamedTuple):
+    """log Z with its standard error, and the effective sample size as a fraction in (0, 1]; Python floats, nats."""
+
+    log_z: float
+    standard_error: float
+    ess: float
+
+
+class LogLikelihood(NamedTuple):
+    """The mean of log p_f over the data with its standard error, and log Z's figures as in `LogZ`; Python floats, nats.
+
+    ``standard_error`` holds both sources: that of the data, and log Z's.
+    """
+
+    mean: float
+    standard_error: float
+    log_z: float
+    log_z_standard_error: float
+    ess: float
+
+
+def log_z(
+    potential: Callable[[Tensor], Tensor],
+    sampler,
+    n_samples: int = 100_000,
+    momentum_weight: float | Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> LogZ:
+    """Estimate of ``log ∫ exp f(x) dx`` by importance sampling with the dual sampler.
+
+    ``log mean w - Σ_i l/2 log(2π/λ_i)`` with ``w = exp(f(x^T) - Σ_i λ_i/2 ‖v_i^T‖²) / q^T(x^T, v^T)``: mean w is
+    unbiased, its logarithm is low by about Var(w) / (2 n Z²). The standard error is the delta method's,
+    ``sqrt(Var(w) / n) / mean w``. The weights know nothing of places where the sampler never goes: mass that f has
+    there is missing from log Z, and nothing in these figures shows it (`log_z_bracket` starts from a broad Gaussian).
+
+    Args:
+        potential: f, ``(B, *event)`` to ``(B,)`` or ``(B, 1)``, in the mode that it is in; parametrised weights
+            (spectral norm) are computed once for all samples. No gradients are recorded.
+        sampler: an `ade.DualSampler` whose initial distribution has a density and whose dynamics clips no samples.
+        n_samples: how many, at least 2; in chunks, so that memory does not grow with them.
+        momentum_weight: λ > 0, a number, or ``(T,)`` where the dynamics draws a momentum per step; None is 1, as
+            `ade.ADE` takes it. The truth does not depend on it, the effective sample size does: the best one is that
+            of the training.
+        generator: source of all randomness.
+
+    Warns:
+        UserWarning: fewer than 100 effective samples (``n_samples · ess``): the error is then underestimated too.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind; there are no weights (`Empirical`, ``sample_range``,
+            λ = 0).
+        NonFiniteError: f or a weight is NaN or infinite.
+    """
+    source = WeightedSampler("log_z", potential, sampler, momentum_weight)
+    n_samples = as_count("log_z", "n_samples", n_samples, least=2)
+    with evaluating(potential):
+        return _log_z("log_z", source, n_samples, generator)
+
+
+def log_likelihood(
+    potential: Callable[[Tensor], Tensor],
+    sampler,
+    data: Tensor,
+    n_samples: int = 100_000,
+    momentum_weight: float | Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> LogLikelihood:
+    """Mean of ``log p_f(x) = f(x) - log Z`` over the data, in nats: the density itself, at temperature 1.
+
+    log Z is `log_z`'s estimate; as it is biased low, the likelihood is biased high, by about Var(w) / (2 n Z²). The two
+    standard errors are of independent draws and combine as ``sqrt(Var(f(data)) / n_data + se(log Z)²)``.
+
+    Args:
+        potential, sampler, n_samples, momentum_weight, generator: as in `log_z`.
+        data: ``(n_data, *event)``, at least 2, on the sampler's device and in its dtype: independent points that f was
+            not trained on.
+
+    Warns, raises: as `log_z`; ValueError also for data of another shape or not finite.
+    """
+    source = WeightedSampler("log_likelihood", potential, sampler, momentum_weight)
+    n_samples = as_count("log_likelihood", "n_samples", n_samples, least=2)
+    _check_data(data, tuple(sampler.initial.event))
+    with evaluating(potential):
+        values = evaluate("log_likelihood", potential, data)
+        found = _log_z("log_likelihood", source, n_samples, generator)
+    standard_error = math.hypot((values.var() / len(values)).sqrt().item(), found.standard_error)
+    return LogLikelihood(values.mean().item() - found.log_z, standard_error, *found)
+
+
+def _log_z(layer: str, source: WeightedSampler, n_samples: int, generator: torch.Generator | None) -> LogZ:
+    log_w = torch.cat([log_w for _, log_w in source.chunks(n_samples, generator)])
+    if not bool((log_w > -math.inf).any()):
+        raise ValueError(f"{layer}: all {n_samples} weights are 0: f is -inf wherever the sampler goes")
+    ess = effective_sample_size(log_w).item()
+    if n_samples * ess < _FEW:
+        warnings.warn(
+            f"{layer}: {n_samples * ess:.0f} effective samples of {n_samples} (below {_FEW}): log Z is biased low and "
+            "its standard error too small; draw more samples, or train the sampler further",
+            UserWarning,
+            stacklevel=3,
+        )
+    return LogZ(log_mean_exp(log_w).item(), log_mean_exp_error(log_w).item(), ess)
+
+
+def _check_data(data: Tensor, event: tuple[int, ...]) -> None:
+    if not isinstance(data, Tensor):
+        raise TypeError(f"log_likelihood: data must be a tensor, got {type(data).__name__}")
+    if not data.is_floating_point():
+        raise TypeError(f"log_likelihood: data must be floating point, got {data.dtype}")
+    if data.dim() == 0 or tuple(data.shape[1:]) != event:
+        raise ValueError(f"log_likelihood: data must have shape (n, *{event}), got {tuple(data.shape)}")
+    if len(data) < 2:
+        raise ValueError(f"log_likelihood: data must have at least 2 points, got {len(data)}")
+    if not bool(data.isfinite().all()):
+        raise ValueError("log_likelihood: data must be finite, got NaN or infinity")

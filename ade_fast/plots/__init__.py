@@ -1,0 +1,18 @@
+"""Pictures of data, samples and densities, in the manner of matplotlib.
+
+``import ade_fast.plots`` (it loads matplotlib). Plain tensors in the data's own units go in, and normalised
+log-densities as callables; nothing here knows how a model was trained.
+
+- On one axis, given as ``ax`` or pyplot's current one; the axis is returned: :func:`points` (samples over the data),
+  :func:`density` (a log-density on a grid), :func:`curve` (a score over the updates).
+- Whole figures, which do not touch pyplot's state: :func:`learned` (what a model has learned) and
+  :func:`convergence` (how its sampler got there).
+"""
+
+from .axes import window
+from .convergence import convergence, curve
+from .density import density
+from .learned import learned
+from .points import points
+
+__all__ = ["convergence", "curve", "density", "learned", "points", "window"]

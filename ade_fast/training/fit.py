@@ -1,0 +1,75 @@
+"""`ade.fit`: a density from an array in one call, by the same loop as ``ade-fast train``."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .build import Given, build_source
+from .config import GIVEN, Config
+from .loop import train
+from .sampler import DualSampler
+from .trained import TrainedModel, load
+
+
+def fit(
+    X: Any,
+    potential: nn.Module | None = None,
+    sampler: DualSampler | None = None,
+    *,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    resume: bool = False,
+    overwrite: bool = False,
+    validation: Any = None,
+    **settings: Any,
+) -> TrainedModel:
+    """Trains on ``X`` and returns the model: a normalised density and its sampler, in the units of ``X``.
+
+    What ``ade-fast train`` does: rows are split into training, validation and test, standardised, and learned by the
+    recipe's settings; the averaged players with the best held-out likelihood are chosen, and training stops early when
+    they no longer get better (``patience``).
+
+    Args:
+        X: [n, *event] rows as an array, tensor, ``Dataset`` or ``DataLoader`` (of its batches the first part, without
+            labels), the path of a file (.npy, .npz, .csv, .pt), or the name of a two-dimensional set.
+        potential: f, a module [B, *event] -> [B] of standardised points; None: by the settings, an MLP on a Gaussian
+            base measure. Give an `ade.WithBase` to have one too. A module that is given is copied, and stays as it is.
+        sampler: the dual sampler; None: by the settings.
+        out: a directory for checkpoint, metrics and pictures, as of ``ade-fast train --out``; None: nothing is kept,
+            and an interrupted run is lost.
+        seed: of everything random, the split included.
+        progress: show a progress bar on standard error.
+        resume: go on from the checkpoint in ``out``, bit for bit, with the same ``X``.
+        overwrite: begin anew even though ``out`` holds a run.
+        validation: rows like ``X`` to choose the players by; None: a part of ``X`` (``validation_fraction``).
+        settings: of `ade.training.Config`, such as ``updates=2000``.
+
+    Raises:
+        ConfigError: a setting that cannot be meant.
+        TypeError, ValueError: ``X`` is no table of finite numbers, or the modules do not fit it.
+        Others: as :func:`ade.training.train`.
+    """
+    given = Given(_checked(potential), sampler)
+    named = isinstance(X, (str, Path))
+    config = Config.from_dict({**settings, "data": str(X) if named else GIVEN, "seed": seed})
+    source = build_source(config, None if named else X, validation)
+    if out is None and resume:
+        raise ValueError("fit: resume needs out, the directory of the run to go on with")
+    options = {"resume": resume, "overwrite": overwrite, "progress": progress, "source": source, "given": given}
+    if out is not None:
+        train(config, out, **options)
+        return load(out, config.device, **given._asdict())
+    with tempfile.TemporaryDirectory(prefix="ade_fast-") as directory:
+        train(config, directory, **options, pictures=False)
+        return load(directory, config.device, **given._asdict())
+
+
+def _checked(potential: Any) -> nn.Module | None:
+    if potential is not None and not isinstance(potential, nn.Module):
+        raise TypeError(f"fit: potential must be a torch.nn.Module, got {type(potential).__name__}")
+    return potential

@@ -1,0 +1,54 @@
+"""The settings that train: from a configuration, or from its defaults, to the objective of two players."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..potentials import WithBase
+from .config import Config
+from .objective import ADE
+from .sampler import DualSampler
+
+
+def recipe(potential: nn.Module, sampler: DualSampler, **changes: Any) -> ADE:
+    """An `ADE` with the settings that ``ade-fast train`` and `ade.fit` use: maximum likelihood that holds.
+
+    f by the importance-weighted bound of log Z, the sampler by Rényi's of order 1/2, both by Adam, gradient norms
+    clipped; where ``potential`` is a `WithBase`, half of the samples are defensive ones. Meant for data of mean 0 and
+    standard deviation 1. The numbers are the defaults of `ade.training.Config`.
+
+    Args:
+        potential, sampler: the players, as for `ADE`.
+        changes: arguments of `ADE` that differ. With ``bound="elbo"`` what is part of the other bound goes with it.
+
+    Raises:
+        ValueError, TypeError: as `ADE`; for instance where the sampler has no density, which needs
+            ``bound="elbo", sampler_bound="elbo"``.
+    """
+    return objective(Config(), potential, sampler, **changes)
+
+
+def objective(config: Config, potential: nn.Module, sampler: DualSampler, **changes: Any) -> ADE:
+    """The objective of a configuration, with both players' optimizers; ``changes`` are arguments of `ADE`."""
+    betas = (config.beta1, config.beta2)
+    arguments = {
+        "momentum_weight": config.momentum_weight,
+        "entropy_weight": config.entropy_weight,
+        "bound": config.bound,
+        "sampler_bound": config.sampler_bound,
+        "samples_per_point": config.samples_per_point,
+        "gradient_penalty": config.gradient_penalty,
+        "value_penalty": config.value_penalty,
+        "potential_optimizer": lambda p: torch.optim.Adam(p, lr=config.potential_lr, betas=betas, maximize=True),
+        "sampler_optimizer": lambda p: torch.optim.Adam(p, lr=config.sampler_lr, betas=betas),
+        "sampler_steps": config.sampler_steps,
+        "grad_norm_clip": config.grad_norm_clip,
+        **changes,
+    }
+    if arguments["bound"] == "importance":
+        arguments.setdefault("min_ess", config.min_ess)
+        arguments.setdefault("defensive", config.defensive if isinstance(potential, WithBase) else 0.0)
+    return ADE(potential, sampler, **arguments)
