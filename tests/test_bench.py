@@ -408,6 +408,23 @@ def test_density_weights_know_a_log_z(bench: Callable[[str], ModuleType]) -> Non
     torch.testing.assert_close(log_z, torch.full((5,), 3.5).double(), atol=4 * found.log_z_se, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["full", "diag", "tied"])
+def test_density_mixture_is_scikit_learns(bench: Callable[[str], ModuleType], kind: str) -> None:
+    """Its density, also of what it draws, and its moments."""
+    from sklearn.mixture import GaussianMixture
+
+    torch.manual_seed(0)
+    rows = torch.cat([torch.randn(60, 3), 4 + torch.randn(40, 3) @ torch.randn(3, 3)]).double().numpy()
+    fitted = GaussianMixture(2, covariance_type=kind, random_state=0).fit(rows)
+    mixture = bench("density_mixture").Mixture.of(fitted)
+    x, log_q = mixture.sample_x(5000, torch.Generator().manual_seed(0))
+    wanted = torch.from_numpy(fitted.score_samples(x.detach().double().numpy()))
+    torch.testing.assert_close(log_q.double(), wanted, atol=1e-4, rtol=1e-4)
+    mean = torch.from_numpy(fitted.weights_ @ fitted.means_)
+    error = x.detach().double().mean(0) - mean
+    assert bool((error.abs() < 5 * x.detach().double().std(0) / 5000**0.5).all())
+
+
 def test_density_runs_go_on_where_they_ended(
     bench: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
