@@ -192,7 +192,7 @@ _ADE: dict[str, Any] = {
 
 _TILT: dict[str, Any] = {
     **_ADE, "standardise": False, "beta1": 0.9, "potential_lr": 2e-3, "ema_decay": 0.98, "validate_every": 50,
-    "likelihood_samples": 20_000,
+    "likelihood_samples": 20_000, "min_ess": 0.2,
 }  # fmt: skip
 """Of the tilted mixture: its f starts good, overfits early, and its weights thin out as it goes."""
 

@@ -11,6 +11,8 @@ import tables
 Run = Mapping[str, Any]
 
 REFERENCE = "gaussian mixture"
+UNRELIABLE = 0.1
+"""Standard error of log Z beyond which a score is marked: below 100 effective samples weights say little."""
 
 
 def show(results: tables.Results) -> str:
@@ -26,8 +28,8 @@ def show(results: tables.Results) -> str:
 
 
 def scores(runs: Sequence[Run]) -> str:
-    """One row per set and method: every seed with the standard error over its test rows, the mean, and the mean
-    difference from `REFERENCE` on the same splits."""
+    """One row per set and method: every seed with the standard error over its test rows, marked where its log Z is
+    `UNRELIABLE`, the mean, and the mean difference from `REFERENCE` on the same splits."""
     runs = [run for run in runs if "skipped" not in run]
     seeds = sorted({run["seed"] for run in runs})
     head = ["set", "method", *(f"seed {seed}" for seed in seeds), "mean", "per dimension", f"minus {REFERENCE}"]
@@ -38,11 +40,16 @@ def scores(runs: Sequence[Run]) -> str:
         reference = {run["seed"]: run["nll"] for run in of_set if run["method"] == REFERENCE}
         average = mean(run["nll"] for run in found.values())
         paired = [run["nll"] - reference[seed] for seed, run in found.items() if seed in reference]
-        cells = [f"{found[s]['nll']:.2f} ± {found[s]['nll_se']:.2f}" if s in found else "-" for s in seeds]
+        cells = [_score(found[seed]) if seed in found else "-" for seed in seeds]
         dim = next(iter(found.values()))["dim"]
         difference = f"{mean(paired):+.2f}" if paired and method != REFERENCE else "-"
         rows.append([f"{name}, d = {dim}", method, *cells, f"{average:.2f}", f"{average / dim:.3f}", difference])
     return tables.table(head, rows)
+
+
+def _score(run: Run) -> str:
+    mark = " †" if (run["log_z_se"] or 0.0) > UNRELIABLE else ""
+    return f"{run['nll']:.2f} ± {run['nll_se']:.2f}{mark}"
 
 
 def details(runs: Sequence[Run]) -> str:

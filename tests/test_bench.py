@@ -459,6 +459,24 @@ def test_density_runs_go_on_where_they_ended(
     assert "- wine, neural spline flow, seed 1: zuko is not installed" in text
 
 
+def test_density_scores_without_a_reliable_log_z_are_marked(bench: Callable[[str], ModuleType]) -> None:
+    def row(method: str, seed: int, nll: float, log_z_se: float | None) -> dict:
+        return {
+            "set": "wine",
+            "method": method,
+            "seed": seed,
+            "dim": 4,
+            "nll": nll,
+            "nll_se": 0.5,
+            "log_z_se": log_z_se,
+        }
+
+    runs = [row("gaussian mixture", 0, 6.0, None), row("ADE", 0, 5.0, 0.01), row("ADE", 1, 7.0, 0.2)]
+    text = bench("density_tables").scores(runs)
+    assert "| wine, d = 4 | gaussian mixture | 6.00 ± 0.50 | - | 6.00 | 1.500 | - |" in text
+    assert "| wine, d = 4 | ADE | 5.00 ± 0.50 | 7.00 ± 0.50 † | 6.00 | 1.500 | -1.00 |" in text
+
+
 def test_density_that_diverges_is_a_row_with_the_reason(bench: Callable[[str], ModuleType], monkeypatch) -> None:
     density = bench("density")
 
