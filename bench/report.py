@@ -15,13 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import bounds_tables
+import density_tables
 import mlp_tables
 import recipe_tables
 import records
 import tables
 from tables import LABELS, Entry, Results, Row
 
-DOCUMENTS = ("README.md", "bench/README.md", "docs/recipe.md", "docs/likelihood.md")
+DOCUMENTS = ("README.md", "bench/README.md", "docs/recipe.md", "docs/likelihood.md", "docs/density.md")
 _MARK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
@@ -99,6 +100,7 @@ def _recipe(name: str) -> Callable[[Results], str]:
 BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "dynamics": ("dynamics", summary),
     "dynamics-full": ("dynamics", full),
+    "density": ("density", density_tables.show),
     "mlp": ("mlp", mlp_tables.summary),
     "mlp-full": ("mlp", mlp_tables.full),
     "bounds": ("bounds", bounds_tables.summary),

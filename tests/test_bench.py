@@ -3,12 +3,14 @@
 import dataclasses
 import importlib
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -364,6 +366,126 @@ def test_a_recipe_that_diverges_is_a_row_with_the_reason(bench: Callable[[str], 
     for error in (ade.NonFiniteError("f is not finite"), ade.training.DivergenceError("f runs away")):
         row = bench("recipe").run("default", {"data": "moons"})
         assert row["diverged"] == str(error) and "mmd2" not in row
+
+
+# --- bench/density.py
+
+
+def test_density_splits_are_disjoint_and_standardised_by_the_training_rows(bench: Callable[[str], ModuleType]) -> None:
+    from sklearn.datasets import load_wine
+
+    data = bench("density_data")
+    parts = data.split("wine", 3)
+    assert [len(part) for part in parts] == [106, 36, 36] and parts.dim == 13
+    torch.testing.assert_close(parts.train.mean(0), torch.zeros(13), atol=1e-6, rtol=0)
+    torch.testing.assert_close(parts.train.std(0, correction=0), torch.ones(13))
+    # One affine map per column takes all rows, each once, to those of the three parts.
+    rows = torch.from_numpy(load_wine().data)
+    z = torch.cat(parts).double()
+    order, wanted = z[:, 0].argsort(), rows[:, 0].argsort()
+    scale = (rows[wanted[-1], 0] - rows[wanted[0], 0]) / (z[order[-1], 0] - z[order[0], 0])
+    torch.testing.assert_close(
+        (z[order, 0] - z[order[0], 0]) * scale, rows[wanted, 0] - rows[wanted[0], 0], atol=1e-5, rtol=1e-5
+    )
+    assert all(torch.equal(a, b) for a, b in zip(parts, data.split("wine", 3), strict=True))
+    assert not torch.equal(parts.test, data.split("wine", 4).test)
+    assert data.split("breast cancer", 0).dim == 10
+    with pytest.raises(ValueError, match="no set 'iris': choose from breast cancer, wine, digits"):
+        data.split("iris", 0)
+
+
+def test_density_weights_know_a_log_z(bench: Callable[[str], ModuleType]) -> None:
+    """f = 1.5 + x_0 + log N(x; 0, 2²): log Z = 1.5 + 2²/2, by weights within a few of their standard errors."""
+    methods = bench("density_methods")
+    torch.manual_seed(0)
+    potential = ade.WithBase(lambda x: 1.5 + x[:, 0], 0.0, 2.0)
+    samples = 2 * torch.randn(500, 3) + torch.tensor([4.0, 0.0, 0.0])
+    log_w = methods._log_weights(potential, samples, 4000, seed=0)
+    split = bench("density_data").Split(*torch.randn(3, 5, 3))
+    found = methods._weighted(potential, split, log_w, "here")
+    log_z = potential(split.test) - found.log_prob
+    assert found.log_z_se < 0.05 and 0.1 < found.ess <= 1
+    torch.testing.assert_close(log_z, torch.full((5,), 3.5).double(), atol=4 * found.log_z_se, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["full", "diag", "tied"])
+def test_density_mixture_is_scikit_learns(bench: Callable[[str], ModuleType], kind: str) -> None:
+    """Its density, also of what it draws, and its moments."""
+    from sklearn.mixture import GaussianMixture
+
+    torch.manual_seed(0)
+    rows = torch.cat([torch.randn(60, 3), 4 + torch.randn(40, 3) @ torch.randn(3, 3)]).double().numpy()
+    fitted = GaussianMixture(2, covariance_type=kind, random_state=0).fit(rows)
+    mixture = bench("density_mixture").Mixture.of(fitted)
+    x, log_q = mixture.sample_x(5000, torch.Generator().manual_seed(0))
+    wanted = torch.from_numpy(fitted.score_samples(x.detach().double().numpy()))
+    torch.testing.assert_close(log_q.double(), wanted, atol=1e-4, rtol=1e-4)
+    mean = torch.from_numpy(fitted.weights_ @ fitted.means_)
+    error = x.detach().double().mean(0) - mean
+    assert bool((error.abs() < 5 * x.detach().double().std(0) / 5000**0.5).all())
+
+
+def test_density_runs_go_on_where_they_ended(
+    bench: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    density, methods = bench("density"), bench("density_methods")
+    calls = []
+
+    def normal(split, seed: int):
+        calls.append(seed)
+        return methods.Fit(torch.distributions.Normal(0.0, 1.0).log_prob(split.test).sum(1), "nothing")
+
+    monkeypatch.setitem(density.METHODS, "gaussian mixture", normal)
+    monkeypatch.setitem(sys.modules, "zuko", None)
+    threads = density.concurrent.futures.ThreadPoolExecutor(1)  # they see what is patched here
+    monkeypatch.setattr(density.concurrent.futures, "ProcessPoolExecutor", lambda *_, **__: nullcontext(threads))
+    out = tmp_path / "density-here.json"
+    command = ["--sets", "wine", "--methods", "gaussian mixture,neural spline flow", "--jobs", "1", "--out", str(out)]
+    density.main([*command, "--seeds", "1"])
+    density.main([*command, "--seeds", "2"])
+    assert calls == [0, 1]
+    runs = json.loads(out.read_text())["runs"]
+    assert [(run["method"], run["seed"]) for run in runs] == [
+        (method, seed) for method in ("gaussian mixture", "neural spline flow") for seed in (0, 1)
+    ]
+    assert all(run["skipped"] == "zuko is not installed" for run in runs[2:])
+    test = bench("density_data").split("wine", 1).test.double()
+    nll = 0.5 * test.square().sum(1).mean().item() + 0.5 * 13 * math.log(2 * math.pi)
+    assert runs[1]["nll"] == pytest.approx(nll, abs=1e-5) and runs[1]["rows"] == [106, 36, 36]
+
+    text = bench("report").block("density", tmp_path)
+    cells = [f"{run['nll']:.2f} ± {run['nll_se']:.2f}" for run in runs[:2]]
+    assert f"| wine, d = 13 | gaussian mixture | {cells[0]} | {cells[1]} |" in text
+    assert "- wine, neural spline flow, seed 1: zuko is not installed" in text
+
+
+def test_density_scores_without_a_reliable_log_z_are_marked(bench: Callable[[str], ModuleType]) -> None:
+    def row(method: str, seed: int, nll: float, log_z_se: float | None) -> dict:
+        return {
+            "set": "wine",
+            "method": method,
+            "seed": seed,
+            "dim": 4,
+            "nll": nll,
+            "nll_se": 0.5,
+            "log_z_se": log_z_se,
+        }
+
+    runs = [row("gaussian mixture", 0, 6.0, None), row("ADE", 0, 5.0, 0.01), row("ADE", 1, 7.0, 0.2)]
+    text = bench("density_tables").scores(runs)
+    assert "| wine, d = 4 | gaussian mixture | 6.00 ± 0.50 | - | 6.00 | 1.500 | - |" in text
+    assert "| wine, d = 4 | ADE | 5.00 ± 0.50 | 7.00 ± 0.50 † | 6.00 | 1.500 | -1.00 |" in text
+
+
+def test_density_that_diverges_is_a_row_with_the_reason(bench: Callable[[str], ModuleType], monkeypatch) -> None:
+    density = bench("density")
+
+    def diverges(*_):
+        raise ade.NonFiniteError("f is not finite")
+
+    monkeypatch.setitem(density.METHODS, "ADE", diverges)
+    row = density.run(density.Job("wine", "ADE", 0))
+    assert row["skipped"] == "diverged: f is not finite" and "nll" not in row
 
 
 def test_gpu_script_is_bash() -> None:
