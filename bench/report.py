@@ -19,6 +19,7 @@ import density_tables
 import mlp_tables
 import recipe_tables
 import records
+import sampler_tables
 import tables
 from tables import LABELS, Entry, Results, Row
 
@@ -104,6 +105,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "mlp": ("mlp", mlp_tables.summary),
     "mlp-full": ("mlp", mlp_tables.full),
     "bounds": ("bounds", bounds_tables.summary),
+    "samplers": ("samplers", sampler_tables.summary),
     **{name: (name, _recipe(name)) for name in recipe_tables.TABLES},
 }
 

@@ -323,6 +323,74 @@ def test_every_selection_is_part_of_the_full_grid(bench: Callable[[str], ModuleT
     assert len(set(names)) == len(names)
 
 
+# --- bench/samplers.py
+
+
+def test_known_potentials_of_the_samplers_have_the_log_z_they_are_said_to(bench: Callable[[str], ModuleType]) -> None:
+    samplers = bench("samplers")
+    x = ade.data.toy("8gaussians").sample(500, torch.Generator().manual_seed(0))
+    target = samplers.mixture(samplers.QUICK)
+    expected = ade.data.toy("8gaussians").log_prob(x.double()) + target.log_z
+    torch.testing.assert_close(target.potential.double()(x.double()), expected, rtol=0, atol=1e-5)
+    assert abs(samplers.grid_log_z(samplers.EightGaussians()) - target.log_z) < 1e-5
+
+
+def test_a_sampler_of_no_steps_has_its_starts_weights(bench: Callable[[str], ModuleType]) -> None:
+    samplers = bench("samplers")
+    potential = ade.GaussianPotential(2)
+    sampler = samplers.Case("mlp", "fixed", "none", 0, 0).make()
+    assert not list(sampler.parameters())
+    found = ade.metrics.log_z(potential, sampler, 1000, generator=torch.Generator().manual_seed(0))
+    drawn = sampler.sample(potential, 1000, generator=torch.Generator().manual_seed(0))
+    normal = torch.distributions.Normal(0.0, samplers.STD)
+    log_w = potential(drawn.x).double() - normal.log_prob(drawn.x).sum(1).double()
+    assert found.ess == pytest.approx(ade.weights.effective_sample_size(log_w).item(), rel=1e-4)
+
+
+def test_samplers_run_goes_on_where_it_ended(
+    tmp_path: Path, bench: Callable[[str], ModuleType], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samplers, tables = bench("samplers"), bench("sampler_tables")
+    monkeypatch.setattr(samplers, "GRID", 21)
+    file = tmp_path / "samplers-here.json"
+    samplers.main(["--quick", "--rows", "*/learned/*/T[02]/seed0", "--out", str(file)])
+    first = json.loads(file.read_text())["cases"]
+    assert len(first) == len(samplers.TARGETS) * len(samplers.SAMPLERS) and not any("diverged" in r for r in first)
+    for row in first:
+        assert 0 < row["ess"] <= 1 and row["initial_std"] != [samplers.STD] * 2
+        assert row["sampler"] == "none" or row["step_size"] not in ([pytest.approx(0.1)] * 2, [pytest.approx(0.3)] * 2)
+    capsys.readouterr()
+    samplers.main(["--quick", "--rows", "mlp/*/none/T0/seed0", "--out", str(file)])
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[:-1]] == ["mlp/fixed/none/T0/seed0"]
+    written = json.loads(file.read_text())
+    assert [row for row in written["cases"] if row["initial"] == "learned"] == first
+    head, _, *rows = tables.summary(written).split("\n\n")[0].splitlines()
+    assert head == "| f; q⁰; sampler | q⁰ alone | T = 2 | log Z, worst error in its s.e. |" and len(rows) == 8
+    annealed = next(row for row in first if row["case"] == "mlp/learned/annealed/T2/seed0")
+    shown = f"| MLP; learned; **annealed leapfrog** | {_ess(first, 'none')} | {_ess([annealed], 'annealed')} |"
+    assert any(row.startswith(shown) for row in rows)
+    with pytest.raises(SystemExit):
+        samplers.main(["--quick"])
+    assert "--quick measures nothing" in capsys.readouterr().err
+
+
+def _ess(rows: list[dict], sampler: str) -> str:
+    return f"{next(row['ess'] for row in rows if row['sampler'] == sampler):.3g}"
+
+
+def test_a_sampler_that_diverges_is_a_row_with_the_reason(bench: Callable[[str], ModuleType]) -> None:
+    samplers, tables = bench("samplers"), bench("sampler_tables")
+
+    class Broken(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.square().sum(1) * float("nan")
+
+    case = samplers.Case("mlp", "learned", "annealed", 2, 0)
+    row = samplers.run(case, samplers.Target(Broken(), 0.0), samplers.QUICK)
+    assert row["diverged"].startswith("step 0: bound nan") and "ess" not in row
+    assert tables._ess([row, {"ess": 0.25}]) == "0.25 (1 diverged)" and tables._ess([row]) == "- (1 diverged)"
+
+
 # --- bench/gpu.sh
 
 # Stands for python and for compute-sanitizer: notes how it is called, and fails where the test says so.
