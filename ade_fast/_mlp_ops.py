@@ -2,7 +2,8 @@
 
 They follow the conventions of `_ops`, but take the network's weights as lists. ``mlp_unroll`` is a whole unroll, and
 ``mlp_unroll_backward`` its whole vector-Jacobian product; ``mlp_field`` is the potential's value and gradient. Each is
-differentiable once: the derivative of a ``*_backward`` would need third derivatives of the potential, and raises.
+differentiable once: the derivative of a ``*_backward`` would need third derivatives of the potential, and raises. What
+a call can do without (a Gaussian beside f, annealing, noise) stands last, and is left out.
 """
 
 from __future__ import annotations
@@ -20,8 +21,13 @@ Tensors = list[Tensor]
 
 _MAX_BOTTOM_DIMS = 2  # csrc/common/mlp_shape.h
 # Before the weights and the biases:
-_UNROLL_TENSORS = 6  # x0, v0, kick, drift, log_decay, log_stretch
+_STEP_TENSORS = 6  # x0, v0, kick, drift, log_decay, log_stretch
+_BRIDGE_TENSORS = 6  # scale, pull, centre, noise_v, noise_x, noise
+_UNROLL_TENSORS = _STEP_TENSORS + _BRIDGE_TENSORS
 _SCHEDULED_TENSORS = 4  # x0, v0, the two of the schedule
+# After them, before what is optional:
+_UNROLL_NUMBERS = 14  # activation to keep_products
+_FIELD_NUMBERS = 5  # activation to want_grad
 
 
 def product_columns(dim: int, widths: Sequence[int], piecewise_linear: bool) -> int:
@@ -33,8 +39,11 @@ def product_columns(dim: int, widths: Sequence[int], piecewise_linear: bool) -> 
 
 def _register_fakes() -> None:
     @torch.library.register_fake("ade_fast::mlp_unroll")
-    def mlp_unroll(x0, v0, kick, drift, log_decay, log_stretch, weights, biases, activation, *numbers):
-        keep_states, keep_bits, keep_products = numbers[-3:]
+    def mlp_unroll(
+        x0, v0, kick, drift, log_decay, log_stretch, weights, biases, activation, parameter, precision, damping,
+        grad_clip, grad_bound, momentum_clip, momentum_bound, lo, hi, stopped, keep_states, keep_bits, keep_products,
+        *bridge,
+    ):  # fmt: skip
         steps, rows, dim = drift.shape[0], *x0.shape
         states = (steps + 1, rows, dim), (steps, rows, dim)
         x, v = (x0.new_empty(shape if keep_states else (0,)) for shape in states)
@@ -49,17 +58,22 @@ def _register_fakes() -> None:
 
     @torch.library.register_fake("ade_fast::mlp_unroll_backward")
     def mlp_unroll_backward(
-        dx_end, dv_end, v0, kick, drift, log_decay, log_stretch, weights, biases, x, v, bits, products, *numbers
-    ):
-        like = [_empty_like(t, dx_end) for t in (dx_end, dv_end, kick, drift, log_decay, log_stretch)]
-        return (*like, *_gradients_like(weights, biases, wanted=numbers[-1]))
+        dx_end, dv_end, v0, kick, drift, log_decay, log_stretch, weights, biases, x, v, bits, products, activation,
+        parameter, precision, damping, grad_clip, grad_bound, momentum_clip, momentum_bound, lo, hi, stopped,
+        want_weights, dv_all=None, scale=None, pull=None, centre=None, noise_v=None, noise_x=None, noise=None,
+    ):  # fmt: skip
+        inputs = (dx_end, dv_end, kick, drift, log_decay, log_stretch, scale, pull, centre, noise_v, noise_x)
+        like = [_empty_like(t, dx_end) for t in inputs]
+        return (*like, *_gradients_like(weights, biases, want_weights))
 
     @torch.library.register_fake("ade_fast::mlp_field")
-    def mlp_field(x, weights, biases, activation, parameter, precision, want_value, want_grad):
+    def mlp_field(x, weights, biases, activation, parameter, precision, want_value, want_grad, *gaussian):
         return x.new_empty(x.shape[:1] if want_value else (0,)), x.new_empty(x.shape if want_grad else (0,))
 
     @torch.library.register_fake("ade_fast::mlp_field_backward")
-    def mlp_field_backward(dvalue, dgrad, x, weights, biases, activation, parameter, precision, want_weights):
+    def mlp_field_backward(
+        dvalue, dgrad, x, weights, biases, activation, parameter, precision, want_weights, *gaussian
+    ):
         return (x.new_empty(x.shape), *_gradients_like(weights, biases, wanted=want_weights))
 
 
@@ -93,72 +107,92 @@ class Schedule(NamedTuple):
 
 
 class _Unroll(_Function):
-    """Inputs: the numbers of the schema, x0, v0, kick, drift, log_decay, log_stretch, weights, biases."""
+    """Inputs: the numbers of the schema, x0, v0, kick, drift, log_decay, log_stretch, scale, pull, centre, noise_v,
+    noise_x, noise, weights, biases. With keep_states, v is differentiable; x is not."""
 
     @staticmethod
     def forward(ctx, numbers: Sequence[float], *tensors: Tensor | None):
         inputs, weights, biases = _split(tensors, _UNROLL_TENSORS)
+        steps, bridge = inputs[:_STEP_TENSORS], inputs[_STEP_TENSORS:]
         *rest, keep_states, keep_bits, keep_products = numbers
         with below_autograd():
-            x_end, v_end, x, v, *kept = _unroll(*inputs, weights, biases, *rest, True, keep_bits, keep_products)
+            x_end, v_end, x, v, *kept = _unroll(*steps, weights, biases, *rest, True, keep_bits, keep_products, *bridge)
         ctx.numbers = rest
         ctx.save_for_backward(*tensors, x, v, *kept)
         ctx.set_materialize_grads(False)
         if not keep_states:
             x, v = x.new_empty(0), v.new_empty(0)
-        ctx.mark_non_differentiable(x, v, *kept)
+        ctx.mark_non_differentiable(x, *kept, *([] if keep_states else [v]))
         return x_end, v_end, x, v, *kept
 
     @staticmethod
-    def backward(ctx, dx_end: Tensor | None, dv_end: Tensor | None, *_):
+    def backward(ctx, dx_end: Tensor | None, dv_end: Tensor | None, _dx: None, dv_all: Tensor | None, *_):
         *saved, x, v, bits, products = ctx.saved_tensors
-        (x0, v0, *steps), weights, biases = _split(saved, _UNROLL_TENSORS)
+        inputs, weights, biases = _split(saved, _UNROLL_TENSORS)
+        (x0, v0, *steps), bridge = inputs[:_STEP_TENSORS], inputs[_STEP_TENSORS:]
         wanted = ctx.needs_input_grad[1:]
         *dinputs, dweights, dbiases = _go_back(
             dx_end, dv_end, v0, steps, weights, biases, (x, v, bits, products), ctx.numbers,
-            any(wanted[_UNROLL_TENSORS:]),
+            any(wanted[_UNROLL_TENSORS:]), dv_all, *bridge,
         )  # fmt: skip
-        derivatives = [*dinputs, *dweights, *dbiases]
+        derivatives = [*dinputs, None, *dweights, *dbiases]  # none for the noise
         if torch.is_grad_enabled():  # create_graph=True: x0 is not among the operator's inputs, but they depend on it
             derivatives = refuse_derivative(derivatives, [x0])
         return None, *_where(wanted, derivatives)
 
 
 class _ScheduledUnroll(_Function):
-    """Inputs: the numbers of the schema without keep_states, the schedule's vjp, kick, drift, x0, v0, the schedule's
-    tensors, weights, biases. Outputs: x_end, v_end.
+    """Inputs: the numbers of the schema without keep_states, the schedule's vjp, kick, drift, the constants pull and
+    centre or none, x0, v0, the schedule's tensors, weights, biases. Outputs: x_end, v_end.
 
     One node: a graph of kicks and drifts would take a tenth of a small batch's time.
     """
 
     @staticmethod
-    def forward(ctx, numbers: Sequence[float], vjp: Callable, kick: Tensor, drift: Tensor, *tensors: Tensor | None):
+    def forward(
+        ctx,
+        numbers: Sequence[float],
+        vjp: Callable,
+        kick: Tensor,
+        drift: Tensor,
+        gaussian: Sequence[Tensor],
+        *tensors: Tensor | None,
+    ):
         (x0, v0, *steps), weights, biases = _split(tensors, _SCHEDULED_TENSORS)
         *rest, keep_bits, keep_products = numbers
         with below_autograd():
             x_end, v_end, *kept = _unroll(
-                x0, v0, kick, drift, None, None, weights, biases, *rest, True, keep_bits, keep_products
-            )
+                x0, v0, kick, drift, None, None, weights, biases, *rest, True, keep_bits, keep_products,
+                *_as_bridge(gaussian),
+            )  # fmt: skip
         ctx.numbers, ctx.vjp = rest, vjp
         # What a derivative's derivative would depend on.
         ctx.step_tensors = [t for t in steps if t is not None and t.requires_grad]
-        ctx.save_for_backward(x0, v0, *weights, *biases, kick, drift, *kept)
+        ctx.save_for_backward(x0, v0, *weights, *biases, kick, drift, *kept, *gaussian)
+        ctx.gaussian = len(gaussian)
         ctx.set_materialize_grads(False)
         return x_end, v_end
 
     @staticmethod
     def backward(ctx, dx_end: Tensor | None, dv_end: Tensor | None):
-        *saved, kick, drift, x, v, bits, products = ctx.saved_tensors
+        saved = list(ctx.saved_tensors)
+        gaussian = [saved.pop() for _ in range(ctx.gaussian)][::-1]
+        *saved, kick, drift, x, v, bits, products = saved
         (x0, v0), weights, biases = _split(saved, 2)
-        wanted = ctx.needs_input_grad[4:]
-        dx0, dv0, dkick, ddrift, _, _, dweights, dbiases = _go_back(
+        wanted = ctx.needs_input_grad[5:]
+        dx0, dv0, dkick, ddrift, *_, dweights, dbiases = _go_back(
             dx_end, dv_end, v0, (kick, drift, None, None), weights, biases, (x, v, bits, products), ctx.numbers,
-            any(wanted[_SCHEDULED_TENSORS:]),
+            any(wanted[_SCHEDULED_TENSORS:]), *((None, *_as_bridge(gaussian)) if gaussian else ()),
         )  # fmt: skip
         derivatives = [dx0, dv0, *ctx.vjp(dkick, ddrift, wanted[2:_SCHEDULED_TENSORS]), *dweights, *dbiases]
         if torch.is_grad_enabled():
             derivatives = refuse_derivative(derivatives, [x0, *ctx.step_tensors])
-        return None, None, None, None, *_where(wanted, derivatives)
+        return None, None, None, None, None, *_where(wanted, derivatives)
+
+
+def _as_bridge(gaussian: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The operators' optional tensors, up to the last that is there: a Gaussian's pull and centre, or nothing."""
+    return (None, *gaussian) if gaussian else ()
 
 
 def _go_back(
@@ -171,38 +205,43 @@ def _go_back(
     kept: Sequence[Tensor],
     numbers: Sequence[float],
     want_weights: bool,
+    *optional: Tensor | None,
 ) -> tuple:
     """``mlp_unroll_backward``; `steps` and `kept` are kick to log_stretch, and x to products."""
     dx_end = torch.zeros_like(v0) if dx_end is None else dx_end
     dv_end = torch.zeros_like(v0) if dv_end is None else dv_end
     stopped = numbers[-1]
-    return _unroll_backward(dx_end, dv_end, v0, *steps, weights, biases, *kept, *numbers, want_weights and not stopped)
+    return _unroll_backward(
+        dx_end, dv_end, v0, *steps, weights, biases, *kept, *numbers, want_weights and not stopped, *optional
+    )
 
 
 class _Field(_Function):
-    """Inputs: the numbers of the schema, x, weights, biases."""
+    """Inputs: the numbers of the schema, the optional constants after them (pull, centre, value_shift), x, weights,
+    biases."""
 
     @staticmethod
-    def forward(ctx, numbers: Sequence[float], *tensors: Tensor):
+    def forward(ctx, numbers: Sequence[float], gaussian: Sequence[Tensor | float | None], *tensors: Tensor):
         (x,), weights, biases = _split(tensors, 1)
         with below_autograd():
-            outputs = _field(x, weights, biases, *numbers)
+            outputs = _field(x, weights, biases, *numbers, *gaussian)
         ctx.numbers = numbers
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*tensors, *(gaussian[:2] or (None, None)))
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(out for out, want in zip(outputs, numbers[-2:], strict=True) if not want))
         return outputs
 
     @staticmethod
     def backward(ctx, dvalue: Tensor | None, dgrad: Tensor | None):
-        (x,), weights, biases = _split(ctx.saved_tensors, 1)
+        *saved, pull, centre = ctx.saved_tensors
+        (x,), weights, biases = _split(saved, 1)
         *network, want_value, want_grad = ctx.numbers
-        wanted = ctx.needs_input_grad[1:]
+        wanted = ctx.needs_input_grad[2:]
         dx, dweights, dbiases = _field_backward(
             dvalue if want_value else None, dgrad if want_grad else None,
-            x, weights, biases, *network, any(wanted[1:]),
+            x, weights, biases, *network, any(wanted[1:]), pull, centre,
         )  # fmt: skip
-        return None, *_where(wanted, [dx, *dweights, *dbiases])
+        return None, None, *_where(wanted, [dx, *dweights, *dbiases])
 
 
 def _split(tensors: Sequence[Tensor | None], first: int) -> tuple[tuple[Tensor | None, ...], Tensors, Tensors]:
@@ -223,33 +262,56 @@ def wants_grad(*tensors: Tensor | None) -> bool:
 
 
 def scheduled_unroll(
-    schedule: Schedule, x0: Tensor, v0: Tensor, weights: Tensors, biases: Tensors, numbers: Sequence[float]
+    schedule: Schedule,
+    x0: Tensor,
+    v0: Tensor,
+    weights: Tensors,
+    biases: Tensors,
+    numbers: Sequence[float],
+    gaussian: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """(x_end, v_end) of ``mlp_unroll``, differentiable by the tensors that `schedule` was made of.
 
-    numbers: those of the schema, without keep_states.
+    numbers: those of the schema, without keep_states. gaussian: pull and centre, constants, or nothing.
     """
+    _refuse_gradients("scheduled_unroll", pull_and_centre=gaussian)
     kick, drift, steps, vjp = schedule
     tensors = (x0, v0, *steps, *weights, *biases)
     if wants_grad(*tensors):
-        return _ScheduledUnroll.apply(numbers, vjp, kick, drift, *tensors)
+        return _ScheduledUnroll.apply(numbers, vjp, kick, drift, gaussian, *tensors)
     with below_autograd():
-        return _unroll(x0, v0, kick, drift, None, None, weights, biases, *numbers[:-2], False, False, False)[:2]
+        return _unroll(
+            x0, v0, kick, drift, None, None, weights, biases, *numbers[:-2], False, False, False,
+            *_as_bridge(gaussian),
+        )[:2]  # fmt: skip
+
+
+def _refuse_gradients(name: str, **constants: Sequence[Tensor | float | None]) -> None:
+    """Raises where autograd would record constants: they get no gradient."""
+    for what, values in constants.items():
+        if wants_grad(*(t for t in values if isinstance(t, Tensor))):
+            raise ValueError(f"{name}: {what.replace('_', ' ')} must not require grad: no gradient is computed for it")
 
 
 def _register_derivatives() -> None:
-    def unroll(x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *numbers):
-        inputs = (x0, v0, kick, drift, log_decay, log_stretch)
-        if wants_grad(*inputs, *weights, *biases):
-            return _Unroll.apply(numbers, *inputs, *weights, *biases)
+    def unroll(x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *rest):
+        numbers, bridge = rest[:_UNROLL_NUMBERS], rest[_UNROLL_NUMBERS:]
+        steps = (x0, v0, kick, drift, log_decay, log_stretch)
+        if len(bridge) == _BRIDGE_TENSORS:
+            _refuse_gradients("mlp_unroll", noise=bridge[-1:])
+        if wants_grad(*steps, *bridge, *weights, *biases):
+            absent = (None,) * (_BRIDGE_TENSORS - len(bridge))
+            return _Unroll.apply(numbers, *steps, *bridge, *absent, *weights, *biases)
         with below_autograd():
-            return _unroll(*inputs, weights, biases, *numbers)
+            return _unroll(*steps, weights, biases, *rest)
 
-    def field(x, weights, biases, *numbers):
+    def field(x, weights, biases, *rest):
+        numbers, gaussian = rest[:_FIELD_NUMBERS], rest[_FIELD_NUMBERS:]
+        _refuse_gradients("mlp_field", pull_and_centre=gaussian)
         if wants_grad(x, *weights, *biases):
-            return _Field.apply(numbers, x, *weights, *biases)
+            return _Field.apply(numbers, gaussian, x, *weights, *biases)
         with below_autograd():
-            return _field(x, weights, biases, *numbers)
+            return _field(x, weights, biases, *rest)
 
     _library.impl("mlp_unroll", unroll, "Autograd")
     _library.impl("mlp_field", field, "Autograd")
@@ -259,6 +321,8 @@ def _register_derivatives() -> None:
 
 def _refusing(op: Callable, name: str) -> Callable:
     """An Autograd kernel for an op whose outputs are known to depend on its inputs, but have no derivative."""
+
+    want_weights = [argument.name for argument in op.default._schema.arguments].index("want_weights")
 
     class Refusal(_Function):
         @staticmethod
@@ -283,7 +347,7 @@ def _refusing(op: Callable, name: str) -> Callable:
                 return op(*values)
         outputs = Refusal.apply(values, *tensors)
         layers = sum(len(value) for value in values if isinstance(value, list)) // 2
-        if not values[-1]:  # no gradients of the weights
+        if not values[want_weights]:
             return (*outputs, [], [])
         singles = len(outputs) - 2 * layers
         return (*outputs[:singles], list(outputs[singles : singles + layers]), list(outputs[singles + layers :]))

@@ -139,7 +139,7 @@ def annealed_leapfrog(
 ) -> AnnealedOutput:
     """T annealed leapfrog steps. Options: those of `ade.AnnealedLeapfrog`.
 
-    `refresh` and `bridges` (β_t, [T]) may be tensors that require grad, of any values in [0, 1].
+    `refresh` (between 0 and 1) and `bridges` (β_t, [T], the last 1) may be tensors that require grad.
     """
     layer = "annealed_leapfrog"
     checked = _options(layer, options, without=frozenset({"momentum_clip", "sample_range"}))

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import bounds_tables
 import common
-import tables
 import torch
 
 import ade_fast as ade
@@ -70,17 +70,6 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     return {"case": case.name, "peers": {name: common.timed(samples[name]) for name in runs}}
 
 
-def summary(results: tables.Results) -> str:
-    """Milliseconds of each, and over (20)'s."""
-    head = ["one update, ms", *VARIANTS]
-    rows = []
-    for case in results["cases"]:
-        found = case["peers"]
-        over = {name: tables.ratio(found, "ms", name, "elbo") for name in VARIANTS}
-        rows.append([f"`{case['case']}`", *(f"{tables.ms(found[n])} ({tables.times(over[n])})" for n in found)])
-    return f"{tables.table(head, rows)}\n\n{tables.origin(results)}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common.add_options(parser, tuple(VARIANTS))
@@ -88,7 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     common.check_options(parser, args, CASES[:1] if args.quick else CASES)
     results = common.run_cases("bounds", args, tuple(VARIANTS), lambda case: measure(case, args))
-    print(summary(results))
+    print(bounds_tables.summary(results))
     sys.exit(common.exit_code(results))
 
 

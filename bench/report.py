@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import bounds_tables
 import density_tables
 import mlp_tables
 import recipe_tables
@@ -21,7 +22,7 @@ import records
 import tables
 from tables import LABELS, Entry, Results, Row
 
-DOCUMENTS = ("README.md", "bench/README.md", "docs/recipe.md", "docs/density.md")
+DOCUMENTS = ("README.md", "bench/README.md", "docs/recipe.md", "docs/likelihood.md", "docs/density.md")
 _MARK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
@@ -102,6 +103,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "density": ("density", density_tables.show),
     "mlp": ("mlp", mlp_tables.summary),
     "mlp-full": ("mlp", mlp_tables.full),
+    "bounds": ("bounds", bounds_tables.summary),
     **{name: (name, _recipe(name)) for name in recipe_tables.TABLES},
 }
 

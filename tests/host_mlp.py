@@ -32,6 +32,10 @@ class Problem:
     damping: float = 1.0
     scaled: bool = False
     stopped: bool = False
+    bridge: bool = False  # a scale of the force
+    gaussian: bool = False  # beside f, in the unroll and in the field
+    noise: bool = False
+    momenta: bool = False  # have cotangents
 
     @property
     def linear(self) -> bool:
@@ -60,7 +64,18 @@ OPTIONS = {
     "generalized, norm and value clip, range": {
         "grad_clip": (NORM, 0.6), "momentum_clip": (VALUE, 0.7), "bounds": (-0.9, 1.0), "scaled": True,
     },
+    "Gaussian": {"gaussian": True},
+    "Gaussian, value clip": {"gaussian": True, "grad_clip": (VALUE, 0.4)},
+    "noise, norm clips, range": {
+        "noise": True, "momenta": True, "grad_clip": (NORM, 0.6), "momentum_clip": (NORM, 1.0), "bounds": (-0.9, 1.0),
+    },
+    "annealed, norm and value clip, range": {
+        "bridge": True, "gaussian": True, "noise": True, "momenta": True, "grad_clip": (NORM, 0.6),
+        "momentum_clip": (VALUE, 0.7), "bounds": (-0.9, 1.0), "scaled": True,
+    },
 }  # fmt: skip
+BRIDGE = ("scale", "pull", "centre", "noise_v", "noise_x")  # that have gradients
+SHIFT = 0.75  # of the field's value, with a Gaussian
 
 
 def with_option(problem: Problem, option: str) -> Problem:
@@ -83,6 +98,13 @@ class Data:
     dx: Tensor  # [B, D]
     dv: Tensor  # [B, D]
     dvalue: Tensor  # [B]
+    scale: Tensor | None  # [T+1]
+    pull: Tensor | None  # [T+1, D]
+    centre: Tensor | None  # [T+1, D]
+    noise_v: Tensor | None  # [T, D]
+    noise_x: Tensor | None  # [T, D]
+    noise: Tensor | None  # [T, B, D]
+    dv_all: Tensor | None  # [T, B, D]
 
     @staticmethod
     def draw(problem: Problem, seed: int = 0, margin: float = 0.0) -> Data:
@@ -107,6 +129,13 @@ class Data:
             normal(*states),
             normal(*states),
             normal(p.rows),
+            0.8 + 0.3 * normal(p.steps + 1) if p.bridge else None,
+            0.7 + 0.2 * normal(p.steps + 1, p.dim) if p.gaussian else None,
+            normal(p.steps + 1, p.dim) if p.gaussian else None,
+            0.3 * normal(p.steps, p.dim) if p.noise else None,
+            0.2 * normal(p.steps, p.dim) if p.noise else None,
+            normal(p.steps, *states) if p.noise else None,
+            normal(p.steps, *states) if p.momenta else None,
         )
         while margin and (near := kink_distance(data) < margin).any():
             count = int(near.sum())
@@ -123,6 +152,17 @@ class Data:
 
     def steps(self) -> list[Tensor | None]:
         return [self.kick, self.drift, self.log_decay, self.log_stretch]
+
+    def bridge(self) -> dict[str, Tensor | None]:
+        return {name: getattr(self, name) for name in ("scale", "pull", "centre", "noise_v", "noise_x", "noise")}
+
+    def base(self) -> dict[str, Tensor | None]:
+        """The Gaussian beside the field."""
+        return {name: None if (rows := getattr(self, name)) is None else rows[0] for name in ("pull", "centre")}
+
+    @property
+    def shift(self) -> float:
+        return SHIFT if self.problem.gaussian else 0.0
 
     def to(self, **to: object) -> Data:
         def move(value):
@@ -163,12 +203,16 @@ def kink_distance(data: Data) -> Tensor:
             h = z.where(z > 0, slope * (z if p.linear else z.clamp_max(0).expm1()))
         if p.kind == "smooth" and not (p.grad_clip[0] or p.momentum_clip[0] or p.bounded):
             return nearest
-        force = op_field(replace(d, x0=x))["grad"]
+        force = op_field(replace(d, x0=x, pull=None, centre=None))["grad"]
+        force = force if d.scale is None else d.scale[t] * force
+        force = force if d.pull is None else force - d.pull[t] * (x - d.centre[t])
         decay = p.damping if d.log_decay is None else d.log_decay[t].exp()
         v = v * decay + d.kick[t] * clipped(force, *p.grad_clip)
+        v = v if d.noise is None or t == 0 else v + d.noise_v[t - 1] * d.noise[t - 1]
         if t == p.steps:
             return nearest
         x = x * (1.0 if d.log_stretch is None else d.log_stretch[t].exp()) + d.drift[t] * clipped(v, *p.momentum_clip)
+        x = x if d.noise is None else x + d.noise_x[t] * d.noise[t]
         if p.bounded:
             near(x - p.bounds[0])
             near(x - p.bounds[1])
@@ -203,6 +247,7 @@ def op_unroll(data: Data, precision: str = "highest") -> Results:
         True,
         True,
         False,
+        *data.bridge().values(),
     )
     return named(out, "x_end", "v_end", "x", "v", "bits", "products")
 
@@ -211,14 +256,17 @@ def op_unroll_backward(data: Data, kept: Results, precision: str = "highest", we
     bits = kept["bits"] if "bits" in kept else torch.empty(0, dtype=torch.uint8, device=data.x0.device)
     out = torch.ops.ade_fast.mlp_unroll_backward(
         data.dx, data.dv, data.v0, *data.steps(), data.weights, data.biases, kept["x"], kept["v"], bits,
-        data.x0.new_empty(0), *data.network(precision), *data.clips(), weights,
+        data.x0.new_empty(0), *data.network(precision), *data.clips(), weights, data.dv_all,
+        *data.bridge().values(),
     )  # fmt: skip
-    names = ("dx0", "dv0", "dkick", "ddrift", "dlog_decay", "dlog_stretch", "dweights", "dbiases")
-    return named(out, *names)
+    steps = ("dkick", "ddrift", "dlog_decay", "dlog_stretch")
+    return named(out, "dx0", "dv0", *steps, *(f"d{name}" for name in BRIDGE), "dweights", "dbiases")
 
 
 def op_field(data: Data, precision: str = "highest") -> Results:
-    out = torch.ops.ade_fast.mlp_field(data.x0, data.weights, data.biases, *data.network(precision), True, True)
+    out = torch.ops.ade_fast.mlp_field(
+        data.x0, data.weights, data.biases, *data.network(precision), True, True, *data.base().values(), data.shift
+    )
     return named(out, "value", "grad")
 
 
@@ -227,7 +275,7 @@ def op_field_backward(
 ) -> Results:
     out = torch.ops.ade_fast.mlp_field_backward(
         data.dvalue if value else None, data.dx if grad else None, data.x0, data.weights, data.biases,
-        *data.network(precision), weights,
+        *data.network(precision), weights, *data.base().values(),
     )  # fmt: skip
     return named(out, "dx", "dweights", "dbiases")
 
@@ -264,7 +312,7 @@ class Host:
         return {
             "rows": p.rows, "steps": p.steps, "damping": p.damping, "grad_clip": p.grad_clip,
             "momentum_clip": p.momentum_clip, "lo": p.bounds[0], "hi": p.bounds[1],
-            **dict(zip(("kick", "drift", "log_decay", "log_stretch"), data.steps(), strict=True)),
+            **dict(zip(("kick", "drift", "log_decay", "log_stretch"), data.steps(), strict=True)), **data.bridge(),
         }  # fmt: skip
 
     def unroll(self, data: Data, keep: bool = True) -> Results:
@@ -284,11 +332,12 @@ class Host:
             "dkick": unwritten(p.steps + 1, p.dim), "ddrift": unwritten(p.steps, p.dim),
             "dlog_decay": unwritten(p.steps + 1, p.dim) if p.scaled else None,
             "dlog_stretch": unwritten(p.steps, p.dim) if p.scaled else None,
+            **{f"d{name}": None if (t := getattr(data, name)) is None else unwritten(*t.shape) for name in BRIDGE},
             **gradients(data, weights),
         }  # fmt: skip
         return self._run(
             "mlp_unroll_backward", data, outputs, **self._dynamics(data), v0=data.v0, x=kept["x"], v=kept["v"],
-            bits=kept.get("bits"), stopped=int(p.stopped), dx_end=data.dx, dv_end=data.dv,
+            bits=kept.get("bits"), stopped=int(p.stopped), dx_end=data.dx, dv_end=data.dv, dv_all=data.dv_all,
         )  # fmt: skip
 
     def field(self, data: Data, value: bool = True, grad: bool = True) -> Results:
@@ -296,13 +345,15 @@ class Host:
         outputs = {
             "value": unwritten(p.rows) if value else None, "grad": unwritten(p.rows, p.dim) if grad else None,
         }  # fmt: skip
-        return self._run("mlp_field", data, outputs, rows=p.rows, x=data.x0)
+        return self._run("mlp_field", data, outputs, rows=p.rows, x=data.x0, **data.base(), value_shift=data.shift)
 
     def field_backward(self, data: Data, value: bool = True, grad: bool = True, weights: bool = True) -> Results:
         p = data.problem
         outputs = {"dx": unwritten(p.rows, p.dim), **gradients(data, weights)}
         dvalue, dgrad = data.dvalue if value else None, data.dx if grad else None
-        return self._run("mlp_field_backward", data, outputs, rows=p.rows, x=data.x0, dvalue=dvalue, dgrad=dgrad)
+        return self._run(
+            "mlp_field_backward", data, outputs, rows=p.rows, x=data.x0, **data.base(), dvalue=dvalue, dgrad=dgrad
+        )
 
 
 def gradients(data: Data, wanted: bool) -> dict[str, list[Tensor]]:

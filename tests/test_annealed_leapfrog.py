@@ -122,6 +122,87 @@ def test_agreement(row: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
+FUSED = covering(
+    {
+        "activation": ("relu", "silu", "softplus"),
+        "clip": tuple(CLIPS),
+        "step": STEPS,
+        "memory": ("graph", "states", "auto"),
+        "gradient": ("full", "truncated", "stopped", "none"),
+        "n_steps": (1, 2, 5),
+        "base": (False, True),
+    },
+    strength=2,
+)
+
+
+@pytest.mark.parametrize("row", FUSED, ids=row_id)
+def test_the_fused_kernels_agree(row: dict[str, Any]) -> None:
+    """With the general path, which a lambda takes, and with the reference."""
+    potential = ade.MLPPotential(3, hidden=(32, 32), activation=row["activation"]).double()
+    if row["base"]:
+        potential = ade.WithBase(potential, normal(3, seed=12), torch.tensor(1.7, dtype=DOUBLE))
+    n_steps = row["n_steps"]
+    given = arguments((3,), n_steps, row["step"])
+    noise = given.pop("noise")
+    leaves = [{k: t.clone().requires_grad_() for k, t in given.items()} for _ in range(3)]
+    options = {"grad_clip": CLIPS[row["clip"]], "gradient": row["gradient"]}
+    results = [
+        run(f, own | {"noise": noise}, n_steps, **options)
+        for own, run, f, options in zip(
+            leaves,
+            (fast, fast, specified),
+            (potential, lambda x: potential(x), potential),
+            (options | {"memory": row["memory"]}, options, options),
+            strict=True,
+        )
+    ]
+    parameters = {f"f.{n}": p for n, p in potential.named_parameters()}
+    differentiable = row["gradient"] != "none"
+    gradients = [pulled(r, own | parameters) for r, own in zip(results, leaves, strict=True)] if differentiable else []
+    for result in results[1:]:
+        for name, a, e in zip(("x", "v", "log_det", "log_noise"), results[0], result, strict=True):
+            assert_close(a.detach(), e.detach(), name)
+    for expected in gradients[1:]:
+        for name in expected:
+            assert_close(gradients[0][name], expected[name], f"gradient of {name}")
+
+
+def test_an_mlp_takes_the_fused_kernels() -> None:
+    layer, x0 = ade.AnnealedLeapfrog(3, 0.2), torch.zeros(4, 3)
+    potential = ade.MLPPotential(3, hidden=(32, 32))
+    layer(potential, x0, initial=(0.0, 1.0))
+    assert layer.last_plan.field == "mlp"
+    noise = torch.zeros(2, 4, 3, requires_grad=True)
+    with pytest.warns(ade.SlowPathWarning, match="AnnealedLeapfrog: the fused MLP kernels do not anneal by noise that"):
+        layer(potential, x0, initial=(0.0, 1.0), noise=noise).x.sum().backward()
+    assert layer.last_plan.field == "autograd" and noise.grad.abs().max() > 0
+
+
+def test_full_refreshment_in_the_fused_kernels() -> None:
+    potential, given = ade.MLPPotential(3, hidden=(32,), activation="silu").double(), arguments((3,), 4)
+    given["refresh"] = torch.ones((), dtype=DOUBLE)
+    wanted = {name: given[name].requires_grad_() for name in ("x0", "v0", "step_size", "mean", "std", "bridges")}
+    actual, expected = (run(potential, given, 4) for run in (fast, specified))
+    for name, a, e in zip(("x", "v", "log_det", "log_noise"), actual, expected, strict=True):
+        assert_close(a.detach(), e.detach(), name)
+    ours, theirs = pulled(actual, wanted), pulled(expected, wanted)
+    for name in wanted:
+        assert_close(ours[name], theirs[name], name)
+
+
+@pytest.mark.parametrize("gradient", ["full", "truncated", "stopped"])
+@pytest.mark.parametrize("memory", ["graph", "states"])
+@pytest.mark.parametrize("name", ["silu", "relu"])
+def test_potentials_on_a_base(name: str, memory: str, gradient: str) -> None:
+    potential = ade.WithBase(make_potential(name), normal(3, seed=12), torch.tensor(1.7, dtype=DOUBLE))
+    given = arguments((3,), 4)
+    assert_same(potential, given, 4, memory, gradient=gradient, grad_clip=CLIPS["norm"])
+    layer = ade.AnnealedLeapfrog(3, 0.2).double()
+    layer(potential, given["x0"], initial=(0.0, 1.0))
+    assert layer.last_plan.piecewise_linear == (name == "relu")
+
+
 def test_full_refreshment_agrees() -> None:
     given = arguments((3,), 4)
     potential = make_potential("silu")

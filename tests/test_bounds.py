@@ -164,6 +164,58 @@ def test_tempering_takes_the_largest_power_that_keeps_the_effective_sample_size(
     assert_both_players(loss, wanted, f(data).mean() - for_sampler, f, sampler)
 
 
+@pytest.mark.parametrize("bound", ["elbo", "importance"])
+def test_the_samplers_own_tempering(bound):
+    f, sampler, unroll = players("fused silu")
+    data = torch.randn(64, DIM, dtype=torch.float64, generator=generator(1))
+    model = ade.ADE(f, sampler, bound=bound, sampler_bound="renyi", sampler_min_ess=0.9, momentum_weight=0.3)
+    loss = model.loss(data, generator=generator())
+    log_w = independent_log_weights(f, sampler, unroll, 64, 0.3, generator())
+    power = float(bounds.tempered_power(log_w.detach(), 0.9, 0.5))
+    w = (power * log_w.detach()).exp()
+    assert power < 0.5 and float(w.mean() ** 2 / w.square().mean()) >= 0.9
+    normaliser = 0.5 * DIM * math.log(2 * math.pi / 0.3) if bound == "elbo" else 0.0
+    wanted = f(data).mean() - BOUNDS[bound](log_w) - normaliser
+    for_sampler = f(data).mean() - log_mean((power * log_w).exp()) / power
+    torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=1e-10)
+    assert_both_players(loss, wanted, for_sampler, f, sampler)
+
+
+def test_f_waits_for_a_sampler_that_it_loses():
+    moved = {}
+    for pace in (None, 0.9):
+        f, sampler, _ = players("fused silu")
+        before = [p.detach().clone() for p in f.parameters()]
+        optimizer = torch.optim.Adam(f.parameters(), lr=1e-2, maximize=True)
+        model = ade.ADE(
+            f, sampler, bound="importance", ess_pace=pace, momentum_weight=0.3, potential_optimizer=optimizer
+        )
+        metrics = model.step(torch.randn(64, DIM, dtype=torch.float64, generator=generator(1)), generator=generator())
+        moved[pace] = torch.cat([(p.detach() - b).flatten() for p, b in zip(f.parameters(), before, strict=True)])
+        assert optimizer.param_groups[0]["lr"] == 1e-2
+    assert metrics["ess"] < 0.9
+    torch.testing.assert_close(moved[0.9], metrics["ess"] / 0.9 * moved[None], rtol=1e-6, atol=1e-12)
+
+
+def test_coverage_adds_the_datas_likelihood_to_the_sampler_alone():
+    torch.manual_seed(0)
+    f = POTENTIALS["fused silu"]().double()
+    sampler = ade.DualSampler(ade.initial.SplineFlow(DIM, 1, 16), ade.Leapfrog(T, STEPS)).double()
+    data = torch.randn(16, DIM, dtype=torch.float64, generator=generator(1))
+    losses, found = [], []
+    for coverage in (0.0, 0.5):
+        model = ade.ADE(f, sampler, bound="importance", sampler_bound="renyi", coverage=coverage)
+        losses.append(model.loss(data, generator=generator()))
+        found.append(gradients(losses[-1], f, sampler))
+        model.updates = 1  # only every fourth update has it
+        later = gradients(model.loss(data, generator=generator()), f, sampler)
+        assert all(map(torch.equal, later, found[0]))
+    assert torch.equal(*losses)
+    added = gradients(-0.5 * sampler.initial.log_prob(data[::4]).mean(), f, sampler)
+    for plain, with_it, a in zip(*found, added, strict=True):
+        torch.testing.assert_close(with_it, plain + a, rtol=1e-9, atol=1e-11)
+
+
 def test_good_weights_are_not_tempered():
     assert float(bounds.tempered_power(torch.zeros(50), 0.9)) == 1.0
     assert float(bounds.tempered_power(torch.linspace(0, 1e6, 50), 0.5)) == pytest.approx(64**-2)
@@ -276,6 +328,16 @@ IW = {"bound": "importance"}
         (misuse(samples_per_point=0), r"ADE: samples_per_point must be an integer >= 1, got 0"),
         (misuse(min_ess=0.5), r"ADE: min_ess tempers bound='importance', got bound='elbo'"),
         (misuse(**IW, min_ess=1.5), r"ADE: min_ess must be between 0 and 1, got 1.5"),
+        (
+            misuse(sampler_min_ess=0.5),
+            r"ADE: sampler_min_ess tempers other bounds than \(20\), got sampler_bound='elbo'",
+        ),
+        (misuse(coverage=1.0), r"ADE: coverage needs q0's density at the data, .* Gaussian has none"),
+        (misuse(ess_pace=2), r"ADE: ess_pace must be between 0 and 1, got 2"),
+        (
+            misuse(ess_pace=0.3, initial=ade.initial.Empirical(torch.randn(5, DIM))),
+            r"ADE: ess_pace needs weights: Empirical has no density",
+        ),
         (misuse(**IW, defensive=-0.1), r"ADE: defensive must be between 0 and 1, got -0.1"),
         (misuse(**IW, defensive=0.5), r"ADE: defensive samples come from .* must be an ade.WithBase, got MLPPotential"),
         (misuse(defensive=0.5), r"ADE: defensive samples are part of bound='importance', got bound='elbo'"),

@@ -24,6 +24,7 @@ from ade_fast.training import checkpoint, metrics_log, plots
 SETTINGS = {
     "hidden": "32,32",
     "initial": "planar",
+    "base-std": 1,
     "flow-layers": 2,
     "n-steps": 2,
     "batch-size": 32,
@@ -114,7 +115,7 @@ def test_train_leaves_its_files_and_prints_the_result(tmp_path, capsys):
         assert word in text
     assert str(out / "figure.png") in text and f"ade-fast sample {out}" in text
     # All settings in effect, the changed ones marked.
-    assert "hidden=32,32*" in text and "potential_lr=0.0002 " in text and "grad_norm_clip=1.0 " in text
+    assert "hidden=32,32*" in text and "potential_lr=0.003 " in text and "grad_norm_clip=1.0 " in text
     settings = json.loads((out / "config.json").read_text())
     assert settings["data"] == "line" and settings["hidden"] == [32, 32] and settings["updates"] == 4
     summary = json.loads((out / "summary.json").read_text())
@@ -148,6 +149,52 @@ def test_sample_writes_float32_rows_the_same_for_the_same_seed(run, tmp_path, ca
     assert a.dtype == np.float32 and a.shape == (50, 2) and np.isfinite(a).all()
     assert (a == b).all() and not (a == c).any()
     assert (a == ade.load(run).sample(50, seed=0).numpy()).all()
+
+
+@pytest.mark.parametrize("exact", ["resample", "metropolis"])
+def test_exact_samples_are_those_of_the_loaded_model(exact, run, tmp_path, capsys):
+    out = tmp_path / "s.npy"
+    assert main(["sample", str(run), "--n", "20", "--seed", "2", "--exact", exact, "--out", str(out)]) == 0
+    assert f"(20, 2), exact by {exact}" in capsys.readouterr().out
+    assert (np.load(out) == ade.load(run).sample(20, seed=2, exact=exact).numpy()).all()
+
+
+def test_evaluate_scores_a_run_on_a_fresh_draw_or_on_a_file(run, tmp_path, capsys):
+    assert main(["evaluate", str(run)]) == 0
+    fresh = capsys.readouterr().out
+    assert fresh.startswith("data            circles, 200 held-out points")
+    for word in ("log-likelihood", "log Z", "ESS", "q0 alone", "temperature", "data's entropy", "exact samples"):
+        assert word in fresh
+    assert main(["evaluate", str(run)]) == 0 and capsys.readouterr().out == fresh
+    assert main(["evaluate", str(run), "--seed", "1"]) == 0 and capsys.readouterr().out != fresh
+    rows = ade.data.toy("circles").sample(50, torch.Generator().manual_seed(0))
+    np.savetxt(tmp_path / "rows.csv", rows.numpy(), delimiter=",", header="a,b")
+    assert main(["evaluate", str(run), "--data", str(tmp_path / "rows.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "rows.csv, 50 held-out points" in said and "entropy" not in said
+
+
+def test_a_run_on_a_file_of_ones_own(tmp_path, capsys, no_pictures):
+    """Trained, resumed from elsewhere, evaluated on its own test rows; not confused by other rows in the file."""
+    rows = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).numpy() * 10
+    file, moved, out = tmp_path / "rows.npy", tmp_path / "moved.npy", tmp_path / "out"
+    np.save(file, rows)
+    assert main(["train", "--data", str(file), "--out", str(out), *TINY]) == 0
+    text = capsys.readouterr().out
+    assert "rows.npy, seed 0, 4 updates" in text and "test_fraction=0.1" in text
+    assert main(["evaluate", str(out)]) == 0
+    assert "6 held-out points" in capsys.readouterr().out
+    file.rename(moved)
+    assert main(["train", "--data", str(moved), "--out", str(out), "--resume", "--no-progress"]) == 0
+    capsys.readouterr()
+    np.save(moved, rows + 1)
+    assert main(["train", "--out", str(out), "--resume", "--no-progress"]) == 1
+    assert "learned from other rows than" in error_of(capsys)
+    assert main(["evaluate", str(out)]) == 1
+    assert "others than the run learned from; give --data" in error_of(capsys)
+    moved.unlink()
+    assert main(["evaluate", str(out)]) == 1
+    assert "no such file" in error_of(capsys)
 
 
 def test_a_loaded_model_has_its_players_and_settings(run):
@@ -248,6 +295,20 @@ MISTAKES = {
         ["sample", "{run}", "--seed", "-1", "--out", "s.npy"],
         "seed must be an integer >= 0, got -1",
     ),
+    "sample exactly how": (
+        ["sample", "{run}", "--exact", "resample", "--n", "-1", "--out", "s.npy"],
+        "n must be an integer >= 0, got -1",
+    ),
+    "data of text": (train("--out", "new", "--data", "text.csv"), "text.csv"),
+    "data with a gap": (train("--out", "new", "--data", "nan.npy"), "NaN or infinite, the first in row 2, column 1"),
+    "data that stand still": (train("--out", "new", "--data", "constant.npy"), "column 2 is constant"),
+    "data of one row": (train("--out", "new", "--data", "one.npy"), "must have at least 2 rows, got 1"),
+    "no data": (train("--out", "new", "--data", "none.npy"), "none.npy: no such file"),
+    "data from Python": (train("--out", "new", "--data", "given"), "go on with ade.fit(X, out=..., resume=True)"),
+    "evaluate nothing": (["evaluate", "nowhere"], "nowhere is not a directory"),
+    "evaluate on other columns": (["evaluate", "{run}", "--data", "three.npy"], "must have 2 columns, got 3"),
+    "evaluate on no file": (["evaluate", "{run}", "--data", "none.npy"], "none.npy: no such file"),
+    "evaluate bad seed": (["evaluate", "{run}", "--seed", "-1"], "seed must be an integer >= 0, got -1"),
     "sample to nowhere": (["sample", "{run}", "--out", "no/such/s.npy"], " no/such/s.npy: No such file or directory"),
     "sample to a directory": (["sample", "{run}", "--out", "folder.npy"], " folder.npy: Is a directory"),
     "sample too many": (["sample", "{run}", "--n", str(10**30), "--out", "s.npy"], "n must be an integer <= "),
@@ -273,7 +334,7 @@ MISTAKES = {
     "unknown q0": (train("--out", "new", "--overwrite", "--initial", "planer"), "did you mean 'planar'"),
     "resume a slip": (train("--out", "new", "--resume"), "new is no directory to be read; check its name"),
     "resume a directory": (train("--out", "odd", "--resume"), "checkpoint.pt: Is a directory; restore a copy"),
-    "resume an older version": (train("--out", "older", "--resume"), "has version 1, this ade_fast reads 2"),
+    "resume an older version": (train("--out", "older", "--resume"), "has version 1, this ade_fast reads 3"),
     "resume an empty file": (train("--out", "empty", "--resume"), "checkpoint.pt is damaged or not a checkpoint"),
     "sample a directory": (["sample", "odd", "--out", "s.npy"], "checkpoint.pt: Is a directory"),
 }
@@ -283,6 +344,10 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_loses_nothing(mistake, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "text.csv").write_text("a,b\n1,2\n3,x\n")
+    tables = {"nan": [[1, 2], [np.nan, 3], [4, 5]], "constant": [[1, 2], [3, 2]], "one": [[1, 2]], "three": [[1, 2, 3]]}
+    for name, rows in tables.items():
+        np.save(tmp_path / f"{name}.npy", np.array(rows, dtype=float))
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "unknown.json").write_text('{"step": 1}')
     (tmp_path / "typed.json").write_text('{"seed": "5"}')

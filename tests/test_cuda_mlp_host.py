@@ -32,7 +32,8 @@ from host_mlp import (
 from torch import Tensor
 
 LAYERS = {1: (32,), 2: (32, 64), 3: (64, 32, 32), 4: (32, 64, 32, 32)}
-OPTION = "generalized, norm and value clip, range"  # the most at once
+OPTION = "generalized, norm and value clip, range"
+EVERYTHING = "annealed, norm and value clip, range"
 SMALL_MEMORY = 48 * 1024
 
 every_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -55,7 +56,7 @@ def check(testing: ModuleType, problem: Problem, precision: str, **host: object)
 @pytest.mark.parametrize("layers", LAYERS)
 @every_activation
 def test_every_depth(testing: ModuleType, activation: str, layers: int, precision: str) -> None:
-    option = OPTION if precision == "highest" else "leapfrog"
+    option = EVERYTHING if precision == "highest" else "leapfrog"
     check(testing, with_option(Problem(activation, LAYERS[layers]), option), precision)
 
 
@@ -72,6 +73,7 @@ def test_every_size(testing: ModuleType, activation: str, dim: int, rows: int) -
     # Behind a norm clip, a single dimension has gradients of 0 and rounding errors.
     option = OPTION if dim > 1 else "damped, value clips, range"
     check(testing, with_option(Problem(activation, (32, 32), dim, rows, 1), option), "highest")
+    check(testing, with_option(Problem(activation, (32, 32), dim, rows, 2), "Gaussian, value clip"), "highest")
 
 
 @pytest.mark.parametrize("hidden", [(96, 160), (256, 32, 128), (128, 128, 128), (256, 256, 256, 256)], ids=str)
@@ -83,7 +85,8 @@ def test_every_width(testing: ModuleType, activation: str, hidden: tuple[int, ..
 @every_precision
 @pytest.mark.parametrize("activation", ["relu", "elu"])
 def test_wide_blocks_and_more_rows_than_blocks(testing: ModuleType, activation: str, precision: str) -> None:
-    problem = with_option(Problem(activation, (32,), 2, 8500, 1), OPTION if precision == "highest" else "leapfrog")
+    option = EVERYTHING if precision == "highest" else "leapfrog"
+    problem = with_option(Problem(activation, (32,), 2, 8500, 1), option)
     data = Data.draw(problem, margin=KINK_MARGIN)
     want, host = everything_on_the_cpu(data), Host(testing, precision)
     got = everything(host, data, want)
@@ -106,7 +109,8 @@ def test_many_steps_of_a_piecewise_linear_potential(
     testing: ModuleType, activation: str, rows: int, steps: int
 ) -> None:
     """The backward pass takes the states of all steps together: so many that its blocks are wide."""
-    data = Data.draw(with_option(Problem(activation, (32,), 2, rows, steps), OPTION), margin=KINK_MARGIN)
+    option = OPTION if rows == 3 else "Gaussian, value clip"
+    data = Data.draw(with_option(Problem(activation, (32,), 2, rows, steps), option), margin=KINK_MARGIN)
     want = everything_on_the_cpu(data)
     got = Host(testing).unroll_backward(data, want["kept"])
     assert max(errors(got, want["unroll_backward"]).values()) <= TOLERANCE["highest"]["kinked"]
@@ -114,6 +118,7 @@ def test_many_steps_of_a_piecewise_linear_potential(
 
 def part(data: Data, begin: int, end: int) -> Data:
     per_sample = {n: getattr(data, n)[begin:end].contiguous() for n in ("x0", "v0", "dx", "dv", "dvalue")}
+    per_sample |= {n: t[:, begin:end].contiguous() for n in ("noise", "dv_all") if (t := getattr(data, n)) is not None}
     return replace(data, problem=replace(data.problem, rows=end - begin), **per_sample)
 
 
@@ -123,7 +128,7 @@ def test_neither_the_order_of_warps_nor_the_memory_matters(
     testing: ModuleType, activation: str, precision: str
 ) -> None:
     """A result that depends on the order is a race; buffers may lie in shared memory or in the workspace."""
-    data = Data.draw(with_option(Problem(activation, (64, 32, 32), 18, 21), OPTION))
+    data = Data.draw(with_option(Problem(activation, (64, 32, 32), 18, 21), EVERYTHING))
     want = everything_on_the_cpu(data)
     first = everything(Host(testing, precision), data, want)
     for descending, memory in ((True, LARGE_MEMORY), (False, SMALL_MEMORY), (True, 5000), (False, 0)):
@@ -147,7 +152,7 @@ def test_kept_bits(testing: ModuleType, activation: str) -> None:
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_what_is_not_wanted_changes_nothing_else(testing: ModuleType, activation: str) -> None:
-    data = Data.draw(with_option(Problem(activation, (32, 32)), OPTION))
+    data = Data.draw(with_option(Problem(activation, (32, 32)), EVERYTHING))
     host = Host(testing)
     kept = host.unroll(data)
     whole, without = host.unroll_backward(data, kept), host.unroll_backward(data, kept, weights=False)
@@ -165,7 +170,7 @@ def test_what_is_not_wanted_changes_nothing_else(testing: ModuleType, activation
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_stopped_gradient(testing: ModuleType, activation: str) -> None:
-    data = Data.draw(replace(with_option(Problem(activation, (32, 32)), OPTION), stopped=True))
+    data = Data.draw(replace(with_option(Problem(activation, (32, 32)), EVERYTHING), stopped=True))
     want = everything_on_the_cpu(data)
     got = Host(testing).unroll_backward(data, want["kept"], weights=False)
     assert max(errors(got, want["unroll_backward"]).values()) < 1e-5
@@ -173,7 +178,7 @@ def test_stopped_gradient(testing: ModuleType, activation: str) -> None:
 
 @every_activation
 def test_no_rows(testing: ModuleType, activation: str) -> None:
-    data = Data.draw(with_option(Problem(activation, rows=0), OPTION))
+    data = Data.draw(with_option(Problem(activation, rows=0), EVERYTHING))
     host = Host(testing)
     assert host.unroll(data)["x_end"].shape == (0, 3)
     kept: Results = {"x": torch.empty(3, 0, 3), "v": torch.empty(2, 0, 3)}
@@ -195,6 +200,24 @@ def test_nan_stays_in_its_sample(testing: ModuleType, activation: str, option: s
         assert ends["x_end"][7].isnan().any() or ends["v_end"][7].isnan().any()
         for end in ("x_end", "v_end"):
             assert torch.equal(ends[end][fine], whole[end][fine])
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_identities_are_absent(testing: ModuleType, activation: str, option: str) -> None:
+    """A scale of 1, no pull and no noise change nothing."""
+    problem = with_option(Problem(activation, (32, 32), 2), option)
+    problem = replace(problem, bridge=True, gaussian=True, noise=True, momenta=False)
+    data = Data.draw(problem)
+    zero = {n: torch.zeros_like(getattr(data, n)) for n in ("pull", "noise_v", "noise_x")}
+    data = replace(data, scale=torch.ones_like(data.scale), **zero)
+    absent = replace(problem, bridge=False, gaussian=False, noise=False)
+    plain = replace(data, problem=absent, **dict.fromkeys(data.bridge()))
+    host = Host(testing)
+    kept, kept_plain = host.unroll(data), host.unroll(plain)
+    results = host.unroll_backward(data, kept), host.unroll_backward(plain, kept_plain)
+    assert all(torch.equal(kept[name], kept_plain[name]) for name in kept_plain)
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[1])
 
 
 def test_activations_far_from_zero(testing: ModuleType) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -74,6 +75,8 @@ def test_mmd2_gradient() -> None:
     # Equal points: the distance is not differentiable there, its square is.
     both = torch.autograd.grad(metrics.mmd2(x, x.detach(), bandwidth=1.0), x)[0]
     assert both.isfinite().all()
+    w = torch.rand(4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *a: metrics.mmd2(a[0], a[1], 1.3, weights=a[2]), (x, y, w))
 
 
 def test_mmd2_coincident_points() -> None:
@@ -83,6 +86,92 @@ def test_mmd2_coincident_points() -> None:
     with pytest.raises(ValueError, match=r"mmd2: the median distance is 0 .* give bandwidth a number"):
         metrics.mmd2(x, x[:3])
     assert metrics.mmd2(x, x[:3], bandwidth=1.0).item() == pytest.approx(brute_force_mmd2(x, x[:3], 1.0), abs=1e-12)
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e7])
+def test_mmd2_of_far_clusters(offset: float) -> None:
+    """Distances within a cluster are not lost in those between clusters, for a bandwidth of their size."""
+    generator = torch.Generator().manual_seed(0)
+    far = torch.where(torch.rand(60, 1, generator=generator) < 0.5, -offset, offset).double()
+    x, y = (torch.randn(60, 2, generator=generator, dtype=torch.float64) + shift + far for shift in (0.0, 0.3))
+    assert metrics.mmd2(x, y, 1.0).item() == pytest.approx(brute_force_mmd2(x, y, 1.0), abs=1e-10)
+    assert metrics.mmd2(x, y, 0.01).item() == pytest.approx(brute_force_mmd2(x, y, 1e-4), abs=1e-10)
+    moved = torch.autograd.functional.jacobian(lambda a: metrics.mmd2(a, y, 1.0), x)
+    near = torch.autograd.functional.jacobian(lambda a: metrics.mmd2(a, y - far, 1.0), x - far)
+    assert moved.abs().max() > 1e-4 and near.abs().max() > 1e-4  # other pairs, but neither is rounding
+
+
+def test_mmd2_fine_bandwidth() -> None:
+    x, y = torch.randn(20, 2, dtype=torch.float64), torch.randn(21, 2, dtype=torch.float64) + 1
+    distances = torch.tensor(pair_distances(torch.cat((x, y))), dtype=torch.float64)
+    variance = distances.quantile(0.5).item() * metrics.FINE**2
+    assert metrics.FINE == 0.2
+    assert metrics.mmd2(x, y, "fine").item() == pytest.approx(brute_force_mmd2(x, y, variance), abs=1e-11)
+
+
+def test_fine_test_sees_blur() -> None:
+    """Sixteen blobs, sharp ones against blurred ones: the same as a whole."""
+    generator = torch.Generator().manual_seed(6)
+
+    def blobs(width: float) -> torch.Tensor:
+        which = torch.randint(4, (400, 2), generator=generator).double()
+        return 4 * which + width * torch.randn(400, 2, generator=generator)
+
+    sharp, blurred = blobs(0.2), blobs(1.2)
+    assert metrics.mmd_test(sharp, blurred, 199, generator).p > 0.05
+    assert metrics.mmd_test(sharp, blurred, 199, generator, "fine").p == pytest.approx(0.005)
+    assert metrics.mmd_test(sharp, blobs(0.2), 199, generator, bandwidth="fine").p > 0.05
+
+
+def test_mmd2_weights_equal_a_double_loop() -> None:
+    x, y = torch.randn(7, 2, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64) + 1
+    w = torch.rand(7, dtype=torch.float64)
+    w[2] = 0
+    k = lambda a, b: math.exp(-(a - b).square().sum().item() / (2 * 0.49))  # noqa: E731
+    pairs = [(i, j) for i in range(7) for j in range(7) if i != j]
+    xx = sum(w[i].item() * w[j].item() * k(x[i], x[j]) for i, j in pairs) / sum((w[i] * w[j]).item() for i, j in pairs)
+    yy = sum(k(y[i], y[j]) for i in range(5) for j in range(5) if i != j) / 20
+    xy = sum(w[i].item() * k(x[i], b) for i in range(7) for b in y) / (5 * w.sum().item())
+    assert metrics.mmd2(x, y, 0.7, weights=w).item() == pytest.approx(xx + yy - 2 * xy, abs=1e-12)
+    assert metrics.mmd2(x, y, 0.7, weights=1e-300 * w).item() == pytest.approx(xx + yy - 2 * xy, abs=1e-12)
+    equal = metrics.mmd2(x, y, weights=torch.full((7,), 3.0))
+    assert equal.item() == pytest.approx(metrics.mmd2(x, y).item(), abs=1e-12)
+    rest = metrics.mmd2(x[torch.arange(7) != 2], y, 0.7, weights=w[torch.arange(7) != 2])
+    assert rest.item() == pytest.approx(xx + yy - 2 * xy, abs=1e-12)
+
+
+def test_mmd2_weights_turn_one_distribution_into_another() -> None:
+    """Wide samples with the weights of a narrow Gaussian, against samples of that."""
+    generator = torch.Generator().manual_seed(9)
+    x = 2 * torch.randn(600, 2, generator=generator, dtype=torch.float64)
+    y = torch.randn(400, 2, generator=generator, dtype=torch.float64)
+    weights = (-0.5 * x.square().sum(1) + 0.125 * x.square().sum(1)).exp()
+    assert metrics.mmd2(x, y).item() > 0.05
+    assert abs(metrics.mmd2(x, y, weights=weights).item()) < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        ([1.0] * 4, TypeError, r"weights must be a tensor, got list"),
+        (torch.ones(5), ValueError, r"weights must have shape \(4,\), one per point of x, got \(5,\)"),
+        (torch.tensor([1.0, 1.0, 1.0, -1.0]), ValueError, r"weights must be finite and >= 0"),
+        (torch.tensor([1.0, 1.0, 1.0, math.nan]), ValueError, r"weights must be finite and >= 0"),
+        (torch.tensor([1.0, 0.0, 0.0, 0.0]), ValueError, r"at least 2 weights must be positive, got 1"),
+        (torch.ones(4, device="meta"), ValueError, r"weights must be on x's device cpu, got meta"),
+    ],
+)
+def test_mmd2_misuse_of_weights(weights, error, message: str) -> None:
+    with pytest.raises(error, match=rf"^mmd2: {message}"):
+        metrics.mmd2(torch.randn(4, 2), torch.randn(4, 2), weights=weights)
+
+
+def test_mmd_takes_numpy_numbers() -> None:
+    x, y = torch.randn(10, 2), torch.randn(10, 2)
+    plain = metrics.mmd_test(x, y, 20, torch.Generator().manual_seed(0), 1.5)
+    for scalar in (np.float64(1.5), np.float32(1.5)):
+        assert metrics.mmd_test(x, y, np.int64(20), torch.Generator().manual_seed(0), scalar) == plain
+    assert metrics.mmd2(x, y, np.int32(2)) == metrics.mmd2(x, y, 2.0)
 
 
 def test_mmd_test_statistic_is_mmd2() -> None:

@@ -29,7 +29,7 @@ def stop_at(monkeypatch, update: int) -> None:
 
 
 def test_tensorboard_shows_every_row_once_and_in_order_through_an_interruption(tmp_path, monkeypatch, no_pictures):
-    settings = dataclasses.replace(TINY, tensorboard="on", checkpoint_every=3)
+    settings = dataclasses.replace(TINY, tensorboard="on", checkpoint_every=3, validate_by="mmd2")
     ade.training.train(settings, tmp_path / "whole", progress=False)
     with monkeypatch.context() as patch:
         stop_at(patch, 5)  # the last checkpoint is of update 3: 4 and 5 are logged twice
@@ -55,10 +55,10 @@ def test_event_files_are_left_out_when_asked(tmp_path, no_pictures):
 def test_pictures_come_at_intervals_and_go_with_the_run(tmp_path, monkeypatch):
     seen, save = [], plots.save_convergence
 
-    def save_convergence(path, data, snapshots, stages, history, chosen):
+    def save_convergence(path, data, snapshots, stages, history, chosen, **heading):
         assert path == tmp_path / loop.CONVERGENCE
         seen.append([entry["update"] for entry in history])
-        save(path, data, snapshots, stages, history, chosen)
+        save(path, data, snapshots, stages, history, chosen, **heading)
 
     monkeypatch.setattr(plots, "save_convergence", save_convergence)
     settings = dataclasses.replace(TINY, updates=4, pictures_every=2)

@@ -127,13 +127,13 @@ def fused(field: MLPField, case: Case, options: Options, **more) -> tuple[Tensor
     steps, dim = case.eta.shape
     more |= options.fused
     if options.kind == "leapfrog":
-        return field.unroll(case.x0, case.v0, merged_kicks(case.eta, len(case.eta)), case.eta, **more)
+        return field.unroll(case.x0, case.v0, merged_kicks(case.eta, len(case.eta)), case.eta, **more)[:3]
     if options.kind == "damped":
         drift = case.drift.expand(steps, dim)
-        return field.unroll(case.x0, case.v0, merged_kicks(case.eta, len(case.eta)), drift, damping=DAMPING, **more)
+        return field.unroll(case.x0, case.v0, merged_kicks(case.eta, len(case.eta)), drift, damping=DAMPING, **more)[:3]
     kick, log_decay = generalized_kicks(case.eta / 2, case.scale_v)
     stretch = case.scale_x.expand(steps, dim)
-    return field.unroll(case.x0, case.v0, kick, case.eta, log_decay=log_decay, log_stretch=stretch, **more)
+    return field.unroll(case.x0, case.v0, kick, case.eta, log_decay=log_decay, log_stretch=stretch, **more)[:3]
 
 
 def derivatives(outputs, leaves: list[Tensor], cotangents: list[Tensor]) -> list[Tensor]:
@@ -823,7 +823,7 @@ def test_mlp_unroll_takes_weights_as_they_are() -> None:
     case = Case.make(make_potential("tanh", 2), batch=4, dim=2, steps=2)
     field = MLPField.match(case.potential)
     kick = merged_kicks(case.eta, len(case.eta))
-    direct = mlp_unroll(field.spec, *field.weights(), case.x0, case.v0, kick, case.eta)
+    direct = mlp_unroll(field.spec, *field.weights(), case.x0, case.v0, kick, case.eta)[:3]
     assert all(torch.equal(a, b) for a, b in zip(direct, case.fused(OPTIONS["leapfrog"]), strict=True))
 
 

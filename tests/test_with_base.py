@@ -6,6 +6,7 @@ The function it must be is written out with torch.distributions and unrolled by 
 import copy
 import pickle
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch.nn.utils.parametrize import cached
 
 import ade_fast as ade
 from ade_fast import _slow_paths, reference
+from ade_fast.fields import MLPField
 
 N_STEPS = 3
 EVENT = (3,)
@@ -354,6 +356,84 @@ def test_under_autograds_own_graph(name: str, gradient: str, fresh_warnings: Non
         gradients.append(torch.autograd.grad(sum(o.square().sum() for o in outputs), wanted, allow_unused=True))
     for i, (a, e) in enumerate(zip(*gradients, strict=True)):
         assert_close(a, e, f"gradient {i}")
+
+
+# --- In the fused kernels -----------------------------------------------------------------------------------
+
+FUSED_GRID = covering(
+    {
+        "activation": ("relu", "silu"),
+        "dim": (2, 5),
+        "dynamics": list(DYNAMICS),
+        "base": ("numbers", "tensors"),
+        "clips": list(CLIPS),
+        "gradient": ("full", "truncated", "stopped", "none"),
+        "memory": MEMORIES,
+    }
+)
+
+
+@pytest.mark.parametrize("row", FUSED_GRID, ids=row_id)
+def test_fused_unrolls_are_those_of_the_function_written_out(row: dict[str, Any]) -> None:
+    event = (row["dim"],)
+    inner = ade.MLPPotential(row["dim"], (32, 64, 32), row["activation"]).double()
+    f, written_out = pair(inner, *base_of(row["base"], event))
+    plan = assert_eager_agrees(
+        f, written_out, row["dynamics"], event, memory=row["memory"], gradient=row["gradient"], **CLIPS[row["clips"]]
+    )
+    assert row["gradient"] == "none" or plan.field == "mlp"
+
+
+@pytest.mark.parametrize("dynamics", list(DYNAMICS))
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("dtype, tolerance", [(DOUBLE, 1e-10), (torch.float32, 2e-4)])
+def test_fused_and_general_path_agree(
+    dtype: torch.dtype, tolerance: float, activation: str, dynamics: str, fresh_warnings: None
+) -> None:
+    """Of a Sequential too, and where steps are many."""
+    kind, _, more = DYNAMICS[dynamics]
+    layer = kind(20, 0.1, grad_clip=ade.Clip.norm(1.0), **more).to(dtype)
+    fused = ade.WithBase(ade.MLPPotential(3, (32, 32), activation).layers, *base_of("tensors", EVENT)).to(dtype)
+    general = copy.deepcopy(fused)
+    general.potential.register_forward_hook(lambda module, args, output: None)  # which the kernels do not run
+    results = []
+    for f, field in ((fused, "mlp"), (general, "autograd")):
+        x0, v0 = (normal(7, 3, seed=seed).to(dtype).requires_grad_() for seed in (1, 2))
+        out = layer(f, x0, v0)
+        assert layer.last_plan.field == field
+        wanted = [x0, v0, layer.step_size, *f.parameters()]
+        total = out.x.square().sum() + out.v.sin().sum()
+        results.append([*out, *torch.autograd.grad(total, wanted, allow_unused=True)])
+    for i, (a, e) in enumerate(zip(*results, strict=True)):
+        assert_close(a if a is None else a.detach(), e if e is None else e.detach(), f"result {i}", tolerance)
+
+
+@pytest.mark.parametrize("dynamics", list(DYNAMICS))
+def test_a_fused_unroll_has_the_base_of_its_forward_pass(dynamics: str) -> None:
+    """The kernels keep numbers of their own: nothing that is written to the buffers reaches the backward pass."""
+    kind, _, more = DYNAMICS[dynamics]
+    layer, x0 = kind(N_STEPS, STEP, **more), normal(5, 3, seed=1).requires_grad_()
+    gradients = []
+    for change in (1.0, 2.0):
+        f = ade.WithBase(ade.MLPPotential(3, (32, 32)).double(), *base_of("tensors", EVENT))
+        f.potential.load_state_dict(gradients[0][1] if gradients else f.potential.state_dict())
+        out = layer(f, x0, normal(5, 3, seed=2))
+        f.mean.mul_(change), f.std.mul_(change)
+        gradients.append((torch.autograd.grad(out.x.square().sum(), x0)[0], f.potential.state_dict()))
+    assert torch.equal(gradients[0][0], gradients[1][0])
+
+
+def test_a_gpu_takes_the_general_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ade_fast.fields.mlp.build_info", lambda: {"cuda": True})
+    states = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)  # there need not be a GPU
+    field = MLPField.match(ade.MLPPotential(3, (32, 32)))
+    assert field.refuses(states, on_base=True) == "the CUDA kernels know no base measure"
+
+
+def test_an_event_that_does_not_fit_the_mlp_is_refused() -> None:
+    f = ade.WithBase(ade.MLPPotential(3, (32, 32)), 0.0, 1.0)
+    with pytest.raises(ValueError, match=r"Leapfrog: x0 must have shape \(B, 3\) for this potential, got \(B, 2\)"):
+        ade.Leapfrog(2)(f, torch.zeros(4, 2))
 
 
 # --- A base that cannot be taken apart ----------------------------------------------------------------------

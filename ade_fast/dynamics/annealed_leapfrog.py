@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._ops import ops, ops_without_autograd
-from ..fields import Ancestry, GradientSide, Layout, MLPField, Plan
+from .._slow_paths import note_slow_path
+from ..fields import AffineForce, Ancestry, GradientSide, Layout, MLPField, Plan
 from . import base
 from .base import Clip, Dynamics, Options
 from .networks import NetworkPair
@@ -31,20 +32,20 @@ class AnnealedOutput(NamedTuple):
 
 
 class Refreshment(NamedTuple):
-    """v' = keep v + renew ξ, keep² + renew² = 1: numbers as 0-d tensors."""
+    """v' = keep v + renew ξ, keep² + renew² = 1: log keep and renew as 0-d tensors."""
 
-    keep: Tensor
+    log_keep: Tensor
     renew: Tensor
 
     @classmethod
     def of(cls, refresh: Tensor) -> Refreshment:
-        """From the part of the variance that is drawn anew."""
-        return cls((1 - refresh).sqrt(), refresh.sqrt())
+        """From the part of the variance that is drawn anew; differentiable between 0 and 1."""
+        return cls(torch.log1p(-refresh) / 2, refresh.sqrt())
 
     @classmethod
     def of_logit(cls, logit: Tensor) -> Refreshment:
-        """The same of sigmoid(logit), whose square roots have finite derivatives wherever it rounds to 0 or 1."""
-        return cls(*(functional.logsigmoid(torch.stack([-logit, logit])) / 2).exp().unbind())
+        """The same of sigmoid(logit), with finite derivatives wherever that rounds to 0 or 1."""
+        return cls(functional.logsigmoid(-logit) / 2, (functional.logsigmoid(logit) / 2).exp())
 
 
 class AnnealedProgram:
@@ -52,9 +53,9 @@ class AnnealedProgram:
 
     v ← v + kick_t clip(scale_t ∇f(x) - pull_t (x - centre));  x ← x + drift_t v + noise_x_t ξ_t,
     v ← decay_t v + noise_v_t ξ_t.
-    args: x [B, D] at the first kick, v⁰ [B, D], and rows: kick [T, D]; drift, decay, noise_x, noise_v [T - 1, D];
-    scale [T]; pull [T, D]; centre [D]; ξ [T - 1, B, D]. Outputs: x at the last kick, v^T, and [B] the sum over drifts
-    of ½ (‖v‖² - ‖v'‖²).
+    args: x [B, D] at the first kick, v⁰ [B, D], and rows: kick [T, D]; drift, log decay (as rows, decay), noise_x,
+    noise_v [T - 1, D]; scale [T]; pull [T, D]; centre [D]; ξ [T - 1, B, D]. Outputs: x at the last kick, v^T, and [B]
+    the sum over drifts of ½ (‖v‖² - ‖v'‖²).
     """
 
     def __init__(self, layer: str, n_steps: int, options: Options) -> None:
@@ -64,11 +65,33 @@ class AnnealedProgram:
         self._stopped = options.gradient == "stopped"
         self._kick = (1.0, *base.clip_code(options.grad_clip))
 
-    def fused(self, field: MLPField, args: tuple, **options) -> tuple[Tensor, Tensor, Tensor] | None:
-        return None
+    def fused(
+        self, field: MLPField, args: tuple, gaussian: AffineForce | None = None, **options
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        x, v, kick, drift, log_decay, noise_x, noise_v, scale, pull, centre, noise = args
+        if self.n_steps == 1:  # the operator has a drift at least, and one kick is no unroll
+            return None
+        for why, refused in (("on CUDA", x.is_cuda), ("by noise that requires grad", noise.requires_grad)):
+            if refused:
+                note_slow_path(
+                    f"annealed {why}", f"{self._layer}: the fused MLP kernels do not anneal {why}: autograd does"
+                )
+                return None
+        if gaussian is not None:  # whose force is annealed with f's
+            of_base = scale.unsqueeze(1) * gaussian.pull
+            centre = (of_base * gaussian.centre + pull * centre) / (of_base + pull)
+            pull = of_base + pull
+        end = field.unroll(
+            x, v, kick, drift, scale=scale, pull=pull, centre=centre.expand_as(pull), noise=noise, noise_v=noise_v,
+            noise_x=noise_x, log_decay=functional.pad(log_decay, (0, 0, 1, 0)), grad_clip=self._kick[1:],
+            want_momenta=True, **options,
+        )  # fmt: skip
+        after = _refreshed(end.momenta, log_decay.exp().unsqueeze(1), noise_v.unsqueeze(1), noise)
+        return end.x, end.v, (end.momenta.square() - after.square()).sum((0, 2)) / 2
 
     def as_rows(self, args: tuple) -> tuple[Tensor, ...]:
-        return args
+        before, log_decay, after = args[:4], args[4], args[5:]
+        return *before, log_decay.exp(), *after
 
     def networks(self) -> Sequence[NetworkPair]:
         return ()
@@ -243,15 +266,15 @@ def run_annealed_leapfrog(
         mean, std = _row(layer, "mean", mean, layout, x0), _row(layer, "std", std, layout, x0)
         like = functools.partial(torch.Tensor.to, device=x0.device, dtype=mean.dtype)
         eta = base.step_rows(layer, step_size, n_steps, layout, x0).expand(n_steps, -1)
-        beta, keep, renew = map(like, (bridges, *refreshment))
+        beta, log_keep, renew = map(like, (bridges, *refreshment))
         half, rows = eta / 2, (n_steps - 1, layout.size)
         v = layout.rows(v0)
         args = (
             torch.addcmul(layout.rows(x0), half[0], v).to(x0.dtype),
             v,
             eta,
-            half[:-1] + keep * half[1:],
-            keep.expand(rows),
+            torch.addcmul(half[:-1], log_keep.exp(), half[1:]),
+            log_keep.expand(rows),
             renew * half[1:],
             renew.expand(rows),
             beta,

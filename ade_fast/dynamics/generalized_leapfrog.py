@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._ops import ops, ops_without_autograd
-from ..fields import Ancestry, GradientSide, Layout, MLPField, Plan, generalized_kicks
+from ..fields import AffineForce, Ancestry, GradientSide, Layout, MLPField, Plan, generalized_kicks
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
 from .networks import NetworkPair
@@ -64,17 +64,21 @@ class GeneralizedLeapfrogProgram:
         # The kick ops have one S_v: two of them at one x are merged beforehand.
         self._tempered = tempered
 
-    def fused(self, field: MLPField, args: tuple, **options) -> tuple[Tensor, Tensor, Tensor] | None:
+    def fused(
+        self, field: MLPField, args: tuple, gaussian: AffineForce | None, **options
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
         if self._kick_nets.functions or self._drift_nets.functions:
             return None
         x, v, half_steps, drift_steps, scale_v, scale_x = args
         kick, log_decay = generalized_kicks(half_steps, scale_v)
         *momentum_clip, lo, hi = self._drift
+        if gaussian is not None:
+            options |= {"pull": gaussian.pull.expand_as(kick), "centre": gaussian.centre.expand_as(kick)}
         return field.unroll(
             x, v, kick, drift_steps, log_decay=log_decay,
             log_stretch=None if scale_x is None else scale_x.expand_as(drift_steps),
             grad_clip=self._force_clip, momentum_clip=momentum_clip, bounds=(lo, hi), **options,
-        )  # fmt: skip
+        )[:3]  # fmt: skip
 
     def as_rows(self, args: tuple) -> tuple[Tensor | None, ...]:
         if not self._tempered:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._ops import ops, ops_without_autograd
-from ..fields import Ancestry, GradientSide, Layout, MLPField, Plan
+from ..fields import AffineForce, Ancestry, GradientSide, Layout, MLPField, Plan
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
 from .networks import NetworkPair
@@ -31,13 +31,13 @@ class LeapfrogProgram:
         self._kick = (damping, *base.clip_code(options.grad_clip))
         self._drift = (*base.clip_code(options.momentum_clip), *options.bounds)
 
-    def fused(self, field: MLPField, args: tuple, **options) -> tuple[Tensor, Tensor]:
+    def fused(self, field: MLPField, args: tuple, gaussian: AffineForce | None, **options) -> tuple[Tensor, Tensor]:
         damping, *grad_clip = self._kick
         *momentum_clip, lo, hi = self._drift
         x, v, *_ = args
         return field.scheduled_unroll(
             x, v, self._steps.schedule(x), damping=damping, grad_clip=grad_clip, momentum_clip=momentum_clip,
-            bounds=(lo, hi), **options,
+            bounds=(lo, hi), base=None if gaussian is None else (gaussian.pull, gaussian.centre), **options,
         )  # fmt: skip
 
     def as_rows(self, args: tuple) -> tuple[Tensor, ...]:

@@ -41,7 +41,8 @@ GradientFunction = Callable[[int, Tensor], Tensor]
 class Program(Protocol):
     """The steps of one dynamics, over rows, and their adjoint.
 
-    `fused` runs the whole program in one operator, for the potentials that have one, or returns None where it cannot.
+    `fused` runs the whole program in one operator, for the potentials that have one (on a base measure or None), or
+    returns None where it cannot.
     `as_rows` turns the `args` that it takes into those of all other methods, as functions that autograd sees.
     `networks` are its learned parts and `prepare` finds their inputs (see `NetworkPair.prepare`); it returns the name
     of a captured node or None.
@@ -52,7 +53,9 @@ class Program(Protocol):
 
     n_kicks: int
 
-    def fused(self, field: MLPField, args: tuple, **options) -> tuple[Tensor, ...] | None: ...
+    def fused(
+        self, field: MLPField, args: tuple, gaussian: AffineForce | None, **options
+    ) -> tuple[Tensor, ...] | None: ...
 
     def as_rows(self, args: tuple) -> tuple[Tensor | None, ...]: ...
 
@@ -267,8 +270,6 @@ def _fused(
     options: Options,
 ) -> tuple[tuple[Tensor, ...], Plan | None] | None:
     """The whole unroll in one operator where the potential is an MLP that the kernels know, else None."""
-    if base is not None:  # the operator does not know it
-        return None
     field = MLPField.match(potential)
     if isinstance(field, MLPField) and layout.event != (field.spec.dim,):
         if type(potential) is MLPPotential:
@@ -277,7 +278,7 @@ def _fused(
                 f"{', '.join(map(str, layout.event))})"
             )
         return None  # whatever the module makes of such events
-    why = field if isinstance(field, str) else field.refuses(args[0])
+    why = field if isinstance(field, str) else field.refuses(args[0], base is not None)
     if why is not None or options.check_finite:  # the operator does not look at its states one by one
         if why is not None and type(potential) is MLPPotential:
             note_slow_path(f"mlp {why}", f"{layer}: the fused MLP kernels do not take this call ({why}): autograd does")
@@ -287,8 +288,9 @@ def _fused(
     try:
         with torch.set_grad_enabled(differentiable):
             outputs = program.fused(
-                field, args, gradient=options.gradient_mode, keep_bits=options.memory != "states", keep_products=keep
-            )
+                field, args, base, gradient=options.gradient_mode, keep_bits=options.memory != "states",
+                keep_products=keep,
+            )  # fmt: skip
     except RuntimeError as error:
         if type(error) is not RuntimeError:
             raise

@@ -57,9 +57,9 @@ def without_base(
             raise ValueError(
                 f"{layer}: WithBase's {name} is on {values.device}, x0 is on {x0.device}: move it with .to(...)"
             )
-    # Copies: the backward pass has the force of the forward pass, whatever is written to the buffers.
-    rows = (layout.rows(values.to(x0.device).unsqueeze(0))[0].clone() for values in potential.base(layout.event, dtype))
-    mean, std = rows
+    # A copy: the backward pass has the force of the forward pass, whatever is written to the buffers.
+    both = torch.stack([values.to(x0.device) for values in potential.base(layout.event, dtype)])
+    mean, std = layout.rows(both).unbind()
     return potential.potential, AffineForce(std.square().reciprocal(), mean, (potential.mean, potential.std))
 
 

@@ -114,11 +114,16 @@ def _note_weights(spec: MLPSpec, device: torch.device) -> None:
 
 
 class UnrollEnd(NamedTuple):
-    """x: x^T rows, [B, D]. v: v^T rows, [B, D]. log_det: [B]."""
+    """x: x^T rows, [B, D]. v: v^T rows, [B, D]. log_det: [B]. momenta: if wanted, v_t after kick t < T, [T, B, D]."""
 
     x: Tensor
     v: Tensor
     log_det: Tensor
+    momenta: Tensor | None = None
+
+
+Base = tuple[Tensor, Tensor]
+"""A Gaussian beside f, log N(x; centre, diag 1/pull): (pull [D], centre [D]), constants."""
 
 
 class MLPField:
@@ -162,14 +167,16 @@ class MLPField:
         )
         return spec if isinstance(spec, str) else MLPField(spec, linears)
 
-    def refuses(self, x: Tensor) -> str | None:
-        """The reason why the kernels cannot take these states, or None."""
+    def refuses(self, x: Tensor, on_base: bool = False) -> str | None:
+        """The reason why the kernels cannot take these states (with a base measure beside f), or None."""
         device, dtype = x.device, x.dtype
         if device.type == "cuda":
             if not build_info()["cuda"]:
                 return "this build of ade_fast has no CUDA kernels: install nvcc and rebuild with ADE_FAST_CUDA=1"
             if dtype == torch.float64:
                 return "the states are torch.float64, and the CUDA kernels take float32 alone"
+            if on_base:
+                return "the CUDA kernels know no base measure"
             if torch.cuda.get_device_capability(device) < _BFLOAT16_GPUS:
                 return f"{device} has no bfloat16 tensor cores (compute capability below 8.0)"
         elif device.type != "cpu":
@@ -188,25 +195,32 @@ class MLPField:
         """(weights, biases) of the layers, first to last; each read once."""
         return [linear.weight for linear in self._linears], [linear.bias for linear in self._linears]
 
-    def value(self, x: Tensor) -> Tensor:
-        """f(x), [B]."""
-        _note_weights(self.spec, x.device)
-        return ops.mlp_field.default(x, *self.weights(), *self.spec._numbers, True, False)[0]
+    def value(self, x: Tensor, base: Base | None = None, shift: float = 0.0) -> Tensor:
+        """f(x), [B]; with a base, f(x) - ½ Σ pull (x - centre)² + shift."""
+        return self._evaluate(x, True, False, base, shift)[0]
 
-    def grad(self, x: Tensor) -> Tensor:
-        """∇f(x), [B, D]."""
-        _note_weights(self.spec, x.device)
-        return ops.mlp_field.default(x, *self.weights(), *self.spec._numbers, False, True)[1]
+    def grad(self, x: Tensor, base: Base | None = None) -> Tensor:
+        """∇f(x), [B, D]; with a base, that of the sum."""
+        return self._evaluate(x, False, True, base)[1]
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(f(x), ∇f(x)) from one evaluation."""
-        _note_weights(self.spec, x.device)
-        return tuple(ops.mlp_field.default(x, *self.weights(), *self.spec._numbers, True, True))
+    def value_and_grad(self, x: Tensor, base: Base | None = None, shift: float = 0.0) -> tuple[Tensor, Tensor]:
+        """(f(x), ∇f(x)) from one evaluation; with a base, those of the sum."""
+        return tuple(self._evaluate(x, True, True, base, shift))
 
-    def vjp(self, x: Tensor, u: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """(H u, ∂⟨∇f(x), u⟩ by the weights, and by the biases), H the Hessian of f at each row of x."""
+    def _evaluate(
+        self, x: Tensor, want_value: bool, want_grad: bool, base: Base | None, shift: float = 0.0
+    ) -> Sequence[Tensor]:
         _note_weights(self.spec, x.device)
-        return tuple(ops.mlp_field_backward.default(None, u, x, *self.weights(), *self.spec._numbers, True))
+        gaussian = (*(base or (None, None)), shift) if base or shift else ()
+        return ops.mlp_field.default(x, *self.weights(), *self.spec._numbers, want_value, want_grad, *gaussian)
+
+    def vjp(self, x: Tensor, u: Tensor, base: Base | None = None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """(H u, ∂⟨∇f(x), u⟩ by the weights, and by the biases), H the Hessian at each row of x of f, or of the sum with
+        a base."""
+        _note_weights(self.spec, x.device)
+        return tuple(
+            ops.mlp_field_backward.default(None, u, x, *self.weights(), *self.spec._numbers, True, *(base or ()))
+        )
 
     def unroll(self, x0: Tensor, v0: Tensor, kick: Tensor, drift: Tensor, **options) -> UnrollEnd:
         """`mlp_unroll` with this potential's weights."""
@@ -221,13 +235,16 @@ class MLPField:
         keep_bits: bool,
         keep_products: bool,
         gradient: str,
+        base: Base | None = None,
         **options,
     ) -> tuple[Tensor, Tensor]:
-        """(x^T, v^T) of `mlp_unroll`, with kicks and drifts of a schedule, and derivatives by its tensors."""
+        """(x^T, v^T) of `mlp_unroll`, with kicks and drifts of a schedule, and derivatives by its tensors; with a base,
+        ∇ of f and the Gaussian."""
         _note_weights(self.spec, x0.device)
         return scheduled_unroll(
             schedule, x0, v0, *_as_inputs(*self.weights(), gradient),
             (*_unroll_numbers(self.spec, gradient, **options), keep_bits, keep_products),
+            () if base is None else [row.expand(schedule.kick.shape) for row in base],
         )  # fmt: skip
 
 
@@ -240,6 +257,12 @@ def mlp_unroll(
     kick: Tensor,
     drift: Tensor,
     *,
+    scale: Tensor | None = None,
+    pull: Tensor | None = None,
+    centre: Tensor | None = None,
+    noise: Tensor | None = None,
+    noise_v: Tensor | None = None,
+    noise_x: Tensor | None = None,
     damping: float = 1.0,
     log_decay: Tensor | None = None,
     log_stretch: Tensor | None = None,
@@ -249,20 +272,27 @@ def mlp_unroll(
     gradient: str = "full",
     keep_bits: bool = True,
     keep_products: bool = False,
+    want_momenta: bool = False,
 ) -> UnrollEnd:
     """T + 1 merged kicks and T drifts of leapfrog, damped or generalized leapfrog with constant scales: one operator.
 
     v_t = v_{t-1} · decay_t + kick_t · clip(∇f(x_t)),  x_{t+1} = clamp(x_t · stretch_t + drift_t · clip(v_t), *bounds),
     with decay = exp(log_decay) or `damping`, and stretch = exp(log_stretch) or 1.
 
-    Source: eqs. (10), (11), (13) with g the identity. Reference: ``reference.leapfrog``, ``damped_leapfrog``,
-    ``generalized_leapfrog``.
+    A Gaussian beside f, and annealing: the force in place of ∇f(x_t) is scale_t ∇f(x_t) - pull_t (x_t - centre_t).
+    Noise ξ_t, which partly refreshes the momenta: v_{t+1} gains noise_v_t ξ_t, and x_{t+1} noise_x_t ξ_t within bounds.
 
-    Shapes: weights[l] [n_l, n_{l-1}], biases[l] [n_l]; x0, v0 [B, D]; kick, log_decay [T+1, D]; drift, log_stretch
-    [T, D]; one dtype, float32 or float64.
-    Returns: x^T, v^T, and log_det [B] = Σ log decay + Σ log stretch, the same for every sample.
-    Gradients: of every tensor; once differentiable. gradient "truncated" gives none to the weights, "stopped" takes
-    ∇f(x_t) for constants.
+    Source: eqs. (10), (11), (13) with g the identity; (1) for the Gaussian, (9) for the noise. Reference:
+    ``reference.leapfrog``, ``damped_leapfrog``, ``generalized_leapfrog``.
+
+    Shapes: weights[l] [n_l, n_{l-1}], biases[l] [n_l]; x0, v0 [B, D]; kick, log_decay, pull, centre [T+1, D]; drift,
+    log_stretch, noise_v, noise_x [T, D]; scale [T+1]; noise [T, B, D]; one dtype, float32 or float64.
+    Returns: x^T, v^T, log_det [B] = Σ log decay + Σ log stretch, the same for every sample (at given noise), and with
+    `want_momenta` v_0 … v_{T-1}, [T, B, D], else None.
+    Gradients: of every tensor but the noise; once differentiable. gradient "truncated" gives none to the weights,
+    "stopped" takes the forces for constants: none to scale, pull and centre either.
+    Raises: RuntimeError for tensors that do not fit each other, or miss one of pull and centre, or of noise, noise_v
+    and noise_x; ValueError for noise that requires grad.
     Memory: x_t, v_t; with `keep_bits` one bit per hidden unit of a piecewise-linear potential; with `keep_products` on
     the CPU `MLPSpec.product_bytes` for the matrix products that the backward pass would compute again (CUDA computes
     them again in any case). Each makes the backward pass faster by about a quarter. Only a call that autograd records
@@ -275,10 +305,11 @@ def mlp_unroll(
     weights, biases = _as_inputs(weights, biases, gradient)
     numbers = _unroll_numbers(spec, gradient, damping, grad_clip, momentum_clip, bounds)
     _note_weights(spec, x0.device)
-    recorded = wants_grad(x0, v0, kick, drift, log_decay, log_stretch, *weights, *biases)
-    x, v, *_ = ops.mlp_unroll.default(
-        x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *numbers, False, recorded and keep_bits,
-        recorded and keep_products,
+    bridge = (scale, pull, centre, noise_v, noise_x, noise)
+    recorded = wants_grad(x0, v0, kick, drift, log_decay, log_stretch, *bridge, *weights, *biases)
+    x, v, _, momenta, *_ = ops.mlp_unroll.default(
+        x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *numbers, want_momenta, recorded and keep_bits,
+        recorded and keep_products, *bridge,
     )  # fmt: skip
     log_det = x0.new_zeros(len(x0))
     if log_decay is not None:
@@ -287,7 +318,7 @@ def mlp_unroll(
         log_det = log_det + kick.numel() * math.log(damping)
     if log_stretch is not None:
         log_det = log_det + log_stretch.sum()
-    return UnrollEnd(x, v, log_det)
+    return UnrollEnd(x, v, log_det, momenta if want_momenta else None)
 
 
 def _unroll_numbers(

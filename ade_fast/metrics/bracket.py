@@ -64,8 +64,9 @@ def log_z_bracket(
     weight of mean Z (Neal 2001): ``lower = log mean w`` is a stochastic lower bound, above log Z + b with probability
     at most e^-b. A chain that starts at a sample of p_f and goes the same way back has a weight of mean 1/Z
     (Grosse, Ghahramani and Adams 2015): ``upper = -log mean (1/w)`` is an upper bound likewise, if these samples are
-    exact. From samples of a sampler or from data it is no bound: if it is far above ``lower``, the chains do not mix,
-    or the samples are not p_f's; if below, the samples miss mass. Both standard errors are the delta method's.
+    exact. From samples of a sampler or from data it is no bound but a consistency check: if the ends differ, the chains
+    do not mix or the samples are not p_f's; if they agree, neither is proved. The standard errors are the delta
+    method's, and grow without bound when neighbours on the way are too far apart (few steps, a far too wide Gaussian).
 
     Args:
         potential: f, ``(B, *event)`` to ``(B,)`` or ``(B, 1)``. MLPs run on the fused kernels.
@@ -238,10 +239,8 @@ def _trajectory(
     # A trajectory that has flown apart (NaN) is refused.
     probability = gain.double().exp().clamp(max=1.0).nan_to_num(nan=0.0)
     accept = _uniform((len(z),), z, generator).double() < probability
-    after = _State(z, tilt, gradient)
-    return _State(
-        *(torch.where(_like(accept, new), new, old) for new, old in zip(after, state, strict=True))
-    ), probability
+    pairs = zip((z, tilt, gradient), state, strict=True)
+    return _State(*[torch.where(_like(accept, new), new, old) for new, old in pairs]), probability
 
 
 def _like(rows: Tensor, z: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def log_likelihood(
     """
     source = WeightedSampler("log_likelihood", potential, sampler, momentum_weight)
     n_samples = as_count("log_likelihood", "n_samples", n_samples, least=2)
-    _check_data(data, tuple(sampler.initial.event))
+    _check_data(data, sampler)
     with evaluating(potential):
         values = evaluate("log_likelihood", potential, data)
         found = _log_z("log_likelihood", source, n_samples, generator)
@@ -121,13 +121,19 @@ def _log_z(layer: str, source: WeightedSampler, n_samples: int, generator: torch
     return LogZ(log_mean_exp(log_w).item(), log_mean_exp_error(log_w).item(), ess)
 
 
-def _check_data(data: Tensor, event: tuple[int, ...]) -> None:
+def _check_data(data: Tensor, sampler) -> None:
     if not isinstance(data, Tensor):
         raise TypeError(f"log_likelihood: data must be a tensor, got {type(data).__name__}")
     if not data.is_floating_point():
         raise TypeError(f"log_likelihood: data must be floating point, got {data.dtype}")
-    if data.dim() == 0 or tuple(data.shape[1:]) != event:
-        raise ValueError(f"log_likelihood: data must have shape (n, *{event}), got {tuple(data.shape)}")
+    like = sampler.initial.sample(0).x
+    if data.dim() == 0 or data.shape[1:] != like.shape[1:]:
+        event = ", ".join(map(str, like.shape[1:]))
+        raise ValueError(f"log_likelihood: data must have shape (n, {event}), got {tuple(data.shape)}")
+    if data.dtype != like.dtype:
+        raise TypeError(f"log_likelihood: data must have the sampler's dtype {like.dtype}, got {data.dtype}")
+    if data.device != like.device:
+        raise ValueError(f"log_likelihood: data must be on the sampler's device {like.device}, got {data.device}")
     if len(data) < 2:
         raise ValueError(f"log_likelihood: data must have at least 2 points, got {len(data)}")
     if not bool(data.isfinite().all()):

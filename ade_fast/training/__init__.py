@@ -10,7 +10,7 @@ from .fit import fit
 from .loop import train
 from .objective import ADE
 from .recipe import recipe
-from .sampler import DualSample, DualSampler
+from .sampler import DualSample, DualSampler, MetropolisSamples, Resampled
 from .summary import Summary
 from .trained import NoDensityError, TrainedModel, load
 from .trainer import Trainer
@@ -26,7 +26,9 @@ __all__ = [
     "DualSample",
     "DualSampler",
     "Evaluation",
+    "MetropolisSamples",
     "NoDensityError",
+    "Resampled",
     "Summary",
     "TrainedModel",
     "Trainer",

@@ -49,16 +49,16 @@ def renyi_bound(log_w: Tensor, power: float | Tensor, defence: Defence | None = 
     return torch.logaddexp(ours, theirs) / power
 
 
-def tempered_power(log_w: Tensor, min_ess: float) -> Tensor:
-    """The largest beta <= 1 at which the effective sample size of w^beta is ``min_ess`` of all, or a little less.
+def tempered_power(log_w: Tensor, min_ess: float, most: float = 1.0) -> Tensor:
+    """The largest beta <= ``most`` whose w^beta have an effective sample size of ``min_ess``, or a little less.
 
-    Shapes: log_w [K], detached -> a scalar of its dtype, at least 2^-12; no synchronisation.
+    Shapes: log_w [K], detached -> a scalar of its dtype, at least 2^-12 of ``most``; no synchronisation.
     """
-    log_w = log_w.detach().double()
+    dtype, log_w = log_w.dtype, most * log_w.detach().double()
     step = torch.arange(1, _GRID + 1, dtype=torch.float64, device=log_w.device) / _GRID
     coarse = _largest(log_w, step, min_ess, otherwise=0.0)
     fine = _largest(log_w, (coarse + step / _GRID).clamp(max=1.0), min_ess, otherwise=coarse)
-    return fine.clamp(min=_GRID**-2).to(log_w.dtype)
+    return (most * fine.clamp(min=_GRID**-2)).to(dtype)
 
 
 def _largest(log_w: Tensor, powers: Tensor, min_ess: float, otherwise: float | Tensor) -> Tensor:
@@ -107,10 +107,13 @@ class Bounds:
     potential: str
     sampler: str
     min_ess: float | None
+    sampler_min_ess: float | None
     defensive: float
 
     @classmethod
-    def of(cls, bound: object, sampler_bound: object, min_ess: object, defensive: object) -> Bounds:
+    def of(
+        cls, bound: object, sampler_bound: object, min_ess: object, sampler_min_ess: object, defensive: object
+    ) -> Bounds:
         """From ADE's arguments.
 
         Raises: ValueError, TypeError, each by itself; `check` looks at them together.
@@ -118,14 +121,17 @@ class Bounds:
         return cls(
             _one_of("bound", bound, ("elbo", "importance")),
             _one_of("sampler_bound", sampler_bound, tuple(ORDERS)),
-            _fraction("min_ess", min_ess),
-            _fraction("defensive", defensive or None) or 0.0,
+            fraction("min_ess", min_ess),
+            fraction("sampler_min_ess", sampler_min_ess),
+            fraction("defensive", defensive or None) or 0.0,
         )
 
     def check(self, potential: Callable, sampler: DualSampler, momentum_weight: Tensor, entropy_weight: float) -> None:
         """Raises ValueError where these bounds are not defined for these players; warns where they are useless."""
         if self.min_ess is not None and self.potential != "importance":
             raise ValueError(f"ADE: min_ess tempers bound='importance', got bound={self.potential!r}")
+        if self.sampler_min_ess is not None and self.sampler == "elbo":
+            raise ValueError("ADE: sampler_min_ess tempers other bounds than (20), got sampler_bound='elbo'")
         if self.defensive:
             if self.potential != "importance":
                 raise ValueError(f"ADE: defensive samples are part of bound='importance', got bound={self.potential!r}")
@@ -155,7 +161,7 @@ class Bounds:
     @property
     def differ(self) -> bool:
         """Whether one gradient cannot serve both players."""
-        return bool(self.defensive) or self.potential != self.sampler
+        return bool(self.defensive) or self.potential != self.sampler or self.min_ess != self.sampler_min_ess
 
     def beta(self, log_w: Tensor | None) -> float | Tensor:
         """The power of the weights [K] in f's bound: 0 is (20), 1 the importance-weighted bound."""
@@ -168,10 +174,12 @@ class Bounds:
         return elbo if self.potential == "elbo" else renyi_bound(log_w, beta, defence)
 
     def of_sampler(self, elbo: Tensor, log_w: Tensor | None, beta: float | Tensor = 1.0) -> Tensor:
-        """The sampler's bound: never tighter than f's where that is tempered."""
+        """The sampler's bound: tempered by itself, and never tighter than f's where that is tempered."""
         if self.sampler == "elbo":
             return elbo
         power = 1.0 - ORDERS[self.sampler]
+        if self.sampler_min_ess is not None:
+            power = tempered_power(log_w, self.sampler_min_ess, power)
         return renyi_bound(log_w, beta.clamp(max=power) if isinstance(beta, Tensor) else power)
 
 
@@ -181,7 +189,7 @@ def _one_of(name: str, value: object, choices: tuple[str, ...]) -> str:
     return value
 
 
-def _fraction(name: str, value: float | None) -> float | None:
+def fraction(name: str, value: float | None) -> float | None:
     """A number strictly between 0 and 1, or None."""
     if value is None:
         return None

@@ -140,14 +140,18 @@ def build_players(config: Config, space: Space | None = None, given: Given = OWN
 
 def _build_potential(config: Config, space: Space) -> nn.Module:
     (dim,) = space.event
-    potential = MLPPotential(dim, config.hidden, config.activation, config.spectral_norm, input_gain=config.input_gain)
+    gain = 1.0 if config.spectral_norm else config.input_gain  # which spectral norm would take away again
+    potential = MLPPotential(dim, config.hidden, config.activation, config.spectral_norm, input_gain=gain)
     return potential if config.base_std is None else WithBase(potential, 0.0, config.base_std)
 
 
 def _build_sampler(config: Config, space: Space) -> DualSampler:
     (dim,) = space.event
     if config.initial == "spline":
-        start = initial.SplineFlow(dim, config.spline_layers, config.spline_hidden, config.spline_bins)
+        try:
+            start = initial.SplineFlow(dim, config.spline_layers, config.spline_hidden, config.spline_bins)
+        except ImportError as error:
+            raise ConfigError(f"configuration: initial is spline: {error}, or choose planar") from error
     elif config.initial == "planar":
         start = initial.PlanarFlow(dim, config.flow_layers, std=config.initial_std)
     else:

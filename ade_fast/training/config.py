@@ -55,6 +55,9 @@ class Config:
     )
     batch_size: int = _setting(256, "data", "data points per update", low=1, high=2**20)
     standardise: bool = _setting(True, "data", "train on data of mean 0 and standard deviation 1 in each coordinate")
+    data_noise: float = _setting(
+        0.01, "data", "standard deviation of noise on the training data, in the coordinates of training", low=0
+    )
     validation_fraction: float = _setting(
         0.1, "data", "fraction of a table's rows that the players are chosen on", above=0, below=1
     )
@@ -64,14 +67,14 @@ class Config:
 
     hidden: tuple[int, ...] = _setting((128, 128, 128), "potential", "widths of f's hidden layers", low=1, high=2**16)
     activation: str = _setting(
-        "relu",
+        "silu",
         "potential",
         "f's activation; relu and leaky_relu make the exact gradient cheap",
         choices=("relu", "leaky_relu", "softplus", "silu", "tanh", "elu"),
     )
     spectral_norm: bool = _setting(False, "potential", "divide f's weights by their spectral norm")
     input_gain: float = _setting(
-        1.0, "potential", "factor on the initial weights of f's first layer: above 1, finer structure sooner", above=0
+        3.0, "potential", "factor on the initial weights of f's first layer: above 1, finer structure sooner", above=0
     )
     base_std: float | None = _setting(
         3.0, "potential", "width of f's Gaussian base measure in standard deviations of the data, or none", above=0
@@ -93,8 +96,8 @@ class Config:
     dynamics: str = _setting(
         "leapfrog", "sampler", "how samples move on f", choices=("leapfrog", "generalized", "damped", "annealed")
     )
-    n_steps: int = _setting(5, "sampler", "steps T of the dynamics", low=1, high=10_000)
-    step_size: float = _setting(0.2, "sampler", "step size at the start", above=0)
+    n_steps: int = _setting(2, "sampler", "steps T of the dynamics", low=1, high=10_000)
+    step_size: float = _setting(0.1, "sampler", "step size at the start", above=0)
     step_size_per: str = _setting(
         "step",
         "sampler",
@@ -104,7 +107,7 @@ class Config:
     learn_step_size: bool = _setting(True, "sampler", "learn the step sizes")
     damping: float = _setting(0.5, "sampler", "momentum factor per kick (damped dynamics)", above=0, high=1)
     refresh: float = _setting(
-        0.5, "sampler", "part of the momentum that is drawn anew in each step (annealed dynamics)", low=0, high=1
+        0.5, "sampler", "part of the momentum that is drawn anew in each step (annealed dynamics)", above=0, high=1
     )
     network_hidden: int = _setting(
         32, "sampler", "width of S_v, S_x and g_v's networks (generalized dynamics)", low=1, high=2**16
@@ -137,8 +140,21 @@ class Config:
     min_ess: float | None = _setting(
         None, "objective", "temper f's bound to at least this effective sample size, or none", above=0, below=1
     )
+    sampler_min_ess: float | None = _setting(
+        0.1, "objective", "temper the sampler's bound to at least this effective sample size, or none", above=0, below=1
+    )
     defensive: float = _setting(
         0.5, "objective", "fraction of all samples drawn from f's base measure (bound importance)", low=0, below=1
+    )
+    coverage: float = _setting(
+        1.0, "objective", "weight of the data's likelihood under q0, so that it loses no mode (spline flow)", low=0
+    )
+    ess_pace: float | None = _setting(
+        0.3,
+        "objective",
+        "below this effective sample size f's steps are shortened in proportion, or none",
+        above=0,
+        below=1,
     )
     # At 1 leapfrog conserves f - |v|^2 / 2 and volume: the weights are those of q0, whatever the steps.
     momentum_weight: float = _setting(1.0, "objective", "lambda, weight of the kinetic energy", low=0)
@@ -158,14 +174,14 @@ class Config:
     lr_decay_from: float = _setting(
         0.3, "optimisation", "fraction of the run after which rates and penalties decay", low=0, high=1
     )
-    lr_decay_to: float = _setting(0.1, "optimisation", "factor on both learning rates at the end", low=0, high=1)
+    lr_decay_to: float = _setting(0.02, "optimisation", "factor on both learning rates at the end", low=0, high=1)
     # A gradient penalty of weight c makes the samples the data blurred by a Gaussian of variance 4 c: needed while the
     # players move fast, and nearly gone at the end.
     penalty_decay_to: float = _setting(
         0.1, "optimisation", "factor on both penalties at the end, on the schedule of the rates", low=0, high=1
     )
     ema_decay: float = _setting(
-        0.999, "optimisation", "decay per update of the running average of both players", low=0, below=1
+        0.99, "optimisation", "decay per update of the running average of both players", low=0, below=1
     )
 
     validate_by: str = _setting(
@@ -174,7 +190,7 @@ class Config:
         "what the players are chosen by: held-out likelihood (MMD² where q^T has no density), or MMD² of samples",
         choices=("likelihood", "mmd2"),
     )
-    validate_every: int = _setting(200, "evaluation", "updates between validations", low=1, high=_MANY)
+    validate_every: int = _setting(500, "evaluation", "updates between validations", low=1, high=_MANY)
     validation_samples: int = _setting(2000, "evaluation", "points of a toy set's validation draw", low=2, high=2**20)
     likelihood_samples: int = _setting(
         20_000, "evaluation", "samples of the sampler that log Z is estimated from at a validation", low=2, high=_MANY

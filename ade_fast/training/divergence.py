@@ -34,7 +34,7 @@ class Watch:
 
     Args:
         data: [n, *event], what the samples are compared with; None where there are no such comparisons.
-        max_gap: limit of |E f(data) - E f(samples)|.
+        max_gap: limit of |E f(data) - E f(model)|, the latter by the weights, or that of samples.
     """
 
     def __init__(self, data: Tensor | None, max_gap: float):
@@ -52,11 +52,13 @@ class Watch:
 
     def metrics(self, update: int, metrics: Mapping[str, float]) -> None:
         """A potential that tells data from samples ever better: the sampler has lost it."""
-        gap = metrics["f_data"] - metrics["f_samples"]
+        # By the weights where there are any: a raw sample beside a thin ridge says nothing of the model.
+        f_model = metrics.get("f_model", metrics["f_samples"])
+        gap = metrics["f_data"] - f_model
         self._beyond = self._beyond + 1 if not abs(gap) <= self._max_gap else 0
         if self._beyond >= _PATIENCE:
             raise DivergenceError(
-                f"training diverged at update {update}: f runs away, E f(data) - E f(samples) = {gap:.3g}, beyond "
+                f"training diverged at update {update}: f runs away, E f(data) - E f(model) = {gap:.3g}, beyond "
                 f"max_gap {self._max_gap:g} for {_PATIENCE} updates; {ADVICE}"
             )
         if "ess" in metrics:

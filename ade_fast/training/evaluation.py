@@ -15,6 +15,7 @@ from ..metrics import MMDTest, log_likelihood, mmd_test
 from ..weighted import WeightedSampler, evaluating
 from ..weighted import evaluate as values_of
 from ..weights import effective_sample_size
+from ._arguments import SEEDS, integer
 from .build import build_source
 from .config import ConfigError
 from .source import Source
@@ -152,6 +153,7 @@ def evaluate_run(model: TrainedModel, data: str | None, seed: int) -> tuple[Eval
     Returns:
         The figures, and where the points came from: with the data's own entropy, if it is known; None: from ``data``.
     """
+    seed = integer("evaluate", "seed", seed, low=0, high=SEEDS - 1)
     generators = {purpose: stream(seed, f"evaluate {purpose}") for purpose in PURPOSES}
     if data is not None:
         rows = load_table(data, columns=model.event[0], varied=False, dtype=torch.float64)

@@ -54,7 +54,7 @@ def fit(
         TypeError, ValueError: ``X`` is no table of finite numbers, or the modules do not fit it.
         Others: as :func:`ade.training.train`.
     """
-    given = Given(_checked(potential), sampler)
+    given = _given(potential, sampler)
     named = isinstance(X, (str, Path))
     config = Config.from_dict({**settings, "data": str(X) if named else GIVEN, "seed": seed})
     source = build_source(config, None if named else X, validation)
@@ -69,7 +69,9 @@ def fit(
         return load(directory, config.device, **given._asdict())
 
 
-def _checked(potential: Any) -> nn.Module | None:
+def _given(potential: Any, sampler: Any) -> Given:
     if potential is not None and not isinstance(potential, nn.Module):
         raise TypeError(f"fit: potential must be a torch.nn.Module, got {type(potential).__name__}")
-    return potential
+    if sampler is not None and not isinstance(sampler, DualSampler):
+        raise TypeError(f"fit: sampler must be an ade.DualSampler, got {type(sampler).__name__}")
+    return Given(potential, sampler)

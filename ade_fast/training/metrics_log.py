@@ -25,6 +25,7 @@ STEP_METRICS = (
     "potential_grad_norm",
     "sampler_grad_norm",
     "step_size",
+    "f_model",
     "log_z",
     "ess",
     "initial_ess",

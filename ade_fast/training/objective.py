@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -17,12 +17,14 @@ from ..initial import Empirical
 from ..initial.base import standard_normal_log_density
 from ..weights import effective_sample_size, log_normaliser, why_no_weights
 from ._arguments import integer, number
-from .bounds import Bounds, Defence, renyi_bound, with_other_gradient
+from .bounds import Bounds, Defence, fraction, renyi_bound, with_other_gradient
 from .divergence import ADVICE, Watch
 from .sampler import DualSample, DualSampler
-from .updates import OptimizerOrFactory, clip_grad_norm, frozen, player_optimizer
+from .updates import OptimizerOrFactory, clip_grad_norm, frozen, player_optimizer, shortened
 
 _GAP = 100.0
+# log q^0 at given points takes several passes of a flow's networks: not in each update, and not at all data.
+_COVERAGE_EVERY = 4
 
 
 class _Terms(NamedTuple):
@@ -40,6 +42,7 @@ class _Model(NamedTuple):
     """What one unroll says of the model: (20)'s terms, and the bounds of log Z_x.
 
     model: E_q[f - lambda/2 |v|^2] + entropy_weight H(q). f_samples, kinetic, entropy: its parts, scalars.
+    values: f(x^T) [K].
     log_w: log-weights [K] with the normaliser of the momenta taken off, so that E[w] = Z_x; None: no weights.
     """
 
@@ -47,6 +50,7 @@ class _Model(NamedTuple):
     f_samples: Tensor
     kinetic: Tensor
     entropy: Tensor
+    values: Tensor
     log_w: Tensor | None
 
 
@@ -92,8 +96,15 @@ class ADE(nn.Module):
         min_ess: with ``bound="importance"``: temper, (1/beta) log mean w^beta, by the largest beta <= 1 (no gradient
             through it) whose weights w^beta have an effective sample size of at least this fraction; for high
             dimensions. beta -> 0 is (20). The sampler's bound is then never tighter than f's.
+        sampler_min_ess: the same for the sampler's bound: where few samples carry all weights, its gradient is that of
+            (20), which all samples are part of.
         defensive: with ``bound="importance"`` and a ``WithBase`` potential: this fraction of all samples comes from the
             base measure, without an unroll, so that f does not rise unseen where q does not go.
+        coverage: weight of E_data[log q^0(x)] in the sampler's objective, in every fourth update and on a quarter of
+            the data, which keeps q^0 from losing modes that its own samples no longer show; needs a q^0 with
+            ``log_prob``. Not part of the loss's value.
+        ess_pace: f's steps are shortened by the factor min(1, ess / ess_pace), ess the effective sample size of the
+            update's weights: f waits for the sampler where it loses it, instead of running away. None: never.
         max_gap: limit of |f_data - f_samples|: beyond it for ten updates, ``step`` raises ``DivergenceError``. None is
             100 nats and one more per dimension.
         gradient_penalty: factor of E[|grad f|^2], >= 0.
@@ -122,7 +133,10 @@ class ADE(nn.Module):
         sampler_bound: str = "elbo",
         samples_per_point: int = 1,
         min_ess: float | None = None,
+        sampler_min_ess: float | None = None,
         defensive: float = 0.0,
+        coverage: float = 0.0,
+        ess_pace: float | None = None,
         max_gap: float | None = None,
         gradient_penalty: float = 0.0,
         value_penalty: float = 0.0,
@@ -145,8 +159,17 @@ class ADE(nn.Module):
         self.value_penalty = number("ADE", "value_penalty", value_penalty)
         self.sampler_steps = integer("ADE", "sampler_steps", sampler_steps, low=1)
         self.samples_per_point = integer("ADE", "samples_per_point", samples_per_point, low=1)
-        self.bounds = Bounds.of(bound, sampler_bound, min_ess, defensive)
+        self.bounds = Bounds.of(bound, sampler_bound, min_ess, sampler_min_ess, defensive)
         self.bounds.check(potential, sampler, self.momentum_weight, self.entropy_weight)
+        self.coverage = number("ADE", "coverage", coverage)
+        if self.coverage and not callable(getattr(sampler.initial, "log_prob", None)):
+            raise ValueError(
+                f"ADE: coverage needs q0's density at the data, a log_prob such as ade.initial.SplineFlow's: "
+                f"{type(sampler.initial).__name__} has none"
+            )
+        self.ess_pace = fraction("ess_pace", ess_pace)
+        if self.ess_pace is not None and (why := why_no_weights(sampler, self.momentum_weight)) is not None:
+            raise ValueError(f"ADE: ess_pace needs weights: {why}")
         if grad_norm_clip is not None:
             grad_norm_clip = number("ADE", "grad_norm_clip", grad_norm_clip, "> 0 or None", zero=False)
         self.grad_norm_clip = grad_norm_clip
@@ -210,7 +233,8 @@ class ADE(nn.Module):
             The metrics of the shared unroll: loss, f_data, f_samples, kinetic, entropy (-E log q^T), penalty,
             potential_grad_norm and sampler_grad_norm (before clipping), step_size (the largest). Where q^T has a
             density also log_z (of Z_x, by all weights), ess (effective sample size of the untempered weights, as a
-            fraction), initial_ess (that of q^0 alone, without the dynamics) and beta (the tempering; 0 is (20)).
+            fraction), initial_ess (that of q^0 alone, without the dynamics) and beta (the tempering; 0 is (20)); with
+            ``bound="importance"`` f_model, E f under p_f by the weights.
 
         Raises:
             NonFiniteError: see ``check_finite``. DivergenceError: f runs away from the samples (``max_gap``).
@@ -248,13 +272,18 @@ class ADE(nn.Module):
         everything = torch.stack([t.detach().to(terms.loss) for t in (*values, *figures.values())]).tolist()
         if self.check_finite and not all(map(math.isfinite, everything[: len(values)])):
             raise self._non_finite("the objective or its gradient", data, terms)
-        for optimizer in self._optimizers():
-            optimizer.step()
-        self._fill_replay_buffer(sample)
         metrics = dict(zip((*names, *figures), everything, strict=True))
+        with shortened(self.potential_optimizer, self._pace(metrics)):
+            for optimizer in self._optimizers():
+                optimizer.step()
+        self._fill_replay_buffer(sample)
         self.updates += 1
         self.watch.metrics(self.updates, metrics)
         return metrics
+
+    def _pace(self, metrics: Mapping[str, float]) -> float:
+        """The factor of f's step."""
+        return 1.0 if self.ess_pace is None else min(1.0, metrics["ess"] / self.ess_pace)
 
     def _optimizers(self) -> list[Optimizer]:
         return [o for o in (self.potential_optimizer, self.sampler_optimizer) if o is not None]
@@ -301,6 +330,9 @@ class ADE(nn.Module):
                 other = f_data - self.bounds.of_sampler(model.model, model.log_w, beta) - penalty
                 parameters = [p for p in self.sampler_parameters() if p.requires_grad]
                 loss = with_other_gradient(loss, other, parameters) if parameters else loss
+            if self.coverage and self.updates % _COVERAGE_EVERY == 0:
+                covered = self.coverage * self.sampler.initial.log_prob(data[::_COVERAGE_EVERY].detach()).mean()
+                loss = loss - (covered - covered.detach())
             figures = self._figures(sample, model, beta, defence) if want_figures else {}
         return _Terms(loss, f_data, model.f_samples, model.kinetic, model.entropy, penalty), sample, figures
 
@@ -311,7 +343,7 @@ class ADE(nn.Module):
         log_w = None
         if sample.log_q0 is not None and why_no_weights(self.sampler, self.momentum_weight) is None:
             log_w = values - kinetics - sample.log_q - self._log_normaliser(sample)
-        return _Model(model, f_samples, kinetic, entropy, log_w)
+        return _Model(model, f_samples, kinetic, entropy, values, log_w)
 
     def _draw_base(self, n: int, generator) -> Tensor | None:
         """Defensive samples, so many that they are the fraction asked for beside n of the dual sampler's."""
@@ -331,6 +363,8 @@ class ADE(nn.Module):
         if step_size is not None:
             figures["step_size"] = step_size.abs().max()
         if model.log_w is not None:
+            if self.bounds.potential == "importance":
+                figures["f_model"] = (model.log_w.softmax(0) * model.values).sum()
             figures["log_z"] = renyi_bound(model.log_w, 1.0, defence)
             figures["ess"] = effective_sample_size(model.log_w)
             figures["initial_ess"] = effective_sample_size(self._initial_log_weights(sample))

@@ -50,5 +50,10 @@ def objective(config: Config, potential: nn.Module, sampler: DualSampler, **chan
     }
     if arguments["bound"] == "importance":
         arguments.setdefault("min_ess", config.min_ess)
+        arguments.setdefault("ess_pace", config.ess_pace)
         arguments.setdefault("defensive", config.defensive if isinstance(potential, WithBase) else 0.0)
+    if hasattr(sampler.initial, "log_prob"):
+        arguments.setdefault("coverage", config.coverage)
+    if arguments["sampler_bound"] != "elbo":
+        arguments.setdefault("sampler_min_ess", config.sampler_min_ess)
     return ADE(potential, sampler, **arguments)

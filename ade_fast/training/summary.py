@@ -37,6 +37,9 @@ _MATTER_WHERE = {
     "clip_samples": lambda config: config.dynamics != "annealed",
     "damping": lambda config: config.dynamics == "damped",
     "network_hidden": lambda config: config.dynamics == "generalized",
+    "input_gain": lambda config: not config.spectral_norm,
+    "sampler_min_ess": lambda config: config.sampler_bound != "elbo",
+    "ess_pace": lambda config: config.bound == "importance",
     "min_ess": lambda config: config.bound == "importance",
     "defensive": lambda config: config.bound == "importance" and config.base_std is not None,
     "penalty_decay_to": lambda config: config.gradient_penalty > 0 or config.value_penalty > 0,
@@ -208,6 +211,7 @@ def _settings(config: Config) -> list[str]:
             if field.metadata["group"] == group
             and field.name not in (*_ELSEWHERE, *_NO_MATTER)
             and _MATTER_WHERE.get(field.name, lambda _: True)(config)
+            and (getattr(config, field.name) or field.default)  # what is off, as by default, is not in effect
             for value in (getattr(config, field.name),)
         ]
         lines += _wrapped(f"  {group}", " ".join(shown)) if shown else []

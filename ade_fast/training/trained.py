@@ -151,7 +151,10 @@ class TrainedModel:
 
     def _to_z(self, name: str, x: Any) -> Tensor:
         """Points x [B, d] in the data's units, as z on the model's device."""
-        if not isinstance(x, Tensor) or not x.requires_grad:  # else as_table would cut it off
+        if isinstance(x, Tensor) and x.requires_grad:  # which as_table would cut off
+            if x.dim() != 2 or x.shape[1:] != self.event:
+                raise ValueError(f"{name}: x must be (B, {self.event[0]}), got {tuple(x.shape)}")
+        else:
             x = as_table(x, columns=self.event[0], varied=False, dtype=torch.float64)
         device = next((p.device for p in self.sampler.parameters()), torch.device("cpu"))
         return self.space.to_z(x).to(device)

@@ -91,10 +91,7 @@ class Trainer:
         self.stopwatch = Stopwatch()
         self.seconds = 0.0  # of the whole run up to the latest update, and by phase
         self.phases = dict(self.stopwatch.seconds)
-        self.kernels = {
-            "field": "its own",
-            "memory": "its own",
-        }  # how the latest unroll ran: its plan's field and memory
+        self.kernels = {"field": "unknown", "memory": "unknown"}  # how the latest unroll ran, by its plan
         self.best: Best | None = None
         self._lowest: Score | None = None
         self.density: LogZ | None = None  # of the best, as the final test found it
@@ -110,7 +107,7 @@ class Trainer:
         self._set_schedule()
         phase = self.stopwatch.phase
         with phase("data"):
-            data = self._draw_data(self.config.batch_size, self._generators["data"])
+            data = self._blurred(self._draw_data(self.config.batch_size, self._generators["data"]))
         metrics = self.ade.step(data, generator=self._generators["samples"], phase=phase)
         with phase("joint updates"):
             self.potential_average.update(self.potential)
@@ -279,6 +276,13 @@ class Trainer:
 
     def _draw_data(self, n: int, generator: torch.Generator) -> Tensor:
         return self.source.draw(n, generator).to(self.device)
+
+    def _blurred(self, data: Tensor) -> Tensor:
+        """Training data with its noise: points on a curve have no density, and f would never come to rest."""
+        if not self.config.data_noise:
+            return data
+        noise = torch.randn(data.shape, generator=self._generators["data"], dtype=data.dtype)
+        return data + self.config.data_noise * noise.to(data.device)
 
     def _draw_samples(self, potential, sampler, n: int, purpose: str) -> Tensor:
         with torch.no_grad():

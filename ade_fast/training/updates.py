@@ -50,3 +50,17 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in changed:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def shortened(optimizer: Optimizer | None, factor: float) -> Iterator[None]:
+    """Inside the block the optimizer's learning rates are multiplied by ``factor``, and so are Adam's steps."""
+    groups = optimizer.param_groups if optimizer is not None and factor != 1.0 else []
+    rates = [group["lr"] for group in groups]
+    try:
+        for group in groups:
+            group["lr"] = group["lr"] * factor
+        yield
+    finally:
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate

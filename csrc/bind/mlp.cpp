@@ -8,6 +8,7 @@ namespace bind {
 namespace {
 
 using Tensors = std::vector<Tensor>;
+using Given = std::optional<Tensor>;
 
 // The network of a call: checked shape and weights.
 struct Network {
@@ -76,10 +77,48 @@ struct NetworkGradients {
 
 int32_t workers() { return static_cast<int32_t>(torch::stable::get_num_threads()); }
 
-MlpDynamics dynamics_of(Op& op, const Tensor& kick, const Tensor& drift,
-                        const std::optional<Tensor>& log_decay, const std::optional<Tensor>& log_stretch,
-                        double damping, int64_t grad_clip, double grad_bound, int64_t momentum_clip,
-                        double momentum_bound, double lo, double hi) {
+// Tensors that only make sense together.
+void all_or_none(const Op& op, const char* names, std::initializer_list<const Given*> tensors) {
+  size_t given = 0;
+  for (const Given* tensor : tensors) given += tensor->has_value();
+  if (given != 0 && given != tensors.size()) op.fail(std::string(names) + " must come together");
+}
+
+const void* rows_of(Op& op, const char* argument, const Given& tensor, const char* meaning,
+                    std::initializer_list<int64_t> shape) {
+  return tensor ? op.of_shape(argument, *tensor, meaning, shape) : nullptr;
+}
+
+// What annealing and a Gaussian beside f add to the dynamics.
+struct Bridge {
+  const Given &scale, &pull, &centre, &noise_v, &noise_x, &noise;
+
+  void fill(Op& op, MlpDynamics& dynamics) const {
+    const int64_t steps = dynamics.steps, rows = op.rows(), dim = op.cols();
+    all_or_none(op, "pull and centre", {&pull, &centre});
+    all_or_none(op, "noise, noise_v and noise_x", {&noise, &noise_v, &noise_x});
+    dynamics.scale = rows_of(op, "scale", scale, "one entry per kick", {steps + 1});
+    dynamics.pull = rows_of(op, "pull", pull, "one row per kick", {steps + 1, dim});
+    dynamics.centre = rows_of(op, "centre", centre, "one row per kick", {steps + 1, dim});
+    dynamics.noise_v = rows_of(op, "noise_v", noise_v, "one row per step", {steps, dim});
+    dynamics.noise_x = rows_of(op, "noise_x", noise_x, "one row per step", {steps, dim});
+    dynamics.noise = rows_of(op, "noise", noise, "one batch of states per step", {steps, rows, dim});
+  }
+};
+
+// The gradient of an argument that may be absent: allocated as it, or absent() and null.
+Tensor gradient_of(const Op& op, const Given& tensor, void*& pointer) {
+  if (!tensor) return op.absent();
+  const Tensor gradient = tensor->dim() == 1 ? op.new_of_shape({tensor->size(0)})
+                                             : op.new_of_shape({tensor->size(0), tensor->size(1)});
+  pointer = gradient.data_ptr();
+  return gradient;
+}
+
+MlpDynamics dynamics_of(Op& op, const Tensor& kick, const Tensor& drift, const Given& log_decay,
+                        const Given& log_stretch, double damping, int64_t grad_clip, double grad_bound,
+                        int64_t momentum_clip, double momentum_bound, double lo, double hi,
+                        const Bridge& bridge) {
   const int64_t steps = drift.dim() > 0 ? drift.size(0) : 0, dim = op.cols();
   if (steps < 1) op.fail("drift must have one row per step and at least one");
   MlpDynamics dynamics{};
@@ -98,15 +137,18 @@ MlpDynamics dynamics_of(Op& op, const Tensor& kick, const Tensor& drift,
   op.range(lo, hi);
   dynamics.lo = lo;
   dynamics.hi = hi;
+  bridge.fill(op, dynamics);
   return dynamics;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
-    const Tensor& x0, const Tensor& v0, const Tensor& kick, const Tensor& drift,
-    const std::optional<Tensor>& log_decay, const std::optional<Tensor>& log_stretch, const Tensors& weights,
-    const Tensors& biases, int64_t activation, double parameter, int64_t precision, double damping,
-    int64_t grad_clip, double grad_bound, int64_t momentum_clip, double momentum_bound, double lo, double hi,
-    bool /* stopped: for the derivative */, bool keep_states, bool keep_bits, bool keep_products) {
+    const Tensor& x0, const Tensor& v0, const Tensor& kick, const Tensor& drift, const Given& log_decay,
+    const Given& log_stretch, const Tensors& weights, const Tensors& biases, int64_t activation,
+    double parameter, int64_t precision, double damping, int64_t grad_clip, double grad_bound,
+    int64_t momentum_clip, double momentum_bound, double lo, double hi,
+    bool /* stopped: for the derivative */, bool keep_states, bool keep_bits, bool keep_products,
+    const Given& scale, const Given& pull, const Given& centre, const Given& noise_v, const Given& noise_x,
+    const Given& noise) {
   Op op("mlp_unroll", "x0", x0);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpUnroll args{};
@@ -114,8 +156,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
   args.shape = network.shape;
   args.precision = network.precision;
   args.weights = network.weights;
-  args.dynamics = dynamics_of(op, kick, drift, log_decay, log_stretch, damping, grad_clip, grad_bound,
-                              momentum_clip, momentum_bound, lo, hi);
+  args.dynamics =
+      dynamics_of(op, kick, drift, log_decay, log_stretch, damping, grad_clip, grad_bound, momentum_clip,
+                  momentum_bound, lo, hi, {scale, pull, centre, noise_v, noise_x, noise});
   args.x0 = op.states("x0", x0);
   args.v0 = op.states("v0", v0);
   const int64_t rows = op.rows(), dim = op.cols(), steps = args.dynamics.steps;
@@ -141,13 +184,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
   return {x_end, v_end, x, v, bits, products};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensors, Tensors> mlp_unroll_backward(
-    const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0, const Tensor& kick, const Tensor& drift,
-    const std::optional<Tensor>& log_decay, const std::optional<Tensor>& log_stretch, const Tensors& weights,
-    const Tensors& biases, const Tensor& x, const Tensor& v, const Tensor& bits, const Tensor& products,
-    int64_t activation, double parameter, int64_t precision, double damping, int64_t grad_clip,
-    double grad_bound, int64_t momentum_clip, double momentum_bound, double lo, double hi, bool stopped,
-    bool want_weights) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensors,
+           Tensors>
+mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0, const Tensor& kick,
+                    const Tensor& drift, const Given& log_decay, const Given& log_stretch,
+                    const Tensors& weights, const Tensors& biases, const Tensor& x, const Tensor& v,
+                    const Tensor& bits, const Tensor& products, int64_t activation, double parameter,
+                    int64_t precision, double damping, int64_t grad_clip, double grad_bound,
+                    int64_t momentum_clip, double momentum_bound, double lo, double hi, bool stopped,
+                    bool want_weights, const Given& dv_all, const Given& scale, const Given& pull,
+                    const Given& centre, const Given& noise_v, const Given& noise_x, const Given& noise) {
   Op op("mlp_unroll_backward", "dx_end", dx_end);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpUnrollBackward args{};
@@ -155,8 +201,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensors, Tensors> mlp
   args.shape = network.shape;
   args.precision = network.precision;
   args.weights = network.weights;
-  args.dynamics = dynamics_of(op, kick, drift, log_decay, log_stretch, damping, grad_clip, grad_bound,
-                              momentum_clip, momentum_bound, lo, hi);
+  args.dynamics =
+      dynamics_of(op, kick, drift, log_decay, log_stretch, damping, grad_clip, grad_bound, momentum_clip,
+                  momentum_bound, lo, hi, {scale, pull, centre, noise_v, noise_x, noise});
   const int64_t rows = op.rows(), dim = op.cols(), steps = args.dynamics.steps;
   args.v0 = op.states("v0", v0);
   args.x = op.of_shape("x", x, "every kept state", {steps + 1, rows, dim});
@@ -173,26 +220,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensors, Tensors> mlp
   args.stopped = stopped;
   args.dx_end = op.states("dx_end", dx_end);
   args.dv_end = op.states("dv_end", dv_end);
+  args.dv_all = rows_of(op, "dv_all", dv_all, "every kept momentum", {steps, rows, dim});
   const Tensor dx0 = op.new_states(), dv0 = op.new_states();
   const Tensor dkick = op.new_of_shape({steps + 1, dim}), ddrift = op.new_of_shape({steps, dim});
-  const Tensor dlog_decay = log_decay ? op.new_of_shape({steps + 1, dim}) : op.absent();
-  const Tensor dlog_stretch = log_stretch ? op.new_of_shape({steps, dim}) : op.absent();
+  const Tensor dlog_decay = gradient_of(op, log_decay, args.dlog_decay);
+  const Tensor dlog_stretch = gradient_of(op, log_stretch, args.dlog_stretch);
+  const Tensor dscale = gradient_of(op, scale, args.dscale);
+  const Tensor dpull = gradient_of(op, pull, args.dpull), dcentre = gradient_of(op, centre, args.dcentre);
+  const Tensor dnoise_v = gradient_of(op, noise_v, args.dnoise_v);
+  const Tensor dnoise_x = gradient_of(op, noise_x, args.dnoise_x);
   const NetworkGradients gradients(op, weights, want_weights);
   args.dx0 = dx0.data_ptr();
   args.dv0 = dv0.data_ptr();
   args.dkick = dkick.data_ptr();
   args.ddrift = ddrift.data_ptr();
-  args.dlog_decay = log_decay ? dlog_decay.data_ptr() : nullptr;
-  args.dlog_stretch = log_stretch ? dlog_stretch.data_ptr() : nullptr;
   args.dweights = gradients.pointers;
   args.workers = workers();
   op.run(args);
-  return {dx0, dv0, dkick, ddrift, dlog_decay, dlog_stretch, gradients.weight, gradients.bias};
+  return {dx0,   dv0,     dkick,    ddrift,   dlog_decay,       dlog_stretch,  dscale,
+          dpull, dcentre, dnoise_v, dnoise_x, gradients.weight, gradients.bias};
 }
 
 std::tuple<Tensor, Tensor> mlp_field(const Tensor& x, const Tensors& weights, const Tensors& biases,
                                      int64_t activation, double parameter, int64_t precision, bool want_value,
-                                     bool want_grad) {
+                                     bool want_grad, const Given& pull, const Given& centre,
+                                     double value_shift) {
   Op op("mlp_field", "x", x);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpField args{};
@@ -202,6 +254,10 @@ std::tuple<Tensor, Tensor> mlp_field(const Tensor& x, const Tensors& weights, co
   args.weights = network.weights;
   args.rows = op.rows();
   args.x = op.states("x", x);
+  all_or_none(op, "pull and centre", {&pull, &centre});
+  args.pull = op.row("pull", pull);
+  args.centre = op.row("centre", centre);
+  args.value_shift = op.finite("value_shift", value_shift);
   const Tensor value = want_value ? op.new_per_sample() : op.absent();
   const Tensor grad = want_grad ? op.new_states() : op.absent();
   args.value = want_value ? value.data_ptr() : nullptr;
@@ -211,11 +267,12 @@ std::tuple<Tensor, Tensor> mlp_field(const Tensor& x, const Tensors& weights, co
   return {value, grad};
 }
 
-std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(const std::optional<Tensor>& dvalue,
-                                                        const std::optional<Tensor>& dgrad, const Tensor& x,
-                                                        const Tensors& weights, const Tensors& biases,
-                                                        int64_t activation, double parameter,
-                                                        int64_t precision, bool want_weights) {
+std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(const Given& dvalue, const Given& dgrad,
+                                                        const Tensor& x, const Tensors& weights,
+                                                        const Tensors& biases, int64_t activation,
+                                                        double parameter, int64_t precision,
+                                                        bool want_weights, const Given& pull,
+                                                        const Given& centre) {
   Op op("mlp_field_backward", "x", x);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpFieldBackward args{};
@@ -225,6 +282,9 @@ std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(const std::optional<Tens
   args.weights = network.weights;
   args.rows = op.rows();
   args.x = op.states("x", x);
+  all_or_none(op, "pull and centre", {&pull, &centre});
+  args.pull = op.row("pull", pull);
+  args.centre = op.row("centre", centre);
   if (dvalue) args.dvalue = op.per_sample("dvalue", *dvalue);
   if (dgrad) args.dgrad = op.states("dgrad", *dgrad);
   const Tensor dx = op.new_states();
@@ -254,25 +314,30 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
       "Tensor[] weights, Tensor[] biases, int activation, float parameter, int precision, float damping, int "
       "grad_clip, "
       "float grad_bound, int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, "
-      "bool keep_states, bool keep_bits, bool keep_products) -> (Tensor x_end, Tensor v_end, Tensor x, "
-      "Tensor "
-      "v, Tensor bits, Tensor products)");
+      "bool keep_states, bool keep_bits, bool keep_products, Tensor? scale=None, Tensor? pull=None, "
+      "Tensor? centre=None, Tensor? noise_v=None, Tensor? noise_x=None, Tensor? noise=None) "
+      "-> (Tensor x_end, Tensor v_end, Tensor x, Tensor v, Tensor bits, Tensor products)");
   m.def(
       "mlp_unroll_backward(Tensor dx_end, Tensor dv_end, Tensor v0, Tensor kick, Tensor drift, "
       "Tensor? log_decay, Tensor? log_stretch, Tensor[] weights, Tensor[] biases, Tensor x, Tensor v, "
       "Tensor bits, Tensor products, int activation, float parameter, int precision, float damping, int "
       "grad_clip, float "
       "grad_bound, "
-      "int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, bool want_weights) "
+      "int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, bool want_weights, "
+      "Tensor? dv_all=None, Tensor? scale=None, Tensor? pull=None, Tensor? centre=None, "
+      "Tensor? noise_v=None, Tensor? noise_x=None, Tensor? noise=None) "
       "-> (Tensor dx0, Tensor dv0, Tensor dkick, Tensor ddrift, Tensor dlog_decay, Tensor dlog_stretch, "
+      "Tensor dscale, Tensor dpull, Tensor dcentre, Tensor dnoise_v, Tensor dnoise_x, "
       "Tensor[] dweights, Tensor[] dbiases)");
   m.def(
       "mlp_field(Tensor x, Tensor[] weights, Tensor[] biases, int activation, float parameter, int "
       "precision, "
-      "bool want_value, bool want_grad) -> (Tensor value, Tensor grad)");
+      "bool want_value, bool want_grad, Tensor? pull=None, Tensor? centre=None, float value_shift=0.0) "
+      "-> (Tensor value, Tensor grad)");
   m.def(
       "mlp_field_backward(Tensor? dvalue, Tensor? dgrad, Tensor x, Tensor[] weights, Tensor[] biases, "
-      "int activation, float parameter, int precision, bool want_weights) "
+      "int activation, float parameter, int precision, bool want_weights, Tensor? pull=None, "
+      "Tensor? centre=None) "
       "-> (Tensor dx, Tensor[] dweights, Tensor[] dbiases)");
 }
 

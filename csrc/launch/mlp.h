@@ -24,6 +24,10 @@ struct MlpWeightGradients {  // all null: not wanted
 //   x_{t+1} = clamp(x_t · stretch_t + drift_t · clip(v_t), lo, hi)
 // Leapfrog: decay and stretch are 1. Damped leapfrog: decay is m. Generalized leapfrog with constant S: the
 // kick (v e^S + a F) e^S + b F has decay e^{2S} (e^S at both ends) and kick a e^S + b; stretch is e^{S_x}.
+//
+// A Gaussian beside f, and annealing, make the force scale_t F(x_t) - pull_t (x_t - centre_t), of which the
+// clip is taken (potentials/affine_force.h). Noise ξ_t is added to x_{t+1} within its range, noise_x_t ξ_t,
+// and to v_{t+1} after its kick, noise_v_t ξ_t (common/noise.h).
 struct MlpDynamics {
   int64_t rows, steps;      // B, T
   const void* kick;         // [T+1, D]
@@ -31,9 +35,18 @@ struct MlpDynamics {
   double damping;           // decay, where there is no log_decay
   const void* log_decay;    // [T+1, D], or null
   const void* log_stretch;  // [T, D], or null: stretch 1
+  const void* scale;        // [T+1], or null: 1
+  const void* pull;         // [T+1, D], or null: 0
+  const void* centre;       // [T+1, D], with pull
+  const void* noise;        // [T, B, D], or null: none
+  const void* noise_v;      // [T, D], with noise
+  const void* noise_x;      // [T, D], with noise
   ClipArgs grad_clip;
   ClipArgs momentum_clip;
   double lo, hi;
+
+  // Whether the force differs from F.
+  ADE_HD bool bridged() const { return scale != nullptr || pull != nullptr; }
 };
 
 struct MlpUnroll {
@@ -65,29 +78,39 @@ struct MlpUnrollBackward {
   const void* v;         // [T, B, D]
   const uint8_t* bits;   // [T+1, B, Σ n_l / 8], or null: not kept
   const void* products;  // [T+1, product_columns, B], or null: not kept; with the bits, where there are bits
-  bool stopped;          // F(x_t) is a constant: no second-order products; every dweights is null
+  bool stopped;          // the force is a constant: no second-order products; every dweights is null
   const void* dx_end;    // [B, D]
   const void* dv_end;    // [B, D]
+  const void* dv_all;    // [T, B, D] of v, or null: 0
   void* dx0;             // [B, D]
   void* dv0;             // [B, D]
   void* dkick;           // [T+1, D], summed over the batch like all that follows
   void* ddrift;          // [T, D]
   void* dlog_decay;      // [T+1, D], null without log_decay
   void* dlog_stretch;    // [T, D], null without log_stretch
+  void* dscale;          // [T+1], null without scale
+  void* dpull;           // [T+1, D], null without pull
+  void* dcentre;         // [T+1, D], null without pull
+  void* dnoise_v;        // [T, D], null without noise
+  void* dnoise_x;        // [T, D], null without noise
   MlpWeightGradients dweights;
   int32_t workers;
   void* workspace;
 };
 
+// With a pull, of f(x) - ½ Σ pull (x - centre)² instead (potentials/affine_force.h).
 struct MlpField {
   Dtype dtype;
   MlpShape shape;
   int32_t precision;  // a MatmulPrecision
   MlpWeights weights;
   int64_t rows;
-  const void* x;  // [B, D]
-  void* value;    // [B], or null
-  void* grad;     // [B, D], or null
+  const void* x;       // [B, D]
+  const void* pull;    // [D], or null: 0
+  const void* centre;  // [D], with pull
+  double value_shift;  // added to every value
+  void* value;         // [B], or null
+  void* grad;          // [B, D], or null
   int32_t workers;
   void* workspace;
 };
@@ -100,6 +123,8 @@ struct MlpFieldBackward {
   MlpWeights weights;
   int64_t rows;
   const void* x;       // [B, D]
+  const void* pull;    // [D], or null: 0
+  const void* centre;  // [D], with pull
   const void* dvalue;  // [B], or null: 0
   const void* dgrad;   // [B, D], or null: 0
   void* dx;            // [B, D]

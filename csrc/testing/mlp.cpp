@@ -4,6 +4,19 @@
 #include "host_run.h"
 #include "reader.h"
 
+namespace ade {
+namespace base {
+namespace kernels {
+
+static int64_t field_bytes(const HostBackend& backend, const MlpField& field) {
+  return mlp_workspace_bytes(backend, field);
+}
+static int launch_field(HostBackend& backend, const MlpField& field) { return launch_mlp(backend, field); }
+
+}  // namespace kernels
+}  // namespace base
+}  // namespace ade
+
 using namespace ade;
 
 namespace {
@@ -28,6 +41,8 @@ void fill(Reader& read, MlpDynamics& a) {
   read("rows", a.rows)("steps", a.steps)("kick", a.kick)("drift", a.drift)("damping", a.damping);
   read("log_decay", a.log_decay)("log_stretch", a.log_stretch)("grad_clip", a.grad_clip);
   read("momentum_clip", a.momentum_clip)("lo", a.lo)("hi", a.hi);
+  read("scale", a.scale)("pull", a.pull)("centre", a.centre);
+  read("noise", a.noise)("noise_v", a.noise_v)("noise_x", a.noise_x);
 }
 void fill(Reader& read, MlpWeightGradients& a) { read("dweights", a.weight)("dbiases", a.bias); }
 
@@ -41,18 +56,23 @@ void fill(Reader& read, MlpUnrollBackward& a) {
   fill(read, a.dynamics);
   int64_t stopped;
   read("v0", a.v0)("x", a.x)("v", a.v)("bits", a.bits)("stopped", stopped)("dx_end", a.dx_end);
-  read("dv_end", a.dv_end)("dx0", a.dx0)("dv0", a.dv0)("dkick", a.dkick)("ddrift", a.ddrift);
+  read("dv_end", a.dv_end)("dv_all", a.dv_all)("dx0", a.dx0)("dv0", a.dv0)("dkick", a.dkick)("ddrift",
+                                                                                             a.ddrift);
   read("dlog_decay", a.dlog_decay)("dlog_stretch", a.dlog_stretch);
+  read("dscale", a.dscale)("dpull", a.dpull)("dcentre", a.dcentre);
+  read("dnoise_v", a.dnoise_v)("dnoise_x", a.dnoise_x);
   a.stopped = stopped != 0;
   fill(read, a.dweights);
 }
 void fill(Reader& read, MlpField& a) {
   fill_network(read, a);
-  read("rows", a.rows)("x", a.x)("value", a.value)("grad", a.grad);
+  read("rows", a.rows)("x", a.x)("pull", a.pull)("centre", a.centre)("value_shift", a.value_shift);
+  read("value", a.value)("grad", a.grad);
 }
 void fill(Reader& read, MlpFieldBackward& a) {
   fill_network(read, a);
-  read("rows", a.rows)("x", a.x)("dvalue", a.dvalue)("dgrad", a.dgrad)("dx", a.dx);
+  read("rows", a.rows)("x", a.x)("pull", a.pull)("centre", a.centre);
+  read("dvalue", a.dvalue)("dgrad", a.dgrad)("dx", a.dx);
   fill(read, a.dweights);
 }
 

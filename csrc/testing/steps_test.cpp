@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "check.h"
+#include "common/noise.h"
+#include "potentials/affine_force.h"
 #include "steps/damped_leapfrog.h"
 #include "steps/generalized_leapfrog.h"
 #include "steps/leapfrog.h"
@@ -41,6 +43,17 @@ void values() {
   CHECK(generalized_leapfrog::half_kick(1.0, 2.0, 3.0, 0.25) == 3.5);
   CHECK(generalized_leapfrog::merged_kick(1.0, 2.0, 3.0, 0.25, 0.5) == 11.5);
   CHECK(generalized_leapfrog::drift(1.0, 2.0, 3.0, 0.25, -kInf, kInf) == 3.5);
+  CHECK(affine_force::force(2.0, 3.0, {0.5, 0.25, 1.0}) == 0.5);
+  CHECK(affine_force::value(3.0, {0.5, 0.25, 1.0}) == -0.5);
+  CHECK(add_noise(1.0, 2.0, 0.25, -kInf, kInf) == 1.5);
+  CHECK(add_noise(1.0, 2.0, 0.25, -1.0, 1.25) == 1.25);
+
+  // Absent pointers are the identity; rows are those of the kick.
+  const double scale[] = {0.5, 0.75}, pull[] = {1, 2, 3, 4}, centre[] = {5, 6, 7, 8};
+  const auto none = affine_force::Coefficients<double>::at(nullptr, nullptr, nullptr, 1, 2, 1);
+  CHECK(none.scale == 1 && none.pull == 0 && none.centre == 0);
+  const auto all = affine_force::Coefficients<double>::at(scale, pull, centre, 1, 2, 0);
+  CHECK(all.scale == 0.75 && all.pull == 3 && all.centre == 7);
 }
 
 void vjps() {
@@ -60,6 +73,21 @@ void vjps() {
         "generalized_leapfrog::drift",
         [&](auto& a) { return generalized_leapfrog::drift(a[0], a[1], std::exp(a[2]), a[3], -1.0, hi); },
         {1.2, 0.4, 0.2, 0.3}, dy, {scaled.dx, scaled.du, scaled.ds, scaled.deta});
+  }
+  const auto of = [](const std::vector<double>& a) {
+    return affine_force::Coefficients<double>{a[2], a[3], a[4]};
+  };
+  const std::vector<double> at{0.4, 1.2, 0.8, 0.6, -0.3};  // F, x, scale, pull, centre
+  const auto force = affine_force::force_vjp(dy, at[0], at[1], of(at));
+  check_vjp("affine_force::force", [&](auto& a) { return affine_force::force(a[0], a[1], of(a)); }, at, dy,
+            {force.dgrad, force.dx, force.dscale, force.dpull, force.dcentre});
+  check_vjp("affine_force::value",
+            [&](auto& a) { return affine_force::value(a[0], of({0, 0, 1, 0.6, -0.3})); }, {1.2}, dy,
+            {affine_force::value_vjp(dy, 1.2, of(at))});
+  for (const double hi : {10.0, 1.0}) {
+    const auto noise = add_noise_vjp(dy, 1.2, 0.4, 0.3, -1.0, hi);
+    const auto refresh = [&](auto& a) { return add_noise(a[0], 0.4, a[1], -1.0, hi); };
+    check_vjp("add_noise", refresh, {1.2, 0.3}, dy, {noise.dy, noise.dsigma});
   }
   const auto half = generalized_leapfrog::half_kick_vjp(dy, 1.2, 0.4, std::exp(0.2), 0.3);
   check_vjp("generalized_leapfrog::half_kick",

@@ -66,6 +66,11 @@ void run(Args& args) {
   CHECK(workspace.intact());
 }
 
+// What an unroll can do without.
+struct Extra {
+  bool scale, gaussian, noise, momenta;
+};
+
 template <class T>
 struct Case {
   MlpShape shape;
@@ -104,12 +109,16 @@ struct Case {
     return args;
   }
 
-  void field() {
+  void field(bool gaussian) {
     const int64_t size = rows * shape.dim;
     const auto x = numbers<T>(size, 1), u = numbers<T>(size, 1), df = numbers<T>(rows, 1);
+    const auto pull = numbers<T>(shape.dim, 1), centre = numbers<T>(shape.dim, 1);
     std::vector<T> value(rows, NAN), grad(size, NAN), dx(size, NAN);
     auto args = of<MlpField>();
     args.rows = rows;
+    args.pull = gaussian ? pull.data() : nullptr;
+    args.centre = gaussian ? centre.data() : nullptr;
+    args.value_shift = gaussian ? 0.5 : 0;
     args.x = x.data();
     args.value = value.data();
     args.grad = grad.data();
@@ -118,6 +127,7 @@ struct Case {
     for (const int which : {1, 2, 3}) {
       auto back = of<MlpFieldBackward>();
       back.rows = rows;
+      back.pull = args.pull, back.centre = args.centre;
       back.x = x.data();
       back.dvalue = which & 1 ? df.data() : nullptr;
       back.dgrad = which & 2 ? u.data() : nullptr;
@@ -128,11 +138,14 @@ struct Case {
     }
   }
 
-  void unroll(bool keep_bits, bool keep_products) {
-    const int64_t steps = 2, dim = shape.dim, size = rows * dim;
+  void unroll(bool keep_bits, bool keep_products, const Extra& extra) {
+    const int64_t steps = 2, dim = shape.dim, size = rows * dim, drifts = steps * dim, kicks = drifts + dim;
     const auto x0 = numbers<T>(size, 1), v0 = numbers<T>(size, 1), dx_end = numbers<T>(size, 1),
                dv_end = numbers<T>(size, 1);
-    const std::vector<T> kick((steps + 1) * dim, T(0.1)), drift(steps * dim, T(0.1));
+    const std::vector<T> kick(kicks, T(0.1)), drift(drifts, T(0.1));
+    const auto scale = numbers<T>(steps + 1, 1), pull = numbers<T>(kicks, 1), centre = numbers<T>(kicks, 1),
+               noise_v = numbers<T>(drifts, 1), noise_x = numbers<T>(drifts, 1),
+               noise = numbers<T>(steps * size, 1), dv_all = numbers<T>(steps * size, 1);
     std::vector<T> x_end(size, NAN), v_end(size, NAN), x((steps + 1) * size, NAN), v(steps * size, NAN);
     int64_t units = 0;
     for (int l = 0; l < shape.layers; ++l) units += shape.width[l];
@@ -144,6 +157,12 @@ struct Case {
     args.dynamics.kick = kick.data();
     args.dynamics.drift = drift.data();
     args.dynamics.damping = 1;
+    args.dynamics.scale = extra.scale ? scale.data() : nullptr;
+    args.dynamics.pull = extra.gaussian ? pull.data() : nullptr;
+    args.dynamics.centre = extra.gaussian ? centre.data() : nullptr;
+    args.dynamics.noise = extra.noise ? noise.data() : nullptr;
+    args.dynamics.noise_v = extra.noise ? noise_v.data() : nullptr;
+    args.dynamics.noise_x = extra.noise ? noise_x.data() : nullptr;
     args.dynamics.lo = -INFINITY;
     args.dynamics.hi = INFINITY;
     args.x0 = x0.data(), args.v0 = v0.data(), args.x_end = x_end.data(), args.v_end = v_end.data();
@@ -154,18 +173,28 @@ struct Case {
     CHECK(finite(x_end) && finite(v_end) && finite(x) && finite(v));
     CHECK(!keep_products || finite(products));
 
-    std::vector<T> dx0(size, NAN), dv0(size, NAN), dkick(kick.size(), NAN), ddrift(drift.size(), NAN);
+    std::vector<T> dx0(size, NAN), dv0(size, NAN), dkick(kicks, NAN), ddrift(drifts, NAN),
+        dscale(extra.scale ? steps + 1 : 0, NAN), dpull(extra.gaussian ? kicks : 0, NAN),
+        dcentre(extra.gaussian ? kicks : 0, NAN), dnoise_v(extra.noise ? drifts : 0, NAN),
+        dnoise_x(extra.noise ? drifts : 0, NAN);
     auto back = of<MlpUnrollBackward>();
     back.dynamics = args.dynamics;
     back.v0 = v0.data(), back.x = x.data(), back.v = v.data();
     back.bits = args.bits, back.products = args.products;
     back.dx_end = dx_end.data(), back.dv_end = dv_end.data();
+    back.dv_all = extra.momenta ? dv_all.data() : nullptr;
     back.dx0 = dx0.data(), back.dv0 = dv0.data(), back.dkick = dkick.data(), back.ddrift = ddrift.data();
+    back.dscale = extra.scale ? dscale.data() : nullptr;
+    back.dpull = extra.gaussian ? dpull.data() : nullptr;
+    back.dcentre = extra.gaussian ? dcentre.data() : nullptr;
+    back.dnoise_v = extra.noise ? dnoise_v.data() : nullptr;
+    back.dnoise_x = extra.noise ? dnoise_x.data() : nullptr;
     for (const bool stopped : {true, false}) {
       back.stopped = stopped;
       back.dweights = stopped ? MlpWeightGradients{} : gradients();
       run(back);
       CHECK(finite(dx0) && finite(dv0) && finite(dkick) && finite(ddrift));
+      CHECK(finite(dscale) && finite(dpull) && finite(dcentre) && finite(dnoise_v) && finite(dnoise_x));
       CHECK(stopped || finite_gradients());
     }
   }
@@ -188,10 +217,16 @@ void check(int32_t activation, int dim, std::initializer_list<int> hidden, int64
   }
   at.weight.push_back(numbers<T>(in, 0.3));
   at.bias.push_back(numbers<T>(1, 0.3));
-  at.field();
-  at.unroll(false, false);
-  if (piecewise_linear(activation)) at.unroll(true, false);
-  at.unroll(piecewise_linear(activation), true);
+  const Extra bare{false, false, false, false}, all{true, true, true, true};
+  for (const bool gaussian : {false, true}) at.field(gaussian);
+  at.unroll(false, false, bare);
+  if (piecewise_linear(activation)) at.unroll(true, false, bare);
+  at.unroll(piecewise_linear(activation), true, bare);
+  at.unroll(false, false, all);
+  at.unroll(piecewise_linear(activation), true, all);
+  at.unroll(false, false, {true, false, false, false});
+  at.unroll(false, false, {false, true, false, false});
+  at.unroll(false, false, {false, false, true, false});
 }
 
 }  // namespace

@@ -2,9 +2,9 @@
 // network's second-order products turn the kick's cotangent of F(x_t) into cotangents of x_t and of the
 // weights.
 //
-// A piecewise-linear potential has no Hessian: x_t's cotangent passes kicks unchanged, and with φ' kept as
-// bits not even the forward sweep is repeated. Products through hidden layers that the forward unroll kept
-// are read, not computed again.
+// A piecewise-linear potential has no Hessian: x_t's cotangent passes kicks unchanged but for a Gaussian's
+// pull, and with φ' kept as bits not even the forward sweep is repeated. Products through hidden layers that
+// the forward unroll kept are read, not computed again.
 #pragma once
 
 #include <cstring>
@@ -31,12 +31,26 @@ struct UnrollBackward {
       steps.drift = arena.take<T>(drifts);
       steps.decay = arena.take<T>(kicks);
       steps.stretch = arena.take<T>(drifts);
-      steps.scratch = arena.take<T>(2 * args.shape.dim);
+      const auto take = [&](const void* of, int64_t size) { return arena.take<T>(of ? size : 0); };
+      steps.scale = take(args.dynamics.scale, args.dynamics.steps + 1);
+      steps.pull = take(args.dynamics.pull, kicks);
+      steps.centre = take(args.dynamics.pull, kicks);
+      steps.noise_v = take(args.dynamics.noise, drifts);
+      steps.noise_x = take(args.dynamics.noise, drifts);
+      steps.scratch = arena.take<T>(3 * args.shape.dim);
     }
   };
-  static Tile<T> make_tile(const MlpUnrollBackward& args, const Network<T>& network, Arena& arena) {
-    return {network, TileUse{true, false}, Tiles(args.dynamics.rows).capacity(), arena};
-  }
+  struct Worker {
+    Tile<T> tile;
+    T* force;  // [rows, D], where it is not the gradient
+
+    Worker(const MlpUnrollBackward& args, const Network<T>& network, const Dynamics<T>& dynamics,
+           Arena& arena)
+        : tile(network, TileUse{true, false}, capacity(args), arena),
+          force(dynamics.bridged() ? arena.take<T>(static_cast<int64_t>(capacity(args)) * args.shape.dim)
+                                   : tile.gradient) {}
+    static int capacity(const MlpUnrollBackward& args) { return Tiles(args.dynamics.rows).capacity(); }
+  };
   // Everything that lives in the workspace, in its order: weights, sums of each group, workers.
   struct Layout {
     Arena arena;
@@ -51,7 +65,7 @@ struct UnrollBackward {
           sums_at(arena.used()) {
       Arena sums(nullptr), worker(nullptr);
       Sums(args, sums);
-      make_tile(args, network, worker);
+      Worker(args, network, dynamics, worker);
       sums_bytes = sums.used();
       worker_bytes = worker.used();
       workers_at = sums_at + groups(args).count * sums_bytes;
@@ -76,7 +90,8 @@ struct UnrollBackward {
     Queue queue(group.count);
     run_workers(parallel, min_of(args.workers, group.count), [&](int64_t index) {
       Arena own(memory + layout.workers_at + index * layout.worker_bytes);
-      Tile<T> tile = make_tile(args, layout.network, own);
+      Worker worker(args, layout.network, layout.dynamics, own);
+      Tile<T>& tile = worker.tile;
       for (int64_t g; (g = queue.next()) >= 0;) {
         char* const block = memory + layout.sums_at + g * layout.sums_bytes;
         memset(block, 0, layout.sums_bytes);
@@ -85,7 +100,7 @@ struct UnrollBackward {
         tile.want = wanted(args);
         tile.begin_sums(sums.weights);
         for (int64_t i = group.begin(g); i < group.begin(g + 1); ++i) {
-          go_back(args, layout.dynamics, tile, sums.steps, cut.begin(i),
+          go_back(args, layout.dynamics, worker, sums.steps, cut.begin(i),
                   static_cast<int>(cut.begin(i + 1) - cut.begin(i)));
         }
         tile.end_sums();
@@ -106,19 +121,24 @@ struct UnrollBackward {
     return want;
   }
 
-  static void go_back(const MlpUnrollBackward& args, const Dynamics<T>& dynamics, Tile<T>& tile,
+  static void go_back(const MlpUnrollBackward& args, const Dynamics<T>& dynamics, Worker& worker,
                       const StepSums<T>& steps, int64_t first, int rows) {
     const int64_t dim = args.shape.dim, size = rows * dim, at = first * dim, all = args.dynamics.rows * dim;
     const int64_t bytes = size * sizeof(T), bit_stride = unit_count(args.shape) / 8;
     const T* const x = static_cast<const T*>(args.x) + at;
     const T* const v = static_cast<const T*>(args.v) + at;
     const T* const v0 = static_cast<const T*>(args.v0) + at;
+    const T* const dv_all = args.dv_all ? static_cast<const T*>(args.dv_all) + at : nullptr;
+    Tile<T>& tile = worker.tile;
     T* const dx = static_cast<T*>(args.dx0) + at;  // the cotangents of x and v are carried in their outputs
     T* const dv = static_cast<T*>(args.dv0) + at;
     memcpy(dx, static_cast<const T*>(args.dx_end) + at, bytes);
     memcpy(dv, static_cast<const T*>(args.dv_end) + at, bytes);
     for (int64_t t = args.dynamics.steps; t >= 0; --t) {
-      if (t < args.dynamics.steps) dynamics.drift_vjp(t, rows, x + t * all, v + t * all, dx, dv, steps);
+      if (t < args.dynamics.steps) {
+        dynamics.drift_vjp(t, rows, x + t * all, v + t * all, dynamics.noise(t, first), dx, dv, steps);
+        for (int64_t i = 0; dv_all && i < size; ++i) dv[i] += dv_all[t * all + i];
+      }
       // The tile only reads the bits and products that are given.
       tile.begin(
           rows,
@@ -128,7 +148,12 @@ struct UnrollBackward {
       memcpy(tile.x, x + t * all, bytes);
       first_order(tile, tile.want);
       const T* const v_before = t == 0 ? v0 : v + (t - 1) * all;
-      dynamics.kick_vjp(t, rows, tile.gradient, v_before, dv, tile.dgradient, steps);
+      const T* const noise = t == 0 ? nullptr : dynamics.noise(t - 1, first);
+      if (noise) dynamics.refresh_momentum_vjp(t - 1, rows, noise, dv, steps);
+      if (dynamics.bridged()) dynamics.force(t, rows, tile.x, tile.gradient, worker.force);
+      dynamics.kick_vjp(t, rows, worker.force, v_before, dv, tile.dgradient, steps);
+      if (dynamics.bridged() && !args.stopped)
+        dynamics.force_vjp(t, rows, tile.x, tile.gradient, tile.dgradient, dx, steps);
       if (tile.want.tangent) second_order(tile, tile.want);
       if (!tile.want.curvature) continue;
       for (int64_t i = 0; i < size; ++i) dx[i] += tile.dx[i];
@@ -144,6 +169,11 @@ struct UnrollBackward {
     groups.sum(first.steps.drift, drifts, static_cast<T*>(args.ddrift));
     if (args.dlog_decay) groups.sum(first.steps.decay, kicks, static_cast<T*>(args.dlog_decay));
     if (args.dlog_stretch) groups.sum(first.steps.stretch, drifts, static_cast<T*>(args.dlog_stretch));
+    if (args.dscale) groups.sum(first.steps.scale, args.dynamics.steps + 1, static_cast<T*>(args.dscale));
+    if (args.dpull) groups.sum(first.steps.pull, kicks, static_cast<T*>(args.dpull));
+    if (args.dcentre) groups.sum(first.steps.centre, kicks, static_cast<T*>(args.dcentre));
+    if (args.dnoise_v) groups.sum(first.steps.noise_v, drifts, static_cast<T*>(args.dnoise_v));
+    if (args.dnoise_x) groups.sum(first.steps.noise_x, drifts, static_cast<T*>(args.dnoise_x));
   }
 };
 

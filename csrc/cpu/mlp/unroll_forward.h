@@ -73,15 +73,19 @@ struct UnrollForward {
     tile.want.gradient = true;
     memcpy(tile.x, static_cast<const T*>(args.x0) + at, bytes);
     memcpy(worker.v, static_cast<const T*>(args.v0) + at, bytes);
+    const T* noise = nullptr;  // ξ_{t-1}
     for (int64_t t = 0; t <= args.dynamics.steps; ++t) {
       tile.begin(rows, args.bits ? args.bits + (t * args.dynamics.rows + first) * bit_stride : nullptr,
                  Products<T>::at(args.products, args.shape, args.dynamics.rows, t, first, false));
       first_order(tile, tile.want);
+      if (dynamics.bridged()) dynamics.force(t, rows, tile.x, tile.gradient, tile.gradient);
       dynamics.kick(t, rows, tile.gradient, worker.v);
+      if (noise) dynamics.refresh_momentum(t - 1, rows, noise, worker.v);
       if (args.x) memcpy(static_cast<T*>(args.x) + t * all + at, tile.x, bytes);
       if (t == args.dynamics.steps) break;
       if (args.v) memcpy(static_cast<T*>(args.v) + t * all + at, worker.v, bytes);
-      dynamics.drift(t, rows, worker.v, tile.x);
+      noise = dynamics.noise(t, first);
+      dynamics.drift(t, rows, worker.v, noise, tile.x);
     }
     memcpy(static_cast<T*>(args.x_end) + at, tile.x, bytes);
     memcpy(static_cast<T*>(args.v_end) + at, worker.v, bytes);

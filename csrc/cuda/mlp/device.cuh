@@ -14,6 +14,20 @@
   }
 
 namespace ade {
+namespace ADE_ISA {
+namespace kernels {
+
+// MlpField has a file of its own.
+inline int64_t field_bytes(const DeviceBackend&, const MlpField& field) {
+  return cuda::workspace_bytes(field);
+}
+inline int launch_field(DeviceBackend& backend, const MlpField& field) {
+  return cuda::launch(field, backend.stream);
+}
+
+}  // namespace kernels
+}  // namespace ADE_ISA
+
 namespace cuda {
 
 // Of MlpUnrollBackward for a piecewise-linear potential, in a file of their own.

@@ -1,10 +1,13 @@
 // One kick or drift of a block's rows, and its vector-Jacobian product: the clips and steps of the dynamics
 // around the formulas of steps/generalized_leapfrog.h. A row belongs to a group of neighbouring threads,
-// whose loops over its elements are short: unrolled, they would cost the registers of the products.
+// whose loops over its elements are short: unrolled, they would cost the registers of the products. The
+// force's and the noise's formulas have phases of their own, which are left out where there is neither.
 #pragma once
 
+#include "common/noise.h"
 #include "cuda/dynamics.h"
 #include "cuda/mlp/plan.h"
+#include "potentials/affine_force.h"
 
 namespace ade {
 namespace ADE_ISA {
@@ -39,7 +42,35 @@ class MlpDynamicsRows {
 
   int rows;  // that exist
 
-  // v <- v decay + k clip(F). Also to v_out, unless null.
+  // Whether the force differs from F.
+  ADE_HD bool bridged() const { return args_.bridged(); }
+  // ξ_t of the rows from `first` on, or null.
+  ADE_HD const float* noise(int64_t t, int64_t first) const {
+    return args_.noise ? static_cast<const float*>(args_.noise) + (t * args_.rows + first) * dim_ : nullptr;
+  }
+
+  // force = scale F - pull (x - centre). In place too.
+  ADE_HD void force(int64_t t, const float* x, const float* gradient, float* force) {
+    each_element(
+        [=](int at, int d) { force[at] = affine_force::force(gradient[at], x[at], coefficients(t, d)); });
+  }
+  // u: cotangent of the force, then of F. terms [3, rows, D]: each row's parts of dpull, dcentre, dscale.
+  ADE_HD void force_vjp(int64_t t, const float* x, const float* gradient, float* u, float* terms) {
+    each_element([=](int at, int d) {
+      const auto q = affine_force::force_vjp(u[at], gradient[at], x[at], coefficients(t, d));
+      u[at] = q.dgrad;
+      terms[at] = q.dpull;
+      terms[kRows * dim_ + at] = q.dcentre;
+      terms[2 * kRows * dim_ + at] = q.dscale;
+    });
+  }
+  // The part of it that is x's own: adds to dx, for u, the force's cotangent.
+  ADE_HD void pull_vjp(int64_t t, const float* u, float* dx) {
+    each_element(
+        [=](int at, int d) { dx[at] += affine_force::force_vjp(u[at], 0.0f, 0.0f, coefficients(t, d)).dx; });
+  }
+
+  // v <- v decay + k clip(force). Also to v_out, unless null.
   ADE_HD void kick(int64_t t, const float* force, float* v, float* v_out) {
     if (grad_clip_.by_norm()) square_norms(force);
     each_row([=](int row, int lane, MlpState& s) {
@@ -55,7 +86,49 @@ class MlpDynamicsRows {
     block_.sync();
   }
 
-  // x <- clamp(x stretch + drift clip(v), lo, hi)
+  // After kick t + 1: v <- v + noise_v ξ_t. Also to v_out, unless null.
+  ADE_HD void refresh_momentum(int64_t t, const float* noise, float* v, float* v_out) {
+    each_element([=](int at, int d) {
+      v[at] = add_noise(v[at], noise[at], this->at(args_.noise_v, t, d), -kInfinity, kInfinity);
+      if (v_out != nullptr) v_out[at] = v[at];
+    });
+  }
+  // v's cotangent passes. terms: first, each row's part of dnoise_v.
+  ADE_HD void refresh_momentum_vjp(const float* noise, const float* dv, float* terms) {
+    each_element([=](int at, int) {
+      terms[at] = add_noise_vjp(dv[at], 0.0f, noise[at], 0.0f, -kInfinity, kInfinity).dsigma;
+    });
+  }
+  // After drift t: x <- clamp(x + noise_x ξ_t, lo, hi)
+  ADE_HD void refresh_position(int64_t t, const float* noise, float* x) {
+    each_element(
+        [=](int at, int d) { x[at] = add_noise(x[at], noise[at], this->at(args_.noise_x, t, d), lo_, hi_); });
+  }
+  // x and v before the drift. dx: cotangent after the noise, then before it. terms: first, dnoise_x's.
+  ADE_HD void refresh_position_vjp(int64_t t, const float* x, const float* v, const float* noise, float* dx,
+                                   float* terms) {
+    if (momentum_clip_.by_norm()) square_norms(v);
+    each_row([=](int row, int lane, MlpState& s) {
+      const float scale = norm_clip_scale(s.square, momentum_clip_.bound);
+#pragma unroll 1
+      for (int d = lane; d < dim_; d += kGroup) {
+        const int at = row * dim_ + d;
+        const float y = generalized_leapfrog::drift(x[at], clip(momentum_clip_, v[at], scale), stretch(t, d),
+                                                    eta(t, d), drift_lo(), drift_hi());
+        const auto q = add_noise_vjp(dx[at], y, noise[at], this->at(args_.noise_x, t, d), lo_, hi_);
+        terms[at] = q.dsigma;
+        dx[at] = q.dy;
+      }
+    });
+    block_.sync();
+  }
+
+  // to += from
+  ADE_HD void add(const float* from, float* to) {
+    each_element([=](int at, int) { to[at] += from[at]; });
+  }
+
+  // x <- clamp(x stretch + drift clip(v), lo, hi); with noise, which follows, without the range.
   ADE_HD void drift(int64_t t, const float* v, float* x) {
     if (momentum_clip_.by_norm()) square_norms(v);
     each_row([=](int row, int lane, MlpState& s) {
@@ -64,15 +137,15 @@ class MlpDynamicsRows {
       for (int d = lane; d < dim_; d += kGroup) {
         const int at = row * dim_ + d;
         x[at] = generalized_leapfrog::drift(x[at], clip(momentum_clip_, v[at], scale), stretch(t, d),
-                                            eta(t, d), lo_, hi_);
+                                            eta(t, d), drift_lo(), drift_hi());
       }
     });
     block_.sync();
   }
 
-  // The vjp of a kick is of two parts, either first. Of the force: u, the cotangent of F; dv is that of v
-  // after the kick. terms [2, rows, D]: first, each row's part of dk.
-  ADE_HD void force_vjp(int64_t t, const float* force, const float* dv, float* u, float* terms) {
+  // The vjp of a kick is of two parts, either first. Of the force: u, its cotangent; dv is that of v after
+  // the kick. terms [2, rows, D]: first, each row's part of dk.
+  ADE_HD void kick_vjp(int64_t t, const float* force, const float* dv, float* u, float* terms) {
     if (grad_clip_.by_norm()) {
       row_sums(force, [=](int at, int d, float) {
         return force[at] * kick_vjp_at(t, d, dv[at], 0, force[at]).dforce;
@@ -155,6 +228,17 @@ class MlpDynamicsRows {
   ADE_HD void copy(const float* from, float* to) { copy_floats(block_, from, rows * dim_, to); }
 
  private:
+  static constexpr float kInfinity = static_cast<float>(INFINITY);
+
+  // phase(at, d), and the barrier.
+  template <class Phase>
+  ADE_HD void each_element(Phase phase) {
+    each_row([=](int row, int lane, MlpState&) {
+#pragma unroll 1
+      for (int d = lane; d < dim_; d += kGroup) phase(row * dim_ + d, d);
+    });
+    block_.sync();
+  }
   template <class Phase>
   ADE_HD void each_row(Phase phase) {
     block_.each([=](int thread, MlpState& s) {
@@ -184,7 +268,7 @@ class MlpDynamicsRows {
   }
   ADE_HD generalized_leapfrog::DriftVjp<float> drift_vjp_at(int64_t t, int d, float dx, float x,
                                                             float u) const {
-    return generalized_leapfrog::drift_vjp(dx, x, u, stretch(t, d), eta(t, d), lo_, hi_);
+    return generalized_leapfrog::drift_vjp(dx, x, u, stretch(t, d), eta(t, d), drift_lo(), drift_hi());
   }
 
   ADE_HD generalized_leapfrog::HalfKickVjp<float> kick_vjp_at(int64_t t, int d, float dv, float v,
@@ -192,6 +276,11 @@ class MlpDynamicsRows {
     return generalized_leapfrog::half_kick_vjp(dv, v, force, decay(t, d), k(t, d));
   }
 
+  ADE_HD affine_force::Coefficients<float> coefficients(int64_t t, int d) const {
+    return affine_force::Coefficients<float>::at(args_.scale, args_.pull, args_.centre, t, dim_, d);
+  }
+  ADE_HD float drift_lo() const { return args_.noise ? -kInfinity : lo_; }
+  ADE_HD float drift_hi() const { return args_.noise ? kInfinity : hi_; }
   ADE_HD float at(const void* steps, int64_t t, int d) const {
     return static_cast<const float*>(steps)[t * dim_ + d];
   }

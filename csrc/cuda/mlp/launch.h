@@ -52,13 +52,13 @@ int64_t times_of(const Launch&) {
 inline int64_t times_of(const MlpLinearBackward& a) { return a.dynamics.steps + 1; }
 
 inline MlpSums sums_of(const MlpPlan& plan, const MlpFieldBackward& a) {
-  return plan_sums(plan, {use_of(a).weights, false, false}, 0);
+  return plan_sums(plan, {use_of(a).weights, false, false}, {});
 }
 inline MlpSums sums_of(const MlpPlan& plan, const MlpUnrollBackward& a) {
-  return plan_sums(plan, {use_of(a).weights, true, true}, a.dynamics.steps);
+  return plan_sums(plan, {use_of(a).weights, true, true}, a.dynamics);
 }
 inline MlpSums sums_of(const MlpPlan& plan, const MlpLinearBackward& a) {
-  return plan_sums(plan, {use_of(a).weights, true, false}, a.dynamics.steps);
+  return plan_sums(plan, {use_of(a).weights, true, false}, a.dynamics);
 }
 
 // Parts of the workspace, one after the other.
@@ -102,14 +102,28 @@ MlpPlan plan_mlp(MlpWorkspace& workspace, const Launch& from, int64_t memory_lim
   return plan;
 }
 
+// Where the first launch needs it: the op that evaluates ∇f at all states; from.gradients too.
+inline MlpField plan_gradients(MlpWorkspace& workspace, MlpLinearBackward& from) {
+  MlpField field = {};
+  if (!from.needs_gradients()) return field;
+  field.shape = from.shape;
+  field.precision = from.precision;
+  field.weights = from.weights;
+  field.rows = (from.dynamics.steps + 1) * from.dynamics.rows;
+  field.x = from.x;
+  from.gradients = workspace.take<float>(field.rows * from.shape.dim * 4);
+  field.grad = from.gradients;
+  return field;
+}
+
 // The first launch of a piecewise-linear potential's backward pass; from.cotangents too.
 inline MlpCotangentsArgs plan_cotangents(MlpWorkspace& workspace, MlpLinearBackward& from) {
   const int64_t rows = from.dynamics.rows, steps = from.dynamics.steps;
   from.cotangents = workspace.take<float>((steps + 1) * rows * from.shape.dim * 4);
   MlpCotangentsArgs args = {};
-  args.tiles = (rows + MlpCotangents::kRows - 1) / MlpCotangents::kRows;
+  args.tiles = (rows + kTile - 1) / kTile;
   args.blocks = args.tiles < kBackwardTiles ? args.tiles : kBackwardTiles;
-  args.sums = plan_sums(plan_network(from), {false, false, true}, steps);
+  args.sums = plan_sums(plan_network(from), {false, false, true}, from.dynamics);
   args.block_sums = workspace.take<float>(args.blocks * args.sums.size * 4);
   args.launch = from;
   return args;
@@ -124,11 +138,16 @@ class MlpReductions {
     blocks_ = blocks;
     stride_ = stride;
   }
-  void add(void* to, int64_t first, int64_t rows, int64_t columns, int across = 0) {
+  void add(void* to, int64_t first, int64_t rows, int64_t columns, int across = 0, int64_t terms = 1) {
     if (to == nullptr) return;
-    args_.sums[args_.count++] = {
-        static_cast<float*>(to),       from_ + first, blocks_, stride_, static_cast<int32_t>(rows),
-        static_cast<int32_t>(columns), across};
+    args_.sums[args_.count++] = {static_cast<float*>(to),
+                                 from_ + first,
+                                 blocks_,
+                                 stride_,
+                                 static_cast<int32_t>(rows),
+                                 static_cast<int32_t>(columns),
+                                 across,
+                                 static_cast<int32_t>(terms)};
     largest_ = rows * columns > largest_ ? rows * columns : largest_;
   }
   void add_weights(const MlpPlan& plan, const MlpWeightGradients& to) {
@@ -140,11 +159,20 @@ class MlpReductions {
     add(to.weight[layers], plan.sums.out, 1, plan.width(layers));
     add(to.bias[layers], plan.sums.out_bias, 1, 1);
   }
+  void add_kicks(const MlpSums& sums, const MlpUnrollBackward& to) {
+    const int64_t kicks = to.dynamics.steps + 1, dim = to.shape.dim;
+    add(to.dkick, sums.kick, kicks, dim);
+    add(to.dscale, sums.scale, kicks, 1, 0, dim);
+    add(to.dpull, sums.pull, kicks, dim);
+    add(to.dcentre, sums.centre, kicks, dim);
+  }
   void add_others(const MlpSums& sums, const MlpUnrollBackward& to) {
     const int64_t steps = to.dynamics.steps, dim = to.shape.dim;
     add(to.ddrift, sums.drift, steps, dim);
     add(to.dlog_decay, sums.decay, steps + 1, dim);
     add(to.dlog_stretch, sums.stretch, steps, dim);
+    add(to.dnoise_v, sums.noise_v, steps, dim);
+    add(to.dnoise_x, sums.noise_x, steps, dim);
   }
 
   template <class Backend>
@@ -164,11 +192,11 @@ inline void add_sums(MlpReductions& to, const MlpPlan& plan, const MlpFieldBackw
 }
 inline void add_sums(MlpReductions& to, const MlpPlan& plan, const MlpLinearBackward& from) {
   to.add_weights(plan, from.dweights);
-  to.add(from.dkick, plan.sums.kick, from.dynamics.steps + 1, from.shape.dim);
+  to.add_kicks(plan.sums, from);
 }
 inline void add_sums(MlpReductions& to, const MlpPlan& plan, const MlpUnrollBackward& from) {
   to.add_weights(plan, from.dweights);
-  to.add(from.dkick, plan.sums.kick, from.dynamics.steps + 1, from.shape.dim);
+  to.add_kicks(plan.sums, from);
   to.add_others(plan.sums, from);
 }
 
@@ -216,25 +244,36 @@ int launch_mlp(Backend& backend, const Launch& from) {
   return 0;
 }
 
-// The same of a piecewise-linear one.
+template <bool kPulls, class Backend>
+int run_cotangents(Backend& backend, const MlpCotangentsArgs& args) {
+  using Body = MlpCotangents<kPulls>;
+  return backend.template run<Body>(args.blocks, 1, args, Body::memory_bytes(args.launch.shape.dim));
+}
+
+// The same of a piecewise-linear one. field_bytes(backend, field) and launch_field(backend, field), found
+// where the backend is, are those of MlpField.
 template <class Backend>
 int64_t linear_backward_bytes(const Backend& backend, const MlpUnrollBackward& args) {
-  MlpLinearBackward from = {args, nullptr};
+  MlpLinearBackward from = {args, nullptr, nullptr};
   MlpWorkspace workspace(nullptr);
+  const MlpField field = plan_gradients(workspace, from);
+  if (from.needs_gradients()) workspace.take<char>(field_bytes(backend, field));
   plan_cotangents(workspace, from);
   plan_mlp(workspace, from, backend.memory_limit());
   return workspace.bytes();
 }
 template <class Backend>
 int launch_linear_backward(Backend& backend, const MlpUnrollBackward& args) {
-  MlpLinearBackward from = {args, nullptr};
+  MlpLinearBackward from = {args, nullptr, nullptr};
   MlpWorkspace workspace(args.workspace);
+  MlpField field = plan_gradients(workspace, from);
+  if (from.needs_gradients()) field.workspace = workspace.take<char>(field_bytes(backend, field));
   const MlpCotangentsArgs first = plan_cotangents(workspace, from);
   const MlpPlan plan = plan_mlp(workspace, from, backend.memory_limit());
   int error = 0;
-  if (plan.rows > 0)
-    error = backend.template run<MlpCotangents>(first.blocks, 1, first,
-                                                MlpCotangents::memory_bytes(from.shape.dim));
+  if (plan.rows > 0 && from.needs_gradients()) error = launch_field(backend, field);
+  if (error == 0 && plan.rows > 0)
+    error = from.pulls() ? run_cotangents<true>(backend, first) : run_cotangents<false>(backend, first);
   if (error == 0) error = run_mlp(backend, from, plan);
   if (error != 0) return error;
   MlpReductions sums;

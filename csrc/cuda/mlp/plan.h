@@ -29,6 +29,7 @@ struct MlpUse {
   bool dvalue;     // the same of f
   bool curvature;  // ζ
   bool weights;    // gradients of the weights
+  bool bridged;    // of the adjoint: a force that differs from F
 
   bool second_order() const { return dgradient || dvalue; }
 };
@@ -37,6 +38,7 @@ struct MlpUse {
 struct MlpSums {
   int64_t weight[kLayerSlots], bias[kLayerSlots], out, out_bias;
   int64_t kick, drift, decay, stretch;
+  int64_t scale, pull, centre, noise_v, noise_x;  // scale: [T+1, D], to be summed over D
   int64_t size;
 };
 
@@ -59,10 +61,10 @@ struct MlpPlan {
   int64_t own_bytes, shared_bytes;
 
   // Rows [rows of a block, D] of floats.
-  Buffer x, v, gradient, dgradient, dx, terms;  // terms: [2, rows, D]
-  Buffer parts;                                 // [project_parts, rows, D]
-  Buffer dvalue;                                // [rows]
-  Buffer value_parts;                           // [tiles of layer L, rows]
+  Buffer x, v, gradient, force, dgradient, dx, terms;  // terms: [2, rows, D], bridged [3, rows, D]
+  Buffer parts;                                        // [project_parts, rows, D]
+  Buffer dvalue;                                       // [rows]
+  Buffer value_parts;                                  // [tiles of layer L, rows]
   // Tiles: planes of h_l, δ_l, t_l, ζ_l, with x and u for layer 0; floats of φ'_l, and of φ''_l, φ''_l G_l,
   // φ''_l G_l ż_l in turn; bits of φ'_l, a byte per lane.
   Buffer hidden[kLayerSlots], delta[kLayerSlots], tangent[kLayerSlots], zeta[kLayerSlots];
@@ -93,20 +95,20 @@ inline int64_t rows_of(const MlpUnrollBackward& a) { return a.dynamics.rows; }
 inline int64_t rows_of(const MlpField& a) { return a.rows; }
 inline int64_t rows_of(const MlpFieldBackward& a) { return a.rows; }
 
-inline MlpUse use_of(const MlpUnroll&) { return {true, false, false, false, false, false, false}; }
+inline MlpUse use_of(const MlpUnroll&) { return {true, false, false, false, false, false, false, false}; }
 inline MlpUse use_of(const MlpUnrollBackward& a) {
   const bool weights = a.dweights.weight[0] != nullptr, smooth = !piecewise_linear(a.shape.activation);
   const bool products = !a.stopped && (smooth || weights);
-  return {false, true, false, products, false, products && smooth, weights};
+  return {false, true, false, products, false, products && smooth, weights, a.dynamics.bridged()};
 }
 inline MlpUse use_of(const MlpField& a) {
-  return {false, false, a.value != nullptr, false, false, false, false};
+  return {false, false, a.value != nullptr, false, false, false, false, false};
 }
 inline MlpUse use_of(const MlpFieldBackward& a) {
   const bool smooth = !piecewise_linear(a.shape.activation), weights = a.dweights.weight[0] != nullptr;
   const bool curvature = (a.dgrad != nullptr && smooth) || a.dvalue != nullptr;
   const bool dgradient = a.dgrad != nullptr && (curvature || weights);
-  return {false, false, false, dgradient, a.dvalue != nullptr, curvature, weights};
+  return {false, false, false, dgradient, a.dvalue != nullptr, curvature, weights, false};
 }
 
 // How many rows a block has, over kTile.
@@ -146,13 +148,14 @@ inline void plan_buffers(MlpPlan& plan, const MlpUse& use, int planes, int row_t
 
   if (use.states) plan.x = memory.take(points);
   plan.gradient = memory.take(points);
+  plan.force = use.bridged ? memory.take(points) : plan.gradient;
   plan.parts = memory.take(plan.project_parts() * points);
   if (use.states || use.adjoint) plan.v = memory.take(points);
   if (use.adjoint || use.second_order()) {
     plan.dx = memory.take(points);
     plan.dgradient = memory.take(points);
   }
-  if (use.adjoint) plan.terms = memory.take(2 * points);
+  if (use.adjoint) plan.terms = memory.take((use.bridged ? 3 : 2) * points);
   if (use.dvalue) plan.dvalue = memory.take(block_rows * 4);
   if (use.value) plan.value_parts = memory.take(plan.columns(layers) * block_rows * 4);
 
@@ -179,11 +182,12 @@ inline void plan_buffers(MlpPlan& plan, const MlpUse& use, int planes, int row_t
 
 // What a kernel sums over the batch.
 struct MlpSummed {
-  bool weights, kick;
-  bool others;  // drift, decay, stretch
+  bool weights;
+  bool kick;    // and what makes a force of F
+  bool others;  // drift, decay, stretch, noise
 };
 
-inline MlpSums plan_sums(const MlpPlan& plan, const MlpSummed& of, int64_t steps) {
+inline MlpSums plan_sums(const MlpPlan& plan, const MlpSummed& of, const MlpDynamics& dynamics) {
   MlpSums sums = {};
   const auto take = [&](int64_t floats) {
     const int64_t first = sums.size;
@@ -191,6 +195,7 @@ inline MlpSums plan_sums(const MlpPlan& plan, const MlpSummed& of, int64_t steps
     return first;
   };
   const int layers = plan.shape.layers, dim = plan.shape.dim;
+  const int64_t drifts = dynamics.steps * dim, kicks = drifts + dim;
   for (int l = 1; of.weights && l <= layers; ++l) {
     sums.weight[l] = take(int64_t{kTileElements} * plan.columns(l) * plan.columns(l - 1));
     sums.bias[l] = take(plan.width(l));
@@ -199,11 +204,20 @@ inline MlpSums plan_sums(const MlpPlan& plan, const MlpSummed& of, int64_t steps
     sums.out = take(plan.width(layers));
     sums.out_bias = take(1);
   }
-  if (of.kick) sums.kick = take((steps + 1) * dim);
+  if (of.kick) sums.kick = take(kicks);
+  if (of.kick && dynamics.scale) sums.scale = take(kicks);
+  if (of.kick && dynamics.pull) {
+    sums.pull = take(kicks);
+    sums.centre = take(kicks);
+  }
   if (of.others) {
-    sums.drift = take(steps * dim);
-    sums.decay = take((steps + 1) * dim);
-    sums.stretch = take(steps * dim);
+    sums.drift = take(drifts);
+    sums.decay = take(kicks);
+    sums.stretch = take(drifts);
+  }
+  if (of.others && dynamics.noise) {
+    sums.noise_v = take(drifts);
+    sums.noise_x = take(drifts);
   }
   return sums;
 }

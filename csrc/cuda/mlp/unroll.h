@@ -38,7 +38,7 @@ struct MlpUnrollBody {
     const int64_t bit_stride = tile.bit_stride();
     float* const x = tile.memory.template at<float>(plan.x);
     float* const v = tile.memory.template at<float>(plan.v);
-    const float* const force = tile.memory.template at<float>(plan.gradient);
+    float* const force = tile.memory.template at<float>(plan.gradient);
     tile.prepare();
     tile.want.gradient = true;
     for (int64_t index = block.x(); index < plan.tiles; index += plan.blocks) {
@@ -53,10 +53,14 @@ struct MlpUnrollBody {
         if (launch.x) dynamics.copy(x, static_cast<float*>(launch.x) + t * all + at);
         tile.bits_out = launch.bits ? launch.bits + (t * plan.rows + turn.first) * bit_stride : nullptr;
         mlp::first_order(tile, tile.want);
-        const bool keep = launch.v && t < steps;
-        dynamics.kick(t, force, v, keep ? static_cast<float*>(launch.v) + t * all + at : nullptr);
+        if (dynamics.bridged()) dynamics.force(t, x, force, force);
+        float* const keep = launch.v && t < steps ? static_cast<float*>(launch.v) + t * all + at : nullptr;
+        const float* const noise = t > 0 ? dynamics.noise(t - 1, turn.first) : nullptr;
+        dynamics.kick(t, force, v, noise ? nullptr : keep);
+        if (noise) dynamics.refresh_momentum(t - 1, noise, v, keep);
         if (t == steps) break;
         dynamics.drift(t, v, x);
+        if (launch.dynamics.noise) dynamics.refresh_position(t, dynamics.noise(t, turn.first), x);
       }
       dynamics.copy(x, static_cast<float*>(launch.x_end) + at);
       dynamics.copy(v, static_cast<float*>(launch.v_end) + at);

@@ -9,6 +9,42 @@ namespace ade {
 namespace ADE_ISA {
 namespace kernels {
 
+// dx and dv, cotangents of x_{t+1} and of what kick t + 1 begins with, become those of x_t, but for the
+// kick's part, and of v_t. Adds to the sums of drift t and of the noise behind it.
+template <class Dynamics>
+ADE_HD void back_to_kick(Dynamics& dynamics, const MlpUnrollBackward& launch, const MlpTurn& turn, int64_t t,
+                         const MlpSums& at, float* sums, float* dx, float* dv, float* terms) {
+  const int64_t dim = launch.shape.dim, all = launch.dynamics.rows * dim, first = turn.first * dim;
+  if (t < launch.dynamics.steps) {
+    const float* const x = static_cast<const float*>(launch.x) + t * all + first;
+    const float* const v = static_cast<const float*>(launch.v) + t * all + first;
+    if (launch.dynamics.noise) {
+      dynamics.refresh_position_vjp(t, x, v, dynamics.noise(t, turn.first), dx, terms);
+      dynamics.add_sums(terms, sums + at.noise_x + t * dim, nullptr);
+    }
+    dynamics.drift_vjp(t, x, v, dx, dv, terms);
+    dynamics.add_sums(terms, sums + at.drift + t * dim,
+                      launch.dlog_stretch ? sums + at.stretch + t * dim : nullptr);
+    if (launch.dv_all) dynamics.add(static_cast<const float*>(launch.dv_all) + t * all + first, dv);
+  }
+  if (launch.dynamics.noise && t > 0) {
+    dynamics.refresh_momentum_vjp(dynamics.noise(t - 1, turn.first), dv, terms);
+    dynamics.add_sums(terms, sums + at.noise_v + (t - 1) * dim, nullptr);
+  }
+}
+
+// u: cotangent of the force, then of F. Adds to the sums of what makes the one of the other.
+template <class Dynamics>
+ADE_HD void add_bridge_sums(Dynamics& dynamics, const MlpUnrollBackward& launch, const MlpPlan& plan,
+                            int64_t t, const float* x, const float* gradient, float* u, float* terms,
+                            float* sums) {
+  const int64_t at = t * plan.shape.dim;
+  dynamics.force_vjp(t, x, gradient, u, terms);
+  if (launch.dpull) dynamics.add_sums(terms, sums + plan.sums.pull + at, sums + plan.sums.centre + at);
+  if (launch.dscale)
+    dynamics.add_sums(terms + 2 * Dynamics::kRows * plan.shape.dim, sums + plan.sums.scale + at, nullptr);
+}
+
 template <int S, int R>
 struct MlpUnrollBackwardBody {
   using Args = MlpArgs<MlpUnrollBackward>;
@@ -27,7 +63,8 @@ struct MlpUnrollBackwardBody {
     float* const dv = tile.memory.template at<float>(plan.v);
     float* const u = tile.memory.template at<float>(plan.dgradient);
     float* const terms = tile.memory.template at<float>(plan.terms);
-    const float* const force = tile.memory.template at<float>(plan.gradient);
+    const float* const gradient = tile.memory.template at<float>(plan.gradient);
+    float* const force = tile.memory.template at<float>(plan.force);
     float* const sums = tile.sums();
 
     tile.want.gradient = true;
@@ -45,19 +82,20 @@ struct MlpUnrollBackwardBody {
       dynamics.copy(static_cast<const float*>(launch.dv_end) + at, dv);
       block.sync();
       for (int64_t t = steps; t >= 0; --t) {
-        if (t < steps) {
-          dynamics.drift_vjp(t, x + t * all, v + t * all, dx, dv, terms);
-          dynamics.add_sums(terms, sums + plan.sums.drift + t * dim,
-                            launch.dlog_stretch ? sums + plan.sums.stretch + t * dim : nullptr);
-        }
+        back_to_kick(dynamics, launch, turn, t, plan.sums, sums, dx, dv, terms);
         tile.set_input(x + t * all);
         mlp::first_order(tile, tile.want);
         const float* const v_before = t == 0 ? static_cast<const float*>(launch.v0) + at : v + (t - 1) * all;
-        dynamics.force_vjp(t, force, dv, u, terms);
+        if (dynamics.bridged()) dynamics.force(t, x + t * all, gradient, force);
+        dynamics.kick_vjp(t, force, dv, u, terms);
         dynamics.momentum_vjp(t, v_before, dv, terms);
         dynamics.add_sums(terms, sums + plan.sums.kick + t * dim,
                           launch.dlog_decay ? sums + plan.sums.decay + t * dim : nullptr);
         if (!tile.want.tangent) continue;
+        if (dynamics.bridged()) {
+          dynamics.pull_vjp(t, u, dx);
+          add_bridge_sums(dynamics, launch, plan, t, x + t * all, gradient, u, terms, sums);
+        }
         tile.set_dgradient(u);
         mlp::second_order(tile, tile.want);
       }
