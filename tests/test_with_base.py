@@ -6,7 +6,6 @@ The function it must be is written out with torch.distributions and unrolled by 
 import copy
 import pickle
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from torch.nn.utils.parametrize import cached
 
 import ade_fast as ade
 from ade_fast import _slow_paths, reference
-from ade_fast.fields import MLPField
 
 N_STEPS = 3
 EVENT = (3,)
@@ -421,13 +419,6 @@ def test_a_fused_unroll_has_the_base_of_its_forward_pass(dynamics: str) -> None:
         f.mean.mul_(change), f.std.mul_(change)
         gradients.append((torch.autograd.grad(out.x.square().sum(), x0)[0], f.potential.state_dict()))
     assert torch.equal(gradients[0][0], gradients[1][0])
-
-
-def test_a_gpu_takes_the_general_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ade_fast.fields.mlp.build_info", lambda: {"cuda": True})
-    states = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)  # there need not be a GPU
-    field = MLPField.match(ade.MLPPotential(3, (32, 32)))
-    assert field.refuses(states, on_base=True) == "the CUDA kernels know no base measure"
 
 
 def test_an_event_that_does_not_fit_the_mlp_is_refused() -> None:

@@ -71,12 +71,10 @@ class AnnealedProgram:
         x, v, kick, drift, log_decay, noise_x, noise_v, scale, pull, centre, noise = args
         if self.n_steps == 1:  # the operator has a drift at least, and one kick is no unroll
             return None
-        for why, refused in (("on CUDA", x.is_cuda), ("by noise that requires grad", noise.requires_grad)):
-            if refused:
-                note_slow_path(
-                    f"annealed {why}", f"{self._layer}: the fused MLP kernels do not anneal {why}: autograd does"
-                )
-                return None
+        if noise.requires_grad:
+            why = f"{self._layer}: the fused MLP kernels do not take noise that requires grad: autograd does"
+            note_slow_path(why, why)
+            return None
         if gaussian is not None:  # whose force is annealed with f's
             of_base = scale.unsqueeze(1) * gaussian.pull
             centre = (of_base * gaussian.centre + pull * centre) / (of_base + pull)

@@ -278,7 +278,7 @@ def _fused(
                 f"{', '.join(map(str, layout.event))})"
             )
         return None  # whatever the module makes of such events
-    why = field if isinstance(field, str) else field.refuses(args[0], base is not None)
+    why = field if isinstance(field, str) else field.refuses(args[0])
     if why is not None or options.check_finite:  # the operator does not look at its states one by one
         if why is not None and type(potential) is MLPPotential:
             note_slow_path(f"mlp {why}", f"{layer}: the fused MLP kernels do not take this call ({why}): autograd does")

@@ -167,16 +167,14 @@ class MLPField:
         )
         return spec if isinstance(spec, str) else MLPField(spec, linears)
 
-    def refuses(self, x: Tensor, on_base: bool = False) -> str | None:
-        """The reason why the kernels cannot take these states (with a base measure beside f), or None."""
+    def refuses(self, x: Tensor) -> str | None:
+        """The reason why the kernels cannot take these states, or None."""
         device, dtype = x.device, x.dtype
         if device.type == "cuda":
             if not build_info()["cuda"]:
                 return "this build of ade_fast has no CUDA kernels: install nvcc and rebuild with ADE_FAST_CUDA=1"
             if dtype == torch.float64:
                 return "the states are torch.float64, and the CUDA kernels take float32 alone"
-            if on_base:
-                return "the CUDA kernels know no base measure"
             if torch.cuda.get_device_capability(device) < _BFLOAT16_GPUS:
                 return f"{device} has no bfloat16 tensor cores (compute capability below 8.0)"
         elif device.type != "cpu":
