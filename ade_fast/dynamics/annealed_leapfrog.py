@@ -72,7 +72,7 @@ class AnnealedProgram:
         if self.n_steps == 1:  # the operator has a drift at least, and one kick is no unroll
             return None
         if noise.requires_grad:
-            why = f"{self._layer}: the fused MLP kernels do not take noise that requires grad: autograd does"
+            why = f"{self._layer}: the fused MLP kernels do not anneal by noise that requires grad: autograd does"
             note_slow_path(why, why)
             return None
         if gaussian is not None:  # whose force is annealed with f's
