@@ -29,8 +29,15 @@ def estimator(**changes) -> ade.EnergyEstimator:
     return ade.EnergyEstimator(**sizes, settings=QUICK, **{"random_state": 0, **changes})
 
 
+ROUNDING = "f is evaluated in float32: a row's log-density depends on the rest of its batch by rounding, seen below"
+
+
+def checks_that_do_not_apply(estimator) -> dict[str, str]:
+    return {"check_methods_subset_invariance": ROUNDING}  # which wants seven digits
+
+
 @pytest.mark.filterwarnings("ignore")  # of a model of two updates: that its weights say little
-@parametrize_with_checks([estimator()])  # all of them apply
+@parametrize_with_checks([estimator()], expected_failed_checks=checks_that_do_not_apply)
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
 
@@ -46,6 +53,7 @@ def test_it_is_the_fitted_model():
     samples = fitted.sample(50, random_state=1)
     assert samples.shape == (50, 3) and (samples == fitted.sample(50, random_state=1)).all()
     assert not (samples == fitted.sample(50, random_state=2)).any()
+    np.testing.assert_allclose([fitted.score_samples(x[None]).item() for x in X], log_prob.numpy(), atol=1e-4)
     again = clone(fitted).fit(X)
     np.testing.assert_array_equal(again.score_samples(X), fitted.score_samples(X))
 

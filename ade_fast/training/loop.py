@@ -223,6 +223,7 @@ def _run(trainer: Trainer, directory: Path, log: MetricsLog, progress: bool, pic
                 with phase("checkpoints"):
                     log.flush()
                     save_checkpoint(directory / CHECKPOINT, trainer.state_dict())
+    trainer.seconds = time.perf_counter() - started
 
 
 def _finish(trainer: Trainer, directory: Path, pictures: bool) -> Summary:
