@@ -38,7 +38,7 @@ LOG_Z = 2.0
 """Of the log-density that a constant is added to."""
 FLOOR = -12.0
 """The MLP is fitted to log(density + exp FLOOR): a network need not follow a logarithm into its depths."""
-GRID, REACH = 601, 5 * STD
+GRID, REACH = 301, 5 * STD
 """Points along each axis of the grid that the MLP's exp f is summed on, and how far it reaches."""
 
 
@@ -54,7 +54,7 @@ class Settings:
     width: int = 64
 
 
-QUICK = Settings(steps=3, batch=16, samples=200, fit_steps=3, width=16)
+QUICK = Settings(steps=3, batch=16, samples=200, fit_steps=3, width=32)
 
 
 # --- Potentials ---------------------------------------------------------------------------------------------
