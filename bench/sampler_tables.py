@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import mean
+from statistics import median
 from typing import Any
 
 import tables
@@ -20,16 +20,21 @@ ALONE = "none"
 
 
 def _ess(runs: Sequence[dict[str, Any]]) -> str:
-    """Mean over the seeds."""
-    values = [run["ess"] for run in runs if "ess" in run]
-    diverged = len(runs) - len(values)
-    text = tables.number(mean(values)) if values else "-"
+    """Median, and the lowest where that is another figure, of all draws of all seeds."""
+    values = [ess for run in runs for ess in run.get("ess", [])]
+    shown = [f"{v:.2f}" for v in (median(values), min(values))] if values else ["-"]
+    diverged = sum("diverged" in run for run in runs)
+    text = " / ".join(dict.fromkeys(shown))
     return f"{text} ({diverged} diverged)" if diverged else text
 
 
 def _worst_error(runs: Sequence[dict[str, Any]]) -> str:
     """The largest |log Z - the known one|, in standard errors."""
-    errors = [abs(run["log_z_error"]) / run["log_z_standard_error"] for run in runs if "ess" in run]
+    errors = [
+        abs(error) / standard_error
+        for run in runs
+        for error, standard_error in zip(run.get("log_z_error", []), run.get("log_z_standard_error", []), strict=True)
+    ]
     return f"{max(errors):.1f}" if errors else "-"
 
 
@@ -50,7 +55,7 @@ def summary(results: tables.Results) -> str:
     settings, seeds = results["settings"], len({case["seed"] for case in cases})
     commits = ", ".join(sorted({case["commit"] for case in cases}))
     how = (
-        f"Effective sample size of {settings['samples']:,} samples after {settings['steps']} steps of Adam, mean of "
-        f"{seeds} seed{'s' if seeds > 1 else ''}."
+        f"Effective sample size after {settings['steps']} steps of Adam, by {settings['draws']} draws of "
+        f"{settings['samples']:,} samples, {seeds} seed{'s' if seeds > 1 else ''}: median / lowest of the draws."
     )
     return f"{tables.table(head, rows)}\n\n{how} {tables.origin(results)} Rows made at {commits}."
