@@ -389,3 +389,10 @@ def test_vanished_steps_and_vanished_weights_are_told_once():
     assert len(messages) == 2
     assert any("step sizes have shrunk to 1e-05, from 0.1" in m for m in messages)
     assert any("effective sample size is 1." in m for m in messages)
+
+
+def test_a_sampler_that_is_cut_off_gets_no_gradient():
+    f = lambda x: -x.square().sum(1)  # noqa: E731
+    sampler = ade.DualSampler(ade.initial.Gaussian(DIM, 1.5), ade.Leapfrog(T, 0.1, gradient="none"))
+    model = ade.ADE(f, sampler, bound="importance", sampler_bound="renyi")
+    assert not model.loss(torch.randn(4, DIM), generator=generator()).requires_grad

@@ -92,7 +92,10 @@ def with_other_gradient(loss: Tensor, other: Tensor, parameters: list[Tensor]) -
     Both share one graph. The difference is one more vector-Jacobian product of it, taken here; it is added where
     ``loss.backward()`` ends, so that accumulation, hooks and wrappers see one gradient for each parameter.
     """
-    found = torch.autograd.grad(other - loss, parameters, retain_graph=True, allow_unused=True)
+    difference = other - loss
+    if not difference.requires_grad:  # a sampler that is cut off, and an f without parameters
+        return loss
+    found = torch.autograd.grad(difference, parameters, retain_graph=True, allow_unused=True)
     pairs = [(g, p) for g, p in zip(found, parameters, strict=True) if g is not None]
     if not pairs:
         return loss
@@ -161,7 +164,7 @@ class Bounds:
     @property
     def differ(self) -> bool:
         """Whether one gradient cannot serve both players."""
-        return bool(self.defensive) or self.potential != self.sampler or self.min_ess != self.sampler_min_ess
+        return bool(self.defensive) or self.potential != self.sampler or self.sampler_min_ess is not None
 
     def beta(self, log_w: Tensor | None) -> float | Tensor:
         """The power of the weights [K] in f's bound: 0 is (20), 1 the importance-weighted bound."""

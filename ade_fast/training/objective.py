@@ -105,8 +105,8 @@ class ADE(nn.Module):
             ``log_prob``. Not part of the loss's value.
         ess_pace: f's steps are shortened by the factor min(1, ess / ess_pace), ess the effective sample size of the
             update's weights: f waits for the sampler where it loses it, instead of running away. None: never.
-        max_gap: limit of |f_data - f_samples|: beyond it for ten updates, ``step`` raises ``DivergenceError``. None is
-            100 nats and one more per dimension.
+        max_gap: limit of |f_data - f_samples|, or with ``bound="importance"`` of |f_data - f_model|: beyond it for ten
+            updates, ``step`` raises ``DivergenceError``. None is 100 nats and one more per dimension.
         gradient_penalty: factor of E[|grad f|^2], >= 0.
         value_penalty: factor of E[f^2], >= 0.
         potential_optimizer: an optimizer over the potential's parameters with ``maximize=True``, or a
@@ -168,7 +168,9 @@ class ADE(nn.Module):
                 f"{type(sampler.initial).__name__} has none"
             )
         self.ess_pace = fraction("ess_pace", ess_pace)
-        if self.ess_pace is not None and (why := why_no_weights(sampler, self.momentum_weight)) is not None:
+        why = why_no_weights(sampler, self.momentum_weight)
+        self._has_weights = why is None
+        if self.ess_pace is not None and why is not None:
             raise ValueError(f"ADE: ess_pace needs weights: {why}")
         if grad_norm_clip is not None:
             grad_norm_clip = number("ADE", "grad_norm_clip", grad_norm_clip, "> 0 or None", zero=False)
@@ -341,7 +343,7 @@ class ADE(nn.Module):
         f_samples, kinetic, entropy = values.mean(), kinetics.mean(), -sample.log_q.mean()
         model = f_samples - kinetic + self.entropy_weight * entropy
         log_w = None
-        if sample.log_q0 is not None and why_no_weights(self.sampler, self.momentum_weight) is None:
+        if self._has_weights and sample.log_q0 is not None:
             log_w = values - kinetics - sample.log_q - self._log_normaliser(sample)
         return _Model(model, f_samples, kinetic, entropy, values, log_w)
 
