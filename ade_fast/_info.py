@@ -124,7 +124,7 @@ def _mlp_kernels(device: str, usable: bool) -> str:
     return (
         f"{_names(dtypes) or 'in this build'}; 1 to {mlp.MAX_LAYERS} hidden layers of {mlp.WIDTH_STEP}, "
         f"{2 * mlp.WIDTH_STEP}, … {mlp.MAX_WIDTH} units, x of 1 to {mlp.MAX_DIM} numbers; {', '.join(mlp._CODES)}; "
-        f"Leapfrog, DampedLeapfrog, GeneralizedLeapfrog with constant scales"
+        f"Leapfrog, DampedLeapfrog, GeneralizedLeapfrog with constant scales, AnnealedLeapfrog from a Gaussian"
     )
 
 
