@@ -113,7 +113,12 @@ _REPORTED = (
 
 def run(variant: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """One training from start to end, and its row. A run that diverges is a row with the reason."""
-    row: dict[str, Any] = {"variant": variant, "settings": dict(settings), "commit": common.commit()}
+    row: dict[str, Any] = {
+        "variant": variant,
+        "settings": dict(settings),
+        "resolved": _resolved(settings),  # the defaults of the day included
+        "commit": common.commit(),
+    }
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="ade_fast_recipe_") as folder:
         try:
@@ -163,7 +168,7 @@ def _measured(paths: Sequence[Path], jobs: Sequence[tuple[str, dict[str, Any]]])
     found = [row for path in paths if path.exists() for row in records.read_results(path)["runs"]]
     rows = []
     for variant, settings in jobs:
-        same = (row for row in found if _resolved(row["settings"]) == _resolved(settings))
+        same = (row for row in found if row.get("resolved") == _resolved(settings))
         row = next(same, None)
         if row is not None:
             rows.append({**row, "variant": variant, "settings": settings})
