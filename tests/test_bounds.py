@@ -391,6 +391,22 @@ def test_vanished_steps_and_vanished_weights_are_told_once():
     assert any("effective sample size is 1." in m for m in messages)
 
 
+def test_two_bounds_go_through_the_flow_once():
+    passes = []
+
+    class Flow(ade.initial.PlanarFlow):
+        def transform(self, z):
+            x, log_det = super().transform(z)
+            log_det.register_hook(lambda _: passes.append("flow"))
+            return x, log_det
+
+    potential, _, _ = players("fused silu")
+    sampler = ade.DualSampler(Flow(DIM, 3), ade.Leapfrog(T, STEPS)).double()
+    data = torch.randn(N, DIM, dtype=torch.float64, generator=generator(1))
+    ade.ADE(potential, sampler, bound="importance", sampler_bound="renyi").loss(data, generator=generator(2)).backward()
+    assert passes == ["flow"]
+
+
 def test_a_sampler_that_is_cut_off_gets_no_gradient():
     f = lambda x: -x.square().sum(1)  # noqa: E731
     sampler = ade.DualSampler(ade.initial.Gaussian(DIM, 1.5), ade.Leapfrog(T, 0.1, gradient="none"))

@@ -15,7 +15,7 @@ from ..dynamics import DampedLeapfrog
 from ..potentials import WithBase
 from ..weights import effective_sample_size, log_mean_exp, why_no_weights
 from ._arguments import number
-from .sampler import DualSampler
+from .sampler import Cut, DualSampler
 
 ORDERS = {"elbo": 1.0, "renyi": 0.5, "importance": 0.0}
 """Rényi's order of each bound by its name: eq. (20), the one between, and the importance-weighted one."""
@@ -86,17 +86,18 @@ class _AddGradients(torch.autograd.Function):
         return dloss, None, *[None] * len(gradients), *[dloss * g for g in gradients]
 
 
-def with_other_gradient(loss: Tensor, other: Tensor, parameters: list[Tensor]) -> Tensor:
+def with_other_gradient(loss: Tensor, other: Tensor, parameters: list[Tensor], cut: Cut | None = None) -> Tensor:
     """``loss``, whose backward pass leaves the gradient of ``other`` on ``parameters`` and its own on everything else.
 
-    Both share one graph. The difference is one more vector-Jacobian product of it, taken here; it is added where
-    ``loss.backward()`` ends, so that accumulation, hooks and wrappers see one gradient for each parameter.
+    Both share one graph, of which one more vector-Jacobian product is taken here: of the difference, or, where the
+    graph was cut from the parameters, of ``other``, and what lies behind the cut is gone through once. It is added
+    where ``loss.backward()`` ends, so that accumulation, hooks and wrappers see one gradient for each parameter.
     """
-    difference = other - loss
-    if not difference.requires_grad:  # a sampler that is cut off, and an f without parameters
+    added, inputs, receivers = (other - loss, parameters, parameters) if cut is None else (other, *cut)
+    if not (added.requires_grad and inputs):  # a sampler that is cut off, and an f without parameters
         return loss
-    found = torch.autograd.grad(difference, parameters, retain_graph=True, allow_unused=True)
-    pairs = [(g, p) for g, p in zip(found, parameters, strict=True) if g is not None]
+    found = torch.autograd.grad(added, inputs, retain_graph=True, allow_unused=True)
+    pairs = [(g, p) for g, p in zip(found, receivers, strict=True) if g is not None]
     if not pairs:
         return loss
     gradients, receivers = zip(*pairs, strict=True)

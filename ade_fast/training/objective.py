@@ -319,8 +319,10 @@ class ADE(nn.Module):
     ) -> tuple[_Terms, DualSample, dict[str, Tensor]]:
         """The loss and its parts, the samples, and the metrics of the weights where they are wanted."""
         n = self._batch_size(data)
+        apart = self.bounds.differ and torch.is_grad_enabled()
         with pinned(self.potential):
-            sample = self.sampler.sample(self.potential, n * self.samples_per_point, generator, context)
+            request = (self.potential, n * self.samples_per_point, generator, context)
+            sample, cut = self.sampler.sample_cut(*request) if apart else (self.sampler.sample(*request), None)
             _check_like(data, sample.x)
             model = self._model_terms(sample)
             base = self._draw_base(len(sample.x), generator)
@@ -328,10 +330,10 @@ class ADE(nn.Module):
             defence = None if base is None else Defence(f_base - self.potential.log_base(base), self.bounds.defensive)
             beta = self.bounds.beta(model.log_w)
             loss = f_data - self.bounds.of_potential(model.model, model.log_w, beta, defence) - penalty
-            if self.bounds.differ and torch.is_grad_enabled():
+            if apart:
                 other = f_data - self.bounds.of_sampler(model.model, model.log_w, beta) - penalty
                 parameters = [p for p in self.sampler_parameters() if p.requires_grad]
-                loss = with_other_gradient(loss, other, parameters) if parameters else loss
+                loss = with_other_gradient(loss, other, parameters, cut)
             if self.coverage and self.updates % _COVERAGE_EVERY == 0:
                 covered = self.coverage * self.sampler.initial.log_prob(data[::_COVERAGE_EVERY].detach()).mean()
                 loss = loss - (covered - covered.detach())

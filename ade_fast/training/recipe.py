@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..potentials import WithBase
 from .config import Config
 from .objective import ADE
 from .sampler import DualSampler
+from .updates import adam
 
 
 def recipe(potential: nn.Module, sampler: DualSampler, **changes: Any) -> ADE:
@@ -42,8 +42,8 @@ def objective(config: Config, potential: nn.Module, sampler: DualSampler, **chan
         "samples_per_point": config.samples_per_point,
         "gradient_penalty": config.gradient_penalty,
         "value_penalty": config.value_penalty,
-        "potential_optimizer": lambda p: torch.optim.Adam(p, lr=config.potential_lr, betas=betas, maximize=True),
-        "sampler_optimizer": lambda p: torch.optim.Adam(p, lr=config.sampler_lr, betas=betas),
+        "potential_optimizer": adam(config.potential_lr, betas, maximize=True),
+        "sampler_optimizer": adam(config.sampler_lr, betas, maximize=False),
         "sampler_steps": config.sampler_steps,
         "grad_norm_clip": config.grad_norm_clip,
         **changes,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from ..dynamics import DynamicsOutput
 from ..initial import Flow, Gaussian
 from ..potentials._checks import per_sample
 from ..weighted import WeightedSampler, evaluating
@@ -38,6 +40,13 @@ class DualSample(NamedTuple):
     x0: Tensor
     v0: Tensor | None = None
     log_q0: Tensor | None = None
+
+
+class Cut(NamedTuple):
+    """Where the graph of a sample was cut from the sampler's parameters: leaves in it, and what each stands for."""
+
+    leaves: list[Tensor]
+    receivers: list[Tensor]
 
 
 class Resampled(NamedTuple):
@@ -149,23 +158,52 @@ class DualSampler(nn.Module):
             context: non-leaf tensors that f depends on; passed on to the dynamics.
         """
         n = integer("DualSampler", "n", n, low=0)
-        momentum_shape = self.dynamics.momentum_shape(tuple(self.initial.event))
         annealed = _anneals(self.dynamics)
         flow = self.initial if annealed and isinstance(self.initial, Flow) else None
         start, target = (self.initial, potential) if flow is None else (flow.base, _InBaseVariables(potential, flow))
-        x0, v0, log_q0 = start.sample(n, momentum_shape=momentum_shape, generator=generator)
+        drawn = start.sample(n, momentum_shape=self._momentum_shape(), generator=generator)
         options = {"initial": start} if annealed else {}
-        out = self.dynamics(target, x0, v0, generator=generator, context=context, **options)
-        log_q = -out.log_det if log_q0 is None else log_q0 - out.log_det
-        log_noise = getattr(out, "log_noise", None)
-        if log_noise is not None:
-            log_q = log_q + log_noise
-        sample = DualSample(out.x, out.v, log_q, x0, v0, log_q0)
+        sample = _run(self.dynamics, target, drawn, generator=generator, context=context, **options)
         return sample if flow is None else _out_of_base(flow, sample)
+
+    def sample_cut(
+        self,
+        potential,
+        n: int,
+        generator: torch.Generator | None = None,
+        context: tuple[Tensor, ...] | None = None,
+    ) -> tuple[DualSample, Cut | None]:
+        """`sample`, with the unroll's graph cut from this sampler's parameters, so that it can be gone through alone.
+
+        Not everywhere: a dynamics that anneals knows q^0's parameters, and one with networks owns more than step sizes.
+        Then the sample is an uncut one, and comes with None.
+        """
+        own = dict(self.dynamics.named_parameters(recurse=False))
+        if _anneals(self.dynamics) or len(own) < len(list(self.dynamics.parameters())):
+            return self.sample(potential, n, generator, context), None
+        cut = Cut([], [])
+
+        def leaf(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None or not tensor.requires_grad:
+                return tensor
+            cut.receivers.append(tensor)
+            cut.leaves.append(tensor.detach().requires_grad_())
+            return cut.leaves[-1]
+
+        drawn = self.initial.sample(n, momentum_shape=self._momentum_shape(), generator=generator)
+        steps = {name: leaf(parameter) for name, parameter in own.items()}
+
+        def dynamics(*args: object, **options: object) -> DynamicsOutput:
+            return functional_call(self.dynamics, steps, args, options)
+
+        return _run(dynamics, potential, tuple(map(leaf, drawn)), generator=generator, context=context), cut
 
     def draws_own_momenta(self) -> bool:
         """Whether the momenta are the dynamics' own, one per step [T, B, ...] (Langevin), not q^0's."""
-        return self.dynamics.momentum_shape(tuple(self.initial.event)) is None
+        return self._momentum_shape() is None
+
+    def _momentum_shape(self) -> tuple[int, ...] | None:
+        return self.dynamics.momentum_shape(tuple(self.initial.event))
 
     def resample(
         self,
@@ -303,6 +341,17 @@ def _independence_steps(
         x = x.clone()
         x[moved] = new_x[latest[moved]]
     return x, log_w, accepted
+
+
+def _run(dynamics: Callable[..., DynamicsOutput], target, drawn: Sequence[Tensor | None], **options) -> DualSample:
+    """The dynamics from where (x0, v0, log_q0) says, and the density there."""
+    x0, v0, log_q0 = drawn
+    out = dynamics(target, x0, v0, **options)
+    log_q = -out.log_det if log_q0 is None else log_q0 - out.log_det
+    log_noise = getattr(out, "log_noise", None)
+    if log_noise is not None:
+        log_q = log_q + log_noise
+    return DualSample(out.x, out.v, log_q, x0, v0, log_q0)
 
 
 def _anneals(dynamics: nn.Module) -> bool:

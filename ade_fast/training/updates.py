@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,13 @@ from contextlib import contextmanager
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
-OptimizerOrFactory = Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+OptimizerOrFactory = Optimizer | OptimizerFactory
+
+
+def adam(lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), *, maximize: bool) -> OptimizerFactory:
+    """Adam as one kernel over all parameters, not one or more for each of them."""
+    return functools.partial(optim.Adam, lr=lr, betas=betas, maximize=maximize, fused=True)
 
 
 def player_optimizer(
@@ -20,7 +27,7 @@ def player_optimizer(
         parameters = [p for p in parameters if p.requires_grad]
         if not parameters:
             return None
-        given = optim.Adam(parameters, lr=1e-3, maximize=maximize) if given is None else given(parameters)
+        given = adam(maximize=maximize)(parameters) if given is None else given(parameters)
         if not isinstance(given, Optimizer):
             raise TypeError(f"ADE: {name} must be an optimizer or return one, got {type(given).__name__}")
     if any(bool(group.get("maximize", False)) is not maximize for group in given.param_groups):
