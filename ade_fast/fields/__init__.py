@@ -10,6 +10,7 @@ from .mlp import MLPField, Schedule, generalized_kicks
 from .modules import pinned, probe_potential
 from .surroundings import Inputs, Surroundings, is_observed, possible_inputs
 from .unroll import GradientMode, GradientSide, Plan, Sum, choose_plan, keeps_kinks, refuse_observed
+from .values import fused_value, fused_value_and_grad
 from .watch import Watch
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "Watch",
     "choose_plan",
     "contents_of",
+    "fused_value",
+    "fused_value_and_grad",
     "generalized_kicks",
     "is_observed",
     "keeps_kinks",

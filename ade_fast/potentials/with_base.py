@@ -64,10 +64,8 @@ class WithBase(nn.Module):
 
     def log_base(self, x: Tensor) -> Tensor:
         """``log N(x; mean, diag(std²))``, ``(B, *event) -> (B,)``, in x's dtype, at least float32."""
-        mean, std = self.base(x.shape[1:], torch.promote_types(x.dtype, torch.float32))
-        pull = std.reshape(-1).square().reciprocal()
-        normaliser = 0.5 * (pull.log().sum() - pull.numel() * math.log(2 * math.pi))
-        squares = (x - mean).reshape(len(x), pull.numel()).square()
+        pull, mean, normaliser = self.precision(x.shape[1:], torch.promote_types(x.dtype, torch.float32))
+        squares = (x.reshape(len(x), pull.numel()) - mean).square()
         # One product in place of a division, a sum and their nodes: it is evaluated wherever f is.
         return torch.addmv(normaliser.expand(len(x)), squares, pull, alpha=-0.5)
 
@@ -110,6 +108,12 @@ class WithBase(nn.Module):
                 f"WithBase: mean and std must broadcast to the event {event}, got {tuple(self.mean.shape)} and "
                 f"{tuple(self.std.shape)}"
             ) from error
+
+    def precision(self, event: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """(1/std², mean, the density's log-normaliser) in ``dtype``: rows ``(numel(event),)`` twice, and ``()``."""
+        mean, std = self.base(event, dtype)
+        pull = std.reshape(-1).square().reciprocal()
+        return pull, mean.reshape(-1), 0.5 * (pull.log().sum() - pull.numel() * math.log(2 * math.pi))
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={_shown(value)}" for name, value in (("mean", self.mean), ("std", self.std)))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..dynamics import NonFiniteError
-from ..fields import pinned
+from ..fields import fused_value, fused_value_and_grad, pinned
 from ..initial import Empirical
 from ..initial.base import standard_normal_log_density
 from ..weights import as_momentum_weight, effective_sample_size, kinetic, log_normaliser, why_no_weights
@@ -52,6 +52,15 @@ class _Model(NamedTuple):
     entropy: Tensor
     values: Tensor
     log_w: Tensor | None
+
+
+class _Evaluations(NamedTuple):
+    """f at the data [n], at the samples [K] and at the base samples [M] (or None); penalty: a scalar."""
+
+    data: Tensor
+    samples: Tensor
+    base: Tensor | None
+    penalty: Tensor
 
 
 class ADE(nn.Module):
@@ -295,7 +304,7 @@ class ADE(nn.Module):
         with frozen(self.potential_parameters()), pinned(self.potential):
             n = self._batch_size(data) * self.samples_per_point
             sample = self.sampler.sample(self.potential, n, generator, context)
-            model = self._model_terms(sample)
+            model = self._model_terms(sample, self._values(sample.x))
             loss = -self.bounds.of_sampler(model.model, model.log_w)
             # Leaves of a potential that is a plain function cannot be frozen: name who gets gradients.
             parameters = [p for p in self.sampler_parameters() if p.requires_grad]
@@ -324,10 +333,11 @@ class ADE(nn.Module):
             request = (self.potential, n * self.samples_per_point, generator, context)
             sample, cut = self.sampler.sample_cut(*request) if apart else (self.sampler.sample(*request), None)
             _check_like(data, sample.x)
-            model = self._model_terms(sample)
             base = self._draw_base(len(sample.x), generator)
-            f_data, f_base, penalty = self._data_terms(data, base, sample.x.detach())
-            defence = None if base is None else Defence(f_base - self.potential.log_base(base), self.bounds.defensive)
+            f = self._evaluations(data, base, sample.x)
+            model = self._model_terms(sample, f.samples)
+            f_data, penalty = f.data.mean(), f.penalty
+            defence = None if base is None else Defence(f.base - self.potential.log_base(base), self.bounds.defensive)
             beta = self.bounds.beta(model.log_w)
             loss = f_data - self.bounds.of_potential(model.model, model.log_w, beta, defence) - penalty
             if apart:
@@ -340,8 +350,8 @@ class ADE(nn.Module):
             figures = self._figures(sample, model, beta, defence) if want_figures else {}
         return _Terms(loss, f_data, model.f_samples, model.kinetic, model.entropy, penalty), sample, figures
 
-    def _model_terms(self, sample: DualSample) -> _Model:
-        values, kinetics = _evaluate(self.potential, sample.x), self._kinetic(sample)
+    def _model_terms(self, sample: DualSample, values: Tensor) -> _Model:
+        kinetics = self._kinetic(sample)
         f_samples, kinetic, entropy = values.mean(), kinetics.mean(), -sample.log_q.mean()
         model = f_samples - kinetic + self.entropy_weight * entropy
         log_w = None
@@ -380,7 +390,7 @@ class ADE(nn.Module):
         log_q = sample.log_q0
         if sample.v0 is not None and getattr(self.sampler.initial, "momentum", None) is None:
             log_q = log_q - standard_normal_log_density(sample.v0)
-        return _evaluate(self.potential, sample.x0) - log_q
+        return self._values(sample.x0) - log_q
 
     def _log_normaliser(self, sample: DualSample) -> Tensor | float:
         """Sum over the momenta of l/2 log(2 pi / lambda_i)."""
@@ -402,34 +412,46 @@ class ADE(nn.Module):
             )
         return kinetic("ADE", sample.v, self.momentum_weight, per_step=own)
 
-    def _data_terms(self, data: Tensor, base: Tensor | None, samples: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """E_data[f], f at the base samples [M], and the weighted penalties on f, from one evaluation.
+    def _values(self, x: Tensor) -> Tensor:
+        """f(x), [B]."""
+        values = fused_value(self.potential, x)
+        return _evaluate(self.potential, x) if values is None else values
 
-        The penalties are at the data and at as many samples, which come detached.
+    def _values_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(f(x) [B], grad f(x) [B, *event]) at points without a graph, with the parameters' where gradients are on."""
+        found = fused_value_and_grad(self.potential, x)
+        if found is not None:
+            return found
+        learning = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():  # grad f is needed where no one learns, too
+            x = x.detach().clone().requires_grad_()
+            values = _evaluate(self.potential, x)
+            (grad,) = torch.autograd.grad(values.sum(), x, create_graph=learning)
+        return (values, grad) if learning else (values.detach(), grad.detach())
+
+    def _evaluations(self, data: Tensor, base: Tensor | None, x: Tensor) -> _Evaluations:
+        """f at the data, the samples x and the base samples, and the penalties, from as few evaluations as they take.
+
+        The penalties are at the data and at as many samples, half of the weight on each, and move f alone.
         """
-        n, learning = len(data), torch.is_grad_enabled()
-        penalised = bool(self.value_penalty or self.gradient_penalty)
-        parts = [data, *([samples[:n]] if penalised else []), *([] if base is None else [base])]
-        if not penalised:
-            values = _evaluate(self.potential, data if base is None else torch.cat(parts))
-            penalty = torch.zeros_like(values[0])
-            return values[:n].mean(), None if base is None else values[n:], penalty
-        # The penalty needs grad f, also where the caller has switched gradients off.
-        with torch.inference_mode(False), torch.set_grad_enabled(learning or self.gradient_penalty > 0):
-            points = torch.cat([part.detach() for part in parts])
-            if self.gradient_penalty:
-                points.requires_grad_()
-            values = _evaluate(self.potential, points)
-            penalty = values.new_zeros(())
-            if self.value_penalty:
-                penalty = penalty + self.value_penalty * values[: 2 * n].square().mean()
-            if self.gradient_penalty:
-                (grad,) = torch.autograd.grad(values[: 2 * n].sum(), points, create_graph=learning)
-                penalty = penalty + self.gradient_penalty * grad[: 2 * n].flatten(1).square().sum(1).mean()
-            f_data, f_base = values[:n].mean(), None if base is None else values[2 * n :]
-        if learning:
-            return f_data, f_base, penalty
-        return f_data.detach(), None if f_base is None else f_base.detach(), penalty.detach()
+        n, parts = len(data), [] if base is None else [base]
+        penalty = torch.zeros((), dtype=x.dtype, device=x.device)
+        if self.gradient_penalty:
+            values, grad = self._values_and_grad(torch.cat([data.detach(), x.detach(), *parts]))
+            penalised = values[: 2 * n]
+            penalty = self.gradient_penalty * grad[: 2 * n].flatten(1).square().sum(1).mean()
+            # The samples' own part of f's derivative is known: a second evaluation would find the same.
+            own = (x - x.detach()) * grad[n : n + len(x)].detach()
+            at_x, at_data = values[n : n + len(x)] + own.flatten(1).sum(1), values[:n]
+        elif self.value_penalty:
+            values, at_x = self._values(torch.cat([data.detach(), x.detach(), *parts])), self._values(x)
+            at_data, penalised = values[:n], values[: 2 * n]
+        else:
+            values = self._values(torch.cat([data, x, *parts]))
+            at_data, at_x = values[:n], values[n : n + len(x)]
+        if self.value_penalty:
+            penalty = penalty + self.value_penalty * penalised.square().mean()
+        return _Evaluations(at_data, at_x, None if base is None else values[n + len(x) :], penalty)
 
     @staticmethod
     def _batch_size(data: Tensor) -> int:

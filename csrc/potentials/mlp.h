@@ -20,20 +20,26 @@
 // curvature adds. For a piecewise-linear φ and no df, ζ is zero: dx = 0, and the forward sweep is needed for
 // φ' alone, so it is skipped when the bits of φ' were kept.
 //
-// A piecewise-linear φ is φ' z. With M = Σ φ'_L t_{L-1}ᵀ + (df φ'_L) h_{L-1}ᵀ and s = Σ df φ'_L then
+// A piecewise-linear φ is φ' z, and then ζ_l = df δ_l: with s_l = t_l + df h_l, s_0 = u + df x,
 //
-//   top         dW_L = diag(w) M,   db_L = w s,   dw_i = Σ_k W_L,ik M_ik + b_L,i s_i
+//   linear      dx = df F,   dW_l = Σ δ_l s_{l-1}ᵀ,   db_l = Σ df δ_l,   dw = Σ s_L
+//
+// without a pass for ζ. With M = Σ φ'_L s_{L-1}ᵀ and m = Σ df φ'_L,
+//
+//   top         dW_L = diag(w) M,   db_L = w m,   dw_i = Σ_k W_L,ik M_ik + b_L,i m_i
 //
 // without ż_L and h_L, and both M and G_{L-1} = φ'_L diag(w) W_L have a factor of two values. So have
 //
-//   P_d = (φ'_1 ⊙ W_1,·d) W_2ᵀ,   P_c = (φ'_1 ⊙ (b_1 + W_1 c)) W_2ᵀ,   N_d = Σ (u_d φ'_1) δ_2ᵀ
+//   P_d = (φ'_1 ⊙ W_1,·d) W_2ᵀ,   P_c = (φ'_1 ⊙ (b_1 + W_1 c)) W_2ᵀ
+//   N_d = Σ ((u_d + df (x_d - c_d)) φ'_1) δ_2ᵀ,   N_c = Σ (df φ'_1) δ_2ᵀ
 //
 // for each dimension d and any one point c, and with them, without h_1, G_1, δ_1 and t_1,
 //
 //   bottom      z_2 = Σ_d (x_d - c_d) P_d + P_c + b_2,   F_d = ⟨δ_2, P_d⟩,   ż_2 = Σ_d u_d P_d
-//               dW_2,jk = Σ_d W_1,kd N_d,kj,   dW_1,kd = Σ_j W_2,jk N_d,kj
+//               dW_2,jk = Σ_d W_1,kd N_d,kj + (b_1 + W_1 c)_k N_c,kj
+//               db_1,k = Σ_j W_2,jk N_c,kj,   dW_1,kd = Σ_j W_2,jk N_d,kj + c_d db_1,k
 //
-// The CPU's tiles take their top so, and where D is small the bottom (cpu/mlp/subsets.h).
+// The CPU's tiles do all of this, the top by bits and where D is small the bottom (cpu/mlp/subsets.h).
 #pragma once
 
 #include "common/macros.h"
@@ -65,7 +71,7 @@ struct Wanted {
   bool value;      // f
   bool gradient;   // F
   bool tangent;    // the products for a cotangent u of F
-  bool curvature;  // ζ: a smooth φ with a tangent, or a cotangent df of f
+  bool curvature;  // ζ: a smooth φ with a tangent, or a cotangent df of f that does not come as tangents
   bool weights;    // the weights' gradients
   bool bits_kept;  // φ' of a piecewise-linear φ is already known at x
 

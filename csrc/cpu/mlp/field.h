@@ -116,7 +116,8 @@ struct FieldBackward {
 
   static void launch(const MlpFieldBackward& args, cpu::Parallel parallel) {
     Layout layout(args);
-    layout.network.pack(args.weights, {true, true});
+    const bool smooth = !piecewise_linear(args.shape.activation);
+    layout.network.pack(args.weights, {true, smooth});
     const Tiles cut(args.rows);
     const Groups group(cut.count);
     char* const memory = static_cast<char*>(args.workspace);
@@ -128,7 +129,9 @@ struct FieldBackward {
       tile.want = Wanted{};
       const bool weights = args.dweights.weight[0] != nullptr;
       tile.want.curvature = use(args).curvature(args.shape);
-      tile.want.tangent = args.dgrad != nullptr && (tile.want.curvature || weights);
+      tile.want.gradient = use(args).homogeneous(args.shape);  // dx = df F
+      const bool tangents = args.dgrad || use(args).homogeneous(args.shape);
+      tile.want.tangent = tangents && (smooth || weights);
       tile.want.weights =
           weights && (tile.want.tangent || tile.want.curvature);  // else their gradients are 0
       for (int64_t g; (g = queue.next()) >= 0;) {
@@ -149,10 +152,11 @@ struct FieldBackward {
           if (tile.want.curvature) {
             memcpy(dx, tile.dx, bytes);
           } else {
-            memset(dx, 0, bytes);
+            for (int64_t i = 0; i < rows * dim; ++i)
+              dx[i] = args.dvalue ? tile.dvalue[i / dim] * tile.gradient[i] : T(0);
           }
-          add_gaussian_vjp(args, rows, tile.x, args.dvalue ? tile.dvalue : nullptr,
-                           args.dgrad ? tile.dgradient : nullptr, dx);
+          const T* const dgrad = args.dgrad ? static_cast<const T*>(args.dgrad) + first * dim : nullptr;
+          add_gaussian_vjp(args, rows, tile.x, args.dvalue ? tile.dvalue : nullptr, dgrad, dx);
         }
         tile.end_sums();
       }

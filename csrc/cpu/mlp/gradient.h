@@ -60,7 +60,7 @@ void Tile<T>::activate_linear(int l, int p, const T* z) {
   const bool last = l == shape_.layers;
   T* const h = hidden_[l] + p * panel_size();
   T* const delta_l = delta_[l] + p * panel_size();
-  const bool bits_suffice = by_bits(l) || (l == 1 && bottom_by_bits() && !dvalue);
+  const bool bits_suffice = by_bits(l) || (l == 1 && bottom_by_bits());
   const bool keep_value = !bits_suffice && (!last || dvalue);
   const V one = simd::broadcast<T>(1), a = simd::broadcast<T>(parameter_);
   for (int r = 0; r < rows_; ++r) {

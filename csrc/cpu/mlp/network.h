@@ -194,7 +194,7 @@ inline bool summed_transposed(const MlpShape& shape, int l) {
   return l == 1 || (l == 2 && bottom_is_bits(shape));
 }
 
-// Gradients of the weights, summed over samples and steps; with top_is_bits, M for dW_L, s for db_L, and no
+// Gradients of the weights, summed over samples and steps; with top_is_bits, M for dW_L, m for db_L, and no
 // dw (potentials/mlp.h).
 template <class T>
 struct WeightSums {

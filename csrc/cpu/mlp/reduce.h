@@ -32,7 +32,7 @@ struct OverGroups {
   }
 };
 
-// The top's gradients from M and s (potentials/mlp.h). Units are the tasks.
+// The top's gradients from M and m (potentials/mlp.h). Units are the tasks.
 template <class T>
 void reduce_top(const MlpShape& shape, const MlpWeights& weights, const WeightSums<T>& first,
                 const OverGroups<T>& groups, const MlpWeightGradients& dweights, cpu::Parallel parallel) {
@@ -46,7 +46,7 @@ void reduce_top(const MlpShape& shape, const MlpWeights& weights, const WeightSu
     for (int64_t unit = begin; unit < end; ++unit) {
       const T* const weight = static_cast<const T*>(weights.weight[l - 1]) + unit * in;
       T* const dweight = static_cast<T*>(dweights.weight[l - 1]) + unit * in;
-      const T s = groups.sum(first.bias[l] + unit);
+      const T m = groups.sum(first.bias[l] + unit);
       T total[kPanel<T>] = {};
       for (int64_t p = 0; p < in / kPanel<T>; ++p) {
         T row[kPanel<T>];
@@ -58,8 +58,8 @@ void reduce_top(const MlpShape& shape, const MlpWeights& weights, const WeightSu
       }
       T dot = 0;
       for (int64_t c = 0; c < kPanel<T>; ++c) dot += total[c];
-      dw[unit] = dot + b[unit] * s;
-      db[unit] = w[unit] * s;
+      dw[unit] = dot + b[unit] * m;
+      db[unit] = w[unit] * m;
     }
   };
   parallel_for(parallel, units, groups.count * in, body);

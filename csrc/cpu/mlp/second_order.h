@@ -12,7 +12,7 @@ namespace mlp {
 // t_l from t_{l-1}; φ''_l G_l becomes φ''_l G_l ż_l. dw += Σ t_L, unless it follows from M.
 template <class T>
 void Tile<T>::tangent(int l) {
-  if (by_bits(l) || (l == 1 && bottom_by_bits())) return;
+  if (!use_.dgradient || by_bits(l) || (l == 1 && bottom_by_bits())) return;
   const bool from_bottom = l == 2 && bottom_by_bits();
   const bool last = l == shape_.layers, bend = bends();
   const T* const in = l == 1 ? dgradient : tangent_[l - 1];
@@ -61,11 +61,10 @@ void Tile<T>::bottom_tangent(int p, T* out) {
   }
 }
 
-// ζ_l from ζ_{l+1}. db_l += Σ ζ_l; at the top, what the value's cotangent adds. By bits, ζ_L is without its
-// factor w.
+// ζ_l from ζ_{l+1}, of a smooth φ. db_l += Σ ζ_l; at the top, what the value's cotangent adds.
 template <class T>
 void Tile<T>::curvature(int l) {
-  const bool last = l == shape_.layers, bend = bends(), bits_suffice = by_bits(l);
+  const bool last = l == shape_.layers, bend = bends();
   const int64_t packed_panel = last ? 0 : static_cast<int64_t>(columns(l + 1)) * kPanel<T>;
   if (last && dvalue) {
     for (int r = 0; r < rows_; ++r) *sums_->out_bias += dvalue[r];
@@ -78,15 +77,12 @@ void Tile<T>::curvature(int l) {
     T* const zeta_l = zeta_[l] + p * panel_size();
     V total[kRegisters] = {}, total_out[kRegisters] = {};
     for (int r = 0; r < rows_; ++r) {
-      const uint32_t bits = linear() && (!last || bits_suffice) ? load_bits(l, p, r) : 0;
 #pragma GCC unroll 4
       for (int j = 0; j < kRegisters; ++j) {
         const int64_t at = r * kPanel<T> + j * kLanes;
         V z = bend ? simd::load(zeta_l + at) : V{};
         if (!last) {
-          z = zeta(z, linear() ? slope_from_bits(bits, j) : simd::load(slope + at), simd::load(panel_ + at));
-        } else if (bits_suffice) {
-          z = simd::broadcast<T>(dvalue[r]) * slope_from_bits(bits, j);
+          z = zeta(z, simd::load(slope + at), simd::load(panel_ + at));
         } else if (dvalue) {
           const V df = simd::broadcast<T>(dvalue[r]);
           z += df * simd::load(delta_l + at);
@@ -97,13 +93,69 @@ void Tile<T>::curvature(int l) {
       }
     }
     add_to(sums_->bias[l] + p * kPanel<T>, total);
-    if (last && dvalue && !bits_suffice) add_to(sums_->out + p * kPanel<T>, total_out);
+    if (last && dvalue) add_to(sums_->out + p * kPanel<T>, total_out);
+  }
+}
+
+// t_l + df h_l, l = 0 .. L, in the place of t_l; dw += Σ df h_L, unless it follows from M, and db += Σ df.
+template <class T>
+void Tile<T>::complete_direction() {
+  for (int r = 0; r < rows_; ++r) {
+    *sums_->out_bias += dvalue[r];
+    for (int d = 0; d < shape_.dim; ++d) {
+      const int at = r * shape_.dim + d;
+      const T own = dvalue[r] * (bottom_by_bits() ? x[at] - network_.centre[d] : x[at]);
+      dgradient[at] = use_.dgradient ? dgradient[at] + own : own;
+    }
+  }
+  for (int l = 1; l <= shape_.layers; ++l) {
+    if (by_bits(l) || (l == 1 && bottom_by_bits())) continue;
+    const bool last = l == shape_.layers;
+    for (int p = 0; p < panel_count(l); ++p) {
+      const T* const h = hidden_[l] + p * panel_size();
+      V total[kRegisters] = {};
+      for (int r = 0; r < rows_; ++r) {
+        for (int j = 0; j < kRegisters; ++j) {
+          const int64_t at = r * kPanel<T> + j * kLanes;
+          const V own = dvalue[r] * simd::load(h + at);
+          if (last) {
+            total[j] += own;
+          } else {
+            T* const t = tangent_[l] + p * panel_size() + at;
+            simd::store<T>(t, use_.dgradient ? simd::load(t) + own : own);
+          }
+        }
+      }
+      if (last) add_to(sums_->out + p * kPanel<T>, total);
+    }
+  }
+}
+
+// db_l += Σ df δ_l, at the top without its factor w; at the bottom it follows from N_c.
+template <class T>
+void Tile<T>::add_bias_gradient(int l) {
+  if (l == 1 && bottom_by_bits()) return;
+  const bool top = by_bits(l);
+  for (int p = 0; p < panel_count(l); ++p) {
+    V total[kRegisters] = {};
+    for (int r = 0; r < rows_; ++r) {
+      const uint32_t bits = top ? load_bits(l, p, r) : 0;
+      for (int j = 0; j < kRegisters; ++j) {
+        const int64_t at = p * panel_size() + r * kPanel<T> + j * kLanes;
+        total[j] += dvalue[r] * (top ? slope_from_bits(bits, j) : simd::load(delta_[l] + at));
+      }
+    }
+    add_to(sums_->bias[l] + p * kPanel<T>, total);
   }
 }
 
 // dW_l += δ_lᵀ t_{l-1} + ζ_lᵀ h_{l-1}: both sums in one pass over dW where both are there and dense.
 template <class T>
 void Tile<T>::weight_gradient(int l) {
+  if (homogeneous()) {
+    if (l == shape_.layers) complete_direction();
+    add_bias_gradient(l);
+  }
   const bool top = by_bits(l), bottom = l <= 2 && bottom_by_bits();
   if (want.tangent && top) add_top_weight_gradient();
   if (want.tangent && bottom && l == 2) {
@@ -174,9 +226,9 @@ void Tile<T>::add_bottom_weight_gradient() {
   transpose_bits(bits_of_panel(1, 0, 0), bit_stride_, rows_, units, unit_bits_);
   for (int p = 0; p < panel_count(2); ++p) {
     for (int j = 0; j < kRegisters; ++j) {
-      for (int d = 0; d < dim; ++d) {
-        tabulate(delta_[2] + p * panel_size() + j * kLanes, {dgradient + d, dim}, rows_, parameter_,
-                 subsets_);
+      for (int d = 0; d < bottom_dims(); ++d) {
+        const Factors<T> factors = d < dim ? Factors<T>{dgradient + d, dim} : Factors<T>{dvalue, 1};
+        tabulate(delta_[2] + p * panel_size() + j * kLanes, factors, rows_, parameter_, subsets_);
         const int64_t panel = static_cast<int64_t>(d) * panel_count(2) + p;
         add_unit_product(units, bottom_sums_ + panel * units * kPanel<T> + j * kLanes);
       }
@@ -188,7 +240,7 @@ template <class T>
 void Tile<T>::begin_sums(WeightSums<T>& sums) {
   sums_ = &sums;
   if (!bottom_by_bits() || !want.tangent) return;
-  memset(bottom_sums_, 0, sizeof(T) * shape_.dim * columns(2) * columns(1));
+  memset(bottom_sums_, 0, sizeof(T) * bottom_dims() * columns(2) * columns(1));
 }
 
 template <class T>
@@ -200,27 +252,32 @@ void Tile<T>::end_sums() {
 template <class T>
 template <int D>
 void Tile<T>::add_bottom_sums() {
-  const int units = columns(1);
+  const int units = columns(1), dims = bottom_dims();
   const int64_t size = static_cast<int64_t>(columns(2)) * units;
   for (int k = 0; k < units; ++k) {
-    V dot[D] = {};
+    V dot[D + 1] = {};
     for (int p = 0; p < panel_count(2); ++p) {
 #pragma GCC unroll 4
       for (int j = 0; j < kRegisters; ++j) {
         const int64_t at = (static_cast<int64_t>(p) * units + k) * kPanel<T> + j * kLanes;
         V total = simd::load(sums_->weight[2] + at);
-#pragma GCC unroll 2
-        for (int d = 0; d < D; ++d) {
+        const auto add = [&](int d, T factor) {
           const V n = simd::load(bottom_sums_ + d * size + at);
-          total += network_.weight1[k * D + d] * n;
+          total += factor * n;
           dot[d] += simd::load(network_.forward[2] + at) * n;
-        }
+        };
+#pragma GCC unroll 2
+        for (int d = 0; d < D; ++d) add(d, network_.weight1[k * D + d]);
+        if (dims > D) add(D, network_.centred_bias[k]);
         simd::store<T>(sums_->weight[2] + at, total);
       }
     }
-    T* const sum = sums_->weight[1] + static_cast<int64_t>(k / kPanel<T>) * D * kPanel<T> + k % kPanel<T>;
+    const int column = k % kPanel<T>;
+    T* const sum = sums_->weight[1] + static_cast<int64_t>(k / kPanel<T>) * D * kPanel<T> + column;
+    const T bias = dims > D ? simd::sum<T>(dot[D]) : T(0);
+    sums_->bias[1][k] += bias;
 #pragma GCC unroll 2
-    for (int d = 0; d < D; ++d) sum[d * kPanel<T>] += simd::sum<T>(dot[d]);
+    for (int d = 0; d < D; ++d) sum[d * kPanel<T>] += simd::sum<T>(dot[d]) + network_.centre[d] * bias;
   }
 }
 

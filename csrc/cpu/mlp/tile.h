@@ -19,8 +19,10 @@ struct TileUse {
   bool dgradient, dvalue;
 
   bool curvature(const MlpShape& shape) const {
-    return (dgradient && !piecewise_linear(shape.activation)) || dvalue;
+    return (dgradient || dvalue) && !piecewise_linear(shape.activation);
   }
+  // Of a piecewise-linear potential the value's cotangent, too, comes as tangents.
+  bool homogeneous(const MlpShape& shape) const { return dvalue && piecewise_linear(shape.activation); }
 };
 
 // The products through hidden layers, z_l (l >= 2, of a smooth φ) and G_l (l < L) or P_d for G_1, kept from
@@ -88,6 +90,8 @@ class Tile {
   bool bends() const { return want.tangent && !linear(); }
   bool by_bits(int l) const { return l == shape_.layers && top_is_bits(shape_); }
   bool bottom_by_bits() const { return bottom_is_bits(shape_); }
+  bool homogeneous() const { return use_.homogeneous(shape_); }
+  int bottom_dims() const { return shape_.dim + (homogeneous() ? 1 : 0); }  // of N
 
   // out [rows, kPanel] = start + (activations of layer l) times a packed panel.
   void multiply(const T* activations, int l, const T* packed, const T* start, T* out);
@@ -125,7 +129,10 @@ class Tile {
   // a panel of ż_2 from P and u,
   template <int D>
   void bottom_tangent(int p, T* out);
-  // N += the tile's terms, and in the end dW_1 and dW_2 from N.
+  // With df and a piecewise-linear φ: u becomes u + df x, or at the bottom u + df (x - c), and db_l, db.
+  void complete_direction();
+  void add_bias_gradient(int l);
+  // N += the tile's terms, and in the end dW_1, db_1 and dW_2 from N.
   void add_bottom_weight_gradient();
   template <int D>
   void add_bottom_sums();
@@ -157,6 +164,7 @@ class Tile {
 
   const Network<T>& network_;
   const MlpShape shape_;
+  const TileUse use_;
   T parameter_;
   int rows_;
   T* zeros_;                          // [kPanel]
@@ -167,8 +175,8 @@ class Tile {
   T* tangent_[kMaxHiddenLayers + 1];  // t_l
   T* zeta_[kMaxHiddenLayers + 1];     // φ''_l, then φ''_l G_l, then φ''_l G_l ż_l, then ζ_l
   T* bottom_;                         // P_d, panels [n_2, rows] for each d
-  T* bottom_sums_;                    // N_d, panels [n_2, n_1] for each d
-  T* subsets_;                        // a table of t_{L-1}'s rows, or of δ_2's times u_d
+  T* bottom_sums_;                    // N_d, panels [n_2, n_1] for each d, and with df N_c
+  T* subsets_;                        // a table of t_{L-1}'s rows, or of δ_2's times u_d or df
   uint64_t* unit_bits_;               // bits of φ'_L or φ'_1 by units
   WeightSums<T>* sums_;
   uint8_t* own_bits_;
@@ -182,9 +190,10 @@ class Tile {
 
 template <class T>
 Tile<T>::Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena)
-    : network_(network), shape_(network.shape), rows_(capacity), sums_(nullptr) {
+    : network_(network), shape_(network.shape), use_(use), rows_(capacity), sums_(nullptr) {
   const int layers = shape_.layers;
   const bool smooth = !linear(), curvature = use.curvature(shape_);
+  const bool tangents = use.dgradient || homogeneous();
   parameter_ = linear() ? lower_slope<T>(shape_) : static_cast<T>(shape_.parameter);
   first_unit_[1] = 0;
   for (int l = 1; l <= layers; ++l) first_unit_[l + 1] = first_unit_[l] + columns(l);
@@ -204,21 +213,22 @@ Tile<T>::Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena
   own_bits_ = linear() ? arena.take<uint8_t>(capacity * bit_stride_) : nullptr;
   for (int l = 1; l <= layers; ++l) {
     const bool bottom = l == 1 && bottom_by_bits();
-    const bool bits = by_bits(l) || (bottom && !use.dvalue);  // h_l and δ_l are not needed
+    const bool bits = by_bits(l) || bottom;  // h_l and δ_l are not needed
     const int64_t size = static_cast<int64_t>(capacity) * columns(l);
     // Without a use for h or φ' later, δ_l takes their place: h_l is read by layer l + 1 before δ_l is
     // written.
     hidden_[l] = bits ? nullptr : arena.take<T>(size);
     slope_[l] = smooth ? arena.take<T>(size) : nullptr;
-    const bool own_delta = (curvature || use.dgradient) && !bits && !bottom;
+    const bool own_delta = (curvature || tangents) && !bits;
     delta_[l] = own_delta ? arena.take<T>(size) : (smooth ? slope_[l] : hidden_[l]);
-    tangent_[l] = use.dgradient && l < layers && !bottom ? arena.take<T>(size) : nullptr;
+    tangent_[l] = tangents && l < layers && !bottom ? arena.take<T>(size) : nullptr;
     zeta_[l] = curvature ? arena.take<T>(size) : nullptr;
   }
   const int64_t bottom_size = bottom_by_bits() ? static_cast<int64_t>(shape_.dim) * columns(2) : 0;
   bottom_ = arena.take<T>(bottom_size * capacity);
-  bottom_sums_ = use.dgradient ? arena.take<T>(bottom_size * columns(1)) : nullptr;
-  const bool top_gradient = by_bits(layers) && use.dgradient;
+  const int64_t sums = bottom_by_bits() ? bottom_dims() * columns(2) * static_cast<int64_t>(columns(1)) : 0;
+  bottom_sums_ = tangents ? arena.take<T>(sums) : nullptr;
+  const bool top_gradient = by_bits(layers) && tangents;
   subsets_ = top_gradient ? arena.take<T>(subset_table_size<T>(capacity)) : nullptr;
   unit_bits_ = top_gradient ? arena.take<uint64_t>(max_of(columns(layers), columns(1))) : nullptr;
   if (zeros_) {
