@@ -12,10 +12,8 @@ from training_cases import generator
 
 import ade_fast as ade
 from ade_fast import reference
-from ade_fast.training import (
-    objective,
-)
 from ade_fast.training.build import ScaleShiftNet
+from ade_fast.training.values import values_of
 
 
 def make_players(activation: str = "tanh", n_steps: int = 3) -> tuple[nn.Module, ade.DualSampler]:
@@ -512,7 +510,51 @@ def test_wrong_data_and_potentials_are_refused():
     with pytest.raises(ValueError, match="must be a number for Leapfrog, which has one momentum"):
         ade.ADE(potential, sampler, momentum_weight=torch.ones(3)).loss(torch.randn(4, 2, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"ADE: potential must map \(4, 2\) to \(4,\) or \(4, 1\), got \(4, 3\)"):
-        objective._evaluate(nn.Linear(2, 3).double(), torch.randn(4, 2, dtype=torch.float64))
+        values_of(nn.Linear(2, 3).double(), torch.randn(4, 2, dtype=torch.float64))
+
+
+class Wrapped(nn.Module):
+    """A potential that the kernels do not know for one of theirs."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("penalties", [(0.0, 0.0), (0.1, 0.0), (0.0, 0.1), (0.2, 0.1)])
+@pytest.mark.parametrize("base", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_fused_values_and_penalties_are_those_of_the_modules(activation, base, penalties):
+    torch.manual_seed(0)
+    potential = ade.MLPPotential(2, (32, 64, 32), activation).double()
+    if base:
+        potential = ade.WithBase(potential, torch.tensor([0.3, -0.2]), 2.0).double()
+    sampler = ade.DualSampler(ade.initial.PlanarFlow(2, 3), ade.Leapfrog(2, torch.full((2,), 0.2))).double()
+    data = torch.randn(6, 2, dtype=torch.float64, generator=generator(1))
+    bounds = {"bound": "importance", "sampler_bound": "importance", "defensive": 0.25} if base else {}
+    gradient, value = penalties
+    wrapped = ade.WithBase(Wrapped(potential.potential), potential.mean, potential.std) if base else Wrapped(potential)
+    found = [_loss_and_gradients(f, sampler, data, gradient, value, bounds) for f in (potential, wrapped)]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def _loss_and_gradients(potential, sampler, data, gradient_penalty, value_penalty, bounds):
+    trainer = ade.ADE(
+        potential,
+        sampler,
+        gradient_penalty=gradient_penalty,
+        value_penalty=value_penalty,
+        samples_per_point=2,
+        **bounds,
+    )
+    trainer.zero_grad()
+    loss = trainer.loss(data, generator=generator(2))
+    loss.backward()
+    return [loss.detach(), *(p.grad.clone() for p in (*potential.parameters(), *sampler.parameters()))]
 
 
 def test_shared_parameters_are_refused():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..dynamics import NonFiniteError
-from ..fields import fused_value, fused_value_and_grad, pinned
+from ..fields import pinned
 from ..initial import Empirical
 from ..initial.base import standard_normal_log_density
 from ..weights import as_momentum_weight, effective_sample_size, kinetic, log_normaliser, why_no_weights
@@ -20,11 +20,14 @@ from ._arguments import integer, number
 from .bounds import Bounds, Defence, fraction, renyi_bound, with_other_gradient
 from .divergence import ADVICE, Watch
 from .sampler import DualSample, DualSampler
-from .updates import OptimizerOrFactory, clip_grad_norm, frozen, player_optimizer, shortened
+from .updates import OptimizerOrFactory, clip_grad_norm, forget_gradients, frozen, player_optimizer, shortened
+from .values import evaluate, values_of
 
 _GAP = 100.0
 # log q^0 at given points takes several passes of a flow's networks: not in each update, and not at all data.
 _COVERAGE_EVERY = 4
+# A metric alone, and f has to be evaluated for it.
+_INITIAL_ROWS = 256
 
 
 class _Terms(NamedTuple):
@@ -52,15 +55,6 @@ class _Model(NamedTuple):
     entropy: Tensor
     values: Tensor
     log_w: Tensor | None
-
-
-class _Evaluations(NamedTuple):
-    """f at the data [n], at the samples [K] and at the base samples [M] (or None); penalty: a scalar."""
-
-    data: Tensor
-    samples: Tensor
-    base: Tensor | None
-    penalty: Tensor
 
 
 class ADE(nn.Module):
@@ -244,8 +238,8 @@ class ADE(nn.Module):
             The metrics of the shared unroll: loss, f_data, f_samples, kinetic, entropy (-E log q^T), penalty,
             potential_grad_norm and sampler_grad_norm (before clipping), step_size (the largest). Where q^T has a
             density also log_z (of Z_x, by all weights), ess (effective sample size of the untempered weights, as a
-            fraction), initial_ess (that of q^0 alone, without the dynamics) and beta (the tempering; 0 is (20)); with
-            ``bound="importance"`` f_model, E f under p_f by the weights.
+            fraction), initial_ess (that of q^0 alone, without the dynamics, by at most 256 samples) and beta (the
+            tempering; 0 is (20)); with ``bound="importance"`` f_model, E f under p_f by the weights.
 
         Raises:
             NonFiniteError: see ``check_finite``. DivergenceError: f runs away from the samples (``max_gap``).
@@ -266,9 +260,7 @@ class ADE(nn.Module):
     def _joint_update(self, data: Tensor, generator, context) -> dict[str, float]:
         """One unroll, one backward pass, one update of each player."""
         terms, sample, figures = self._objective(data, generator, context, want_figures=True)
-        self.zero_grad(set_to_none=True)  # the optimizers may hold less than all parameters, or others
-        for optimizer in self._optimizers():
-            optimizer.zero_grad(set_to_none=True)
+        forget_gradients([self], self._optimizers())
         terms.loss.backward()
         names = [*_Terms._fields]
         values = [*terms]
@@ -304,12 +296,11 @@ class ADE(nn.Module):
         with frozen(self.potential_parameters()), pinned(self.potential):
             n = self._batch_size(data) * self.samples_per_point
             sample = self.sampler.sample(self.potential, n, generator, context)
-            model = self._model_terms(sample, self._values(sample.x))
+            model = self._model_terms(sample, values_of(self.potential, sample.x))
             loss = -self.bounds.of_sampler(model.model, model.log_w)
             # Leaves of a potential that is a plain function cannot be frozen: name who gets gradients.
             parameters = [p for p in self.sampler_parameters() if p.requires_grad]
-            self.sampler.zero_grad(set_to_none=True)
-            self.sampler_optimizer.zero_grad(set_to_none=True)
+            forget_gradients([self.sampler], [self.sampler_optimizer])
             loss.backward(inputs=parameters)
         norm = clip_grad_norm(self.sampler_optimizer, self.grad_norm_clip)
         if self.check_finite and not math.isfinite((loss.detach() + norm).item()):
@@ -334,7 +325,7 @@ class ADE(nn.Module):
             sample, cut = self.sampler.sample_cut(*request) if apart else (self.sampler.sample(*request), None)
             _check_like(data, sample.x)
             base = self._draw_base(len(sample.x), generator)
-            f = self._evaluations(data, base, sample.x)
+            f = evaluate(self.potential, data, base, sample.x, self.gradient_penalty, self.value_penalty)
             model = self._model_terms(sample, f.samples)
             f_data, penalty = f.data.mean(), f.penalty
             defence = None if base is None else Defence(f.base - self.potential.log_base(base), self.bounds.defensive)
@@ -386,11 +377,13 @@ class ADE(nn.Module):
         return figures
 
     def _initial_log_weights(self, sample: DualSample) -> Tensor:
-        """log f(x^0) - log q^0(x^0) up to a constant: the momenta, where N(0, I), are no part of the matter."""
-        log_q = sample.log_q0
+        """log f(x^0) - log q^0(x^0) of the first samples, up to a constant: the momenta, where N(0, I), are no part of
+        the matter."""
+        rows = slice(_INITIAL_ROWS)
+        log_q = sample.log_q0[rows]
         if sample.v0 is not None and getattr(self.sampler.initial, "momentum", None) is None:
-            log_q = log_q - standard_normal_log_density(sample.v0)
-        return self._values(sample.x0) - log_q
+            log_q = log_q - standard_normal_log_density(sample.v0[rows])
+        return values_of(self.potential, sample.x0[rows]) - log_q
 
     def _log_normaliser(self, sample: DualSample) -> Tensor | float:
         """Sum over the momenta of l/2 log(2 pi / lambda_i)."""
@@ -411,47 +404,6 @@ class ADE(nn.Module):
                 f"which has one momentum, got shape {tuple(self.momentum_weight.shape)}"
             )
         return kinetic("ADE", sample.v, self.momentum_weight, per_step=own)
-
-    def _values(self, x: Tensor) -> Tensor:
-        """f(x), [B]."""
-        values = fused_value(self.potential, x)
-        return _evaluate(self.potential, x) if values is None else values
-
-    def _values_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(f(x) [B], grad f(x) [B, *event]) at points without a graph, with the parameters' where gradients are on."""
-        found = fused_value_and_grad(self.potential, x)
-        if found is not None:
-            return found
-        learning = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad():  # grad f is needed where no one learns, too
-            x = x.detach().clone().requires_grad_()
-            values = _evaluate(self.potential, x)
-            (grad,) = torch.autograd.grad(values.sum(), x, create_graph=learning)
-        return (values, grad) if learning else (values.detach(), grad.detach())
-
-    def _evaluations(self, data: Tensor, base: Tensor | None, x: Tensor) -> _Evaluations:
-        """f at the data, the samples x and the base samples, and the penalties, from as few evaluations as they take.
-
-        The penalties are at the data and at as many samples, half of the weight on each, and move f alone.
-        """
-        n, parts = len(data), [] if base is None else [base]
-        penalty = torch.zeros((), dtype=x.dtype, device=x.device)
-        if self.gradient_penalty:
-            values, grad = self._values_and_grad(torch.cat([data.detach(), x.detach(), *parts]))
-            penalised = values[: 2 * n]
-            penalty = self.gradient_penalty * grad[: 2 * n].flatten(1).square().sum(1).mean()
-            # The samples' own part of f's derivative is known: a second evaluation would find the same.
-            own = (x - x.detach()) * grad[n : n + len(x)].detach()
-            at_x, at_data = values[n : n + len(x)] + own.flatten(1).sum(1), values[:n]
-        elif self.value_penalty:
-            values, at_x = self._values(torch.cat([data.detach(), x.detach(), *parts])), self._values(x)
-            at_data, penalised = values[:n], values[: 2 * n]
-        else:
-            values = self._values(torch.cat([data, x, *parts]))
-            at_data, at_x = values[:n], values[n : n + len(x)]
-        if self.value_penalty:
-            penalty = penalty + self.value_penalty * penalised.square().mean()
-        return _Evaluations(at_data, at_x, None if base is None else values[n + len(x) :], penalty)
 
     @staticmethod
     def _batch_size(data: Tensor) -> int:
@@ -482,16 +434,3 @@ def _check_like(data: Tensor, samples: Tensor) -> None:
         raise ValueError(f"ADE: data must be on the sampler's device {samples.device}, got {data.device}")
     if data.dtype != samples.dtype and not torch.is_autocast_enabled(samples.device.type):
         raise TypeError(f"ADE: data must have the sampler's dtype {samples.dtype}, got {data.dtype}")
-
-
-def _evaluate(potential, x: Tensor) -> Tensor:
-    """f(x), [B]; a trailing [B, 1] is accepted, anything else would broadcast into nonsense."""
-    values = potential(x)
-    if values.shape == (x.shape[0], 1):
-        values = values.squeeze(1)
-    if values.shape != (x.shape[0],):
-        raise ValueError(
-            f"ADE: potential must map {tuple(x.shape)} to ({x.shape[0]},) or ({x.shape[0]}, 1), "
-            f"got {tuple(values.shape)}"
-        )
-    return values

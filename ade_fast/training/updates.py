@@ -46,6 +46,14 @@ def clip_grad_norm(optimizer: Optimizer, limit: float | None) -> Tensor:
     return norm
 
 
+def forget_gradients(modules: Iterable[nn.Module], optimizers: Iterable[Optimizer]) -> None:
+    """No parameter of either has a gradient: optimizers may hold fewer than their modules have, or others."""
+    own = itertools.chain.from_iterable(module.parameters() for module in modules)
+    held = (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
+    for parameter in itertools.chain(own, held):
+        parameter.grad = None
+
+
 @contextmanager
 def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """No gradients for the parameters inside the block; each one's own setting is back afterwards."""

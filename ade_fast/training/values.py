@@ -1,0 +1,79 @@
+"""f where the objective needs it, and the penalties, from as few evaluations as they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..fields import fused_value, fused_value_and_grad
+
+
+class Evaluations(NamedTuple):
+    """f at the data [n], at the samples [K] and at the base samples [M] (or None); penalty: a scalar."""
+
+    data: Tensor
+    samples: Tensor
+    base: Tensor | None
+    penalty: Tensor
+
+
+def evaluate(
+    potential: Callable[[Tensor], Tensor],
+    data: Tensor,
+    base: Tensor | None,
+    x: Tensor,
+    gradient_penalty: float,
+    value_penalty: float,
+) -> Evaluations:
+    """f at the data, the samples x and the base samples, and the weighted penalties of `ADE`.
+
+    The penalties are at the data and at as many samples, half of the weight on each, and move f alone.
+    """
+    n, k, parts = len(data), len(x), [] if base is None else [base]
+    penalty = torch.zeros((), dtype=x.dtype, device=x.device)
+    if gradient_penalty:
+        values, grad = _values_and_grad(potential, torch.cat([data.detach(), x.detach(), *parts]))
+        penalised = values[: 2 * n]
+        penalty = gradient_penalty * grad[: 2 * n].flatten(1).square().sum(1).mean()
+        # f's derivative by the samples is known: a second evaluation would find the same.
+        own = (x - x.detach()) * grad[n : n + k].detach()
+        at_x, at_data = values[n : n + k] + own.flatten(1).sum(1), values[:n]
+    elif value_penalty:
+        values, at_x = values_of(potential, torch.cat([data.detach(), x.detach(), *parts])), values_of(potential, x)
+        at_data, penalised = values[:n], values[: 2 * n]
+    else:
+        values = values_of(potential, torch.cat([data, x, *parts]))
+        at_data, at_x = values[:n], values[n : n + k]
+    if value_penalty:
+        penalty = penalty + value_penalty * penalised.square().mean()
+    return Evaluations(at_data, at_x, None if base is None else values[n + k :], penalty)
+
+
+def values_of(potential: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """f(x), [B]; a trailing [B, 1] is accepted, anything else would broadcast into nonsense."""
+    if (values := fused_value(potential, x)) is not None:
+        return values
+    values = potential(x)
+    if values.shape == (x.shape[0], 1):
+        values = values.squeeze(1)
+    if values.shape != (x.shape[0],):
+        raise ValueError(
+            f"ADE: potential must map {tuple(x.shape)} to ({x.shape[0]},) or ({x.shape[0]}, 1), "
+            f"got {tuple(values.shape)}"
+        )
+    return values
+
+
+def _values_and_grad(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """(f(x) [B], grad f(x) [B, *event]) at points without a graph, both with the parameters' where gradients are on."""
+    if (found := fused_value_and_grad(potential, x)) is not None:
+        return found
+    learning = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.enable_grad():  # grad f is needed where no one learns, too
+        x = x.detach().clone().requires_grad_()
+        values = values_of(potential, x)
+        (grad,) = torch.autograd.grad(values.sum(), x, create_graph=learning)
+    return (values, grad) if learning else (values.detach(), grad.detach())
