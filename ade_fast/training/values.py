@@ -27,26 +27,37 @@ def evaluate(
     x: Tensor,
     gradient_penalty: float,
     value_penalty: float,
+    apart: bool,
 ) -> Evaluations:
     """f at the data, the samples x and the base samples, and the weighted penalties of `ADE`.
 
     The penalties are at the data and at as many samples, half of the weight on each, and move f alone.
+
+    apart: the derivatives by x and by f's parameters will be asked for one after the other, and each shall cost its
+        own part alone.
     """
     n, k, parts = len(data), len(x), [] if base is None else [base]
     penalty = torch.zeros((), dtype=x.dtype, device=x.device)
-    if gradient_penalty:
-        values, grad = _values_and_grad(potential, torch.cat([data.detach(), x.detach(), *parts]))
-        penalised = values[: 2 * n]
-        penalty = gradient_penalty * grad[: 2 * n].flatten(1).square().sum(1).mean()
-        # f's derivative by the samples is known: a second evaluation would find the same.
+    points = torch.cat([data, x, *parts])
+    found = fused_value_and_grad(potential, points.detach()) if gradient_penalty or apart else None
+    if gradient_penalty and found is None:
+        found = _values_and_grad(potential, points.detach())
+    if found is not None:
+        values, grad = found
+        if gradient_penalty:
+            penalty = gradient_penalty * grad[: 2 * n].flatten(1).square().sum(1).mean()
+        # f's derivative by the samples is known: another evaluation would find the same.
         own = (x - x.detach()) * grad[n : n + k].detach()
-        at_x, at_data = values[n : n + k] + own.flatten(1).sum(1), values[:n]
+        at_x = values[n : n + k] + own.flatten(1).sum(1)
     elif value_penalty:
-        values, at_x = values_of(potential, torch.cat([data.detach(), x.detach(), *parts])), values_of(potential, x)
-        at_data, penalised = values[:n], values[: 2 * n]
+        values, at_x = values_of(potential, points.detach()), values_of(potential, x)
+    elif apart:
+        at_x, others = values_of(potential, x), values_of(potential, torch.cat([data, *parts]))
+        values = torch.cat([others[:n], at_x, others[n:]])
     else:
-        values = values_of(potential, torch.cat([data, x, *parts]))
-        at_data, at_x = values[:n], values[n : n + k]
+        values = values_of(potential, points)
+        at_x = values[n : n + k]
+    at_data, penalised = values[:n], values[: 2 * n]
     if value_penalty:
         penalty = penalty + value_penalty * penalised.square().mean()
     return Evaluations(at_data, at_x, None if base is None else values[n + k :], penalty)
@@ -69,11 +80,9 @@ def values_of(potential: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def _values_and_grad(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """(f(x) [B], grad f(x) [B, *event]) at points without a graph, both with the parameters' where gradients are on."""
-    if (found := fused_value_and_grad(potential, x)) is not None:
-        return found
     learning = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():  # grad f is needed where no one learns, too
-        x = x.detach().clone().requires_grad_()
+        x = x.clone().requires_grad_()
         values = values_of(potential, x)
         (grad,) = torch.autograd.grad(values.sum(), x, create_graph=learning)
     return (values, grad) if learning else (values.detach(), grad.detach())
