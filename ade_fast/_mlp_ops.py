@@ -8,7 +8,9 @@ a call can do without (a Gaussian beside f, annealing, noise) stands last, and i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -106,6 +108,39 @@ class Schedule(NamedTuple):
     vjp: Callable[[Tensor, Tensor, Sequence[bool]], tuple[Tensor | None, Tensor | None]]
 
 
+class WeightGradients:
+    """Whether the backward passes of unrolls that were made in `deciding` compute the weights' gradients.
+
+    PyTorch does not tell a backward pass which of its derivatives are asked for. Who goes through one graph twice, and
+    once for the states' alone, says so by `unwanted`.
+    """
+
+    _current = threading.local()
+
+    def __init__(self) -> None:
+        self.wanted = True
+
+    @contextmanager
+    def deciding(self) -> Iterator[None]:
+        before, self._current.of = self.latest(), self
+        try:
+            yield
+        finally:
+            self._current.of = before
+
+    @contextmanager
+    def unwanted(self) -> Iterator[None]:
+        self.wanted = False
+        try:
+            yield
+        finally:
+            self.wanted = True
+
+    @classmethod
+    def latest(cls) -> WeightGradients | None:
+        return getattr(cls._current, "of", None)
+
+
 class _Unroll(_Function):
     """Inputs: the numbers of the schema, x0, v0, kick, drift, log_decay, log_stretch, scale, pull, centre, noise_v,
     noise_x, noise, weights, biases. With keep_states, v is differentiable; x is not."""
@@ -117,7 +152,7 @@ class _Unroll(_Function):
         *rest, keep_states, keep_bits, keep_products = numbers
         with below_autograd():
             x_end, v_end, x, v, *kept = _unroll(*steps, weights, biases, *rest, True, keep_bits, keep_products, *bridge)
-        ctx.numbers = rest
+        ctx.numbers, ctx.decides = rest, WeightGradients.latest()
         ctx.save_for_backward(*tensors, x, v, *kept)
         ctx.set_materialize_grads(False)
         if not keep_states:
@@ -133,7 +168,7 @@ class _Unroll(_Function):
         wanted = ctx.needs_input_grad[1:]
         *dinputs, dweights, dbiases = _go_back(
             dx_end, dv_end, v0, steps, weights, biases, (x, v, bits, products), ctx.numbers,
-            any(wanted[_UNROLL_TENSORS:]), dv_all, *bridge,
+            _are_wanted(ctx, wanted[_UNROLL_TENSORS:]), dv_all, *bridge,
         )  # fmt: skip
         derivatives = [*dinputs, None, *dweights, *dbiases]  # none for the noise
         if torch.is_grad_enabled():  # create_graph=True: x0 is not among the operator's inputs, but they depend on it
@@ -165,7 +200,7 @@ class _ScheduledUnroll(_Function):
                 x0, v0, kick, drift, None, None, weights, biases, *rest, True, keep_bits, keep_products,
                 *_as_bridge(gaussian),
             )  # fmt: skip
-        ctx.numbers, ctx.vjp = rest, vjp
+        ctx.numbers, ctx.vjp, ctx.decides = rest, vjp, WeightGradients.latest()
         # What a derivative's derivative would depend on.
         ctx.step_tensors = [t for t in steps if t is not None and t.requires_grad]
         ctx.save_for_backward(x0, v0, *weights, *biases, kick, drift, *kept, *gaussian)
@@ -182,12 +217,16 @@ class _ScheduledUnroll(_Function):
         wanted = ctx.needs_input_grad[5:]
         dx0, dv0, dkick, ddrift, *_, dweights, dbiases = _go_back(
             dx_end, dv_end, v0, (kick, drift, None, None), weights, biases, (x, v, bits, products), ctx.numbers,
-            any(wanted[_SCHEDULED_TENSORS:]), *((None, *_as_bridge(gaussian)) if gaussian else ()),
+            _are_wanted(ctx, wanted[_SCHEDULED_TENSORS:]), *((None, *_as_bridge(gaussian)) if gaussian else ()),
         )  # fmt: skip
         derivatives = [dx0, dv0, *ctx.vjp(dkick, ddrift, wanted[2:_SCHEDULED_TENSORS]), *dweights, *dbiases]
         if torch.is_grad_enabled():
             derivatives = refuse_derivative(derivatives, [x0, *ctx.step_tensors])
         return None, None, None, None, None, *_where(wanted, derivatives)
+
+
+def _are_wanted(ctx, weights: Sequence[bool]) -> bool:
+    return any(weights) and (ctx.decides is None or ctx.decides.wanted)
 
 
 def _as_bridge(gaussian: Sequence[Tensor]) -> tuple[Tensor | None, ...]:

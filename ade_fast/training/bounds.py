@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .._mlp_ops import WeightGradients
 from ..dynamics import DampedLeapfrog
 from ..potentials import WithBase
 from ..weights import effective_sample_size, log_mean_exp, why_no_weights
@@ -86,17 +88,26 @@ class _AddGradients(torch.autograd.Function):
         return dloss, None, *[None] * len(gradients), *[dloss * g for g in gradients]
 
 
-def with_other_gradient(loss: Tensor, other: Tensor, parameters: list[Tensor], cut: Cut | None = None) -> Tensor:
+def with_other_gradient(
+    loss: Tensor,
+    other: Tensor,
+    parameters: list[Tensor],
+    cut: Cut | None = None,
+    weights: WeightGradients | None = None,
+) -> Tensor:
     """``loss``, whose backward pass leaves the gradient of ``other`` on ``parameters`` and its own on everything else.
 
     Both share one graph, of which one more vector-Jacobian product is taken here: of the difference, or, where the
     graph was cut from the parameters, of ``other``, and what lies behind the cut is gone through once. It is added
     where ``loss.backward()`` ends, so that accumulation, hooks and wrappers see one gradient for each parameter.
+
+    weights: of the unrolls in that graph, whose potential's parameters are not among ``parameters``.
     """
     added, inputs, receivers = (other - loss, parameters, parameters) if cut is None else (other, *cut)
     if not (added.requires_grad and inputs):  # a sampler that is cut off, and an f without parameters
         return loss
-    found = torch.autograd.grad(added, inputs, retain_graph=True, allow_unused=True)
+    with nullcontext() if weights is None else weights.unwanted():
+        found = torch.autograd.grad(added, inputs, retain_graph=True, allow_unused=True)
     pairs = [(g, p) for g, p in zip(found, receivers, strict=True) if g is not None]
     if not pairs:
         return loss

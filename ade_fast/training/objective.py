@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .._mlp_ops import WeightGradients
 from ..dynamics import NonFiniteError
 from ..fields import pinned
 from ..initial import Empirical
@@ -320,9 +321,11 @@ class ADE(nn.Module):
         """The loss and its parts, the samples, and the metrics of the weights where they are wanted."""
         n = self._batch_size(data)
         apart = self.bounds.differ and torch.is_grad_enabled()
+        weights = WeightGradients()
         with pinned(self.potential):
             request = (self.potential, n * self.samples_per_point, generator, context)
-            sample, cut = self.sampler.sample_cut(*request) if apart else (self.sampler.sample(*request), None)
+            with weights.deciding():
+                sample, cut = self.sampler.sample_cut(*request) if apart else (self.sampler.sample(*request), None)
             _check_like(data, sample.x)
             base = self._draw_base(len(sample.x), generator)
             f = evaluate(self.potential, data, base, sample.x, self.gradient_penalty, self.value_penalty, apart)
@@ -334,7 +337,7 @@ class ADE(nn.Module):
             if apart:
                 other = f_data - self.bounds.of_sampler(model.model, model.log_w, beta) - penalty
                 parameters = [p for p in self.sampler_parameters() if p.requires_grad]
-                loss = with_other_gradient(loss, other, parameters, cut)
+                loss = with_other_gradient(loss, other, parameters, cut, weights)
             if self.coverage and self.updates % _COVERAGE_EVERY == 0:
                 covered = self.coverage * self.sampler.initial.log_prob(data[::_COVERAGE_EVERY].detach()).mean()
                 loss = loss - (covered - covered.detach())
