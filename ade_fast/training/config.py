@@ -190,6 +190,11 @@ class Config:
         "what the players are chosen by: held-out likelihood (MMD² where q^T has no density), or MMD² of samples",
         choices=("likelihood", "mmd2"),
     )
+    calibrate: bool = _setting(
+        True,
+        "evaluation",
+        "multiply f at the end by the number under which the validation points are likeliest (f an MLP)",
+    )
     validate_every: int = _setting(500, "evaluation", "updates between validations", low=1, high=_MANY)
     validation_samples: int = _setting(2000, "evaluation", "points of a toy set's validation draw", low=2, high=2**20)
     likelihood_samples: int = _setting(

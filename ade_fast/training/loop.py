@@ -231,6 +231,7 @@ def _finish(trainer: Trainer, directory: Path, pictures: bool) -> Summary:
     config, phase = trainer.config, trainer.stopwatch.phase
     started = time.perf_counter()
     with phase("test"):
+        trainer.calibrate()
         test = trainer.test()
         warnings = findings(trainer.model(), test.evaluation, test.data, trainer.generator("tail_mass"))
         save_checkpoint(directory / CHECKPOINT, trainer.state_dict())
@@ -243,6 +244,7 @@ def _finish(trainer: Trainer, directory: Path, pictures: bool) -> Summary:
         seed=config.seed,
         updates=trainer.update,
         chosen_update=trainer.best.update,
+        scale=trainer.best.scale,
         validation_nll=score.get("nll"),
         validation_mmd2=score.get("mmd2"),
         permutations=config.test_permutations,

@@ -40,6 +40,7 @@ _MATTER_WHERE = {
     "input_gain": lambda config: not config.spectral_norm,
     "sampler_min_ess": lambda config: config.sampler_bound != "elbo",
     "ess_pace": lambda config: config.bound == "importance",
+    "calibrate": lambda config: not config.spectral_norm,
     "min_ess": lambda config: config.bound == "importance",
     "defensive": lambda config: config.bound == "importance" and config.base_std is not None,
     "penalty_decay_to": lambda config: config.gradient_penalty > 0 or config.value_penalty > 0,
@@ -67,6 +68,7 @@ class Summary:
     log_z, log_z_standard_error: log ∫ exp f.
     ess, initial_ess: effective sample size of the sampler and of q⁰ alone, fractions.
     best_temperature: the c under which exp(c f) gives the held-out data the highest likelihood; near 1 for a density.
+    scale: what f was multiplied by at the end, for the validation points' sake (None: it was not).
     exact_mmd2, exact_p_value: as mmd2, of samples of p_f (resampled by their weights).
     validation_nll: the score by which the players were chosen.
     warnings: what the checks at the end found, a sentence each.
@@ -96,6 +98,7 @@ class Summary:
     ess: float | None = None
     initial_ess: float | None = None
     best_temperature: float | None = None
+    scale: float | None = None
     exact_mmd2: float | None = None
     exact_p_value: float | None = None
     fine_p_value: float | None = None
@@ -187,6 +190,8 @@ def _weights(summary: Summary) -> list[str]:
         parts.append(f"ESS {100 * summary.ess:.1f} %{own}")
     if summary.best_temperature is not None:
         parts.append(f"best temperature {summary.best_temperature:.2f}")
+    if summary.scale is not None:
+        parts.append(f"f scaled by {summary.scale:.2f}")
     return [f"  weights       {', '.join(parts)}"] if parts else []
 
 

@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from ..weighted import evaluating
 from ..weights import why_no_weights
 from . import memory
 from .build import OWN, Given, build_players, build_source, resolve_device
+from .calibration import calibrated, can_scale
 from .checkpoint import check_finite
 from .config import Config
 from .divergence import Watch
@@ -34,12 +36,13 @@ SNAPSHOT_POINTS = 1000
 
 @dataclass
 class Best:
-    """The averaged players that did best on the validation points."""
+    """The averaged players that did best on the validation points; scale: f's at the end, None before."""
 
     update: int
     score: Score
     potential: dict[str, Tensor]
     sampler: dict[str, Tensor]
+    scale: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {**vars(self), "score": self.score.state_dict()}
@@ -201,6 +204,19 @@ class Trainer:
             player.eval().requires_grad_(False)
         density = self.best.score.density if self.density is None else self.density
         return TrainedModel(*players, self.config, self.best.update, self.space, density, self.source.fingerprint)
+
+    def calibrate(self) -> None:
+        """Scales the chosen f, once, to where the validation points have the highest likelihood."""
+        best = self.best
+        if best.scale is not None or not (self.config.calibrate and self._by_weights and can_scale(self.potential)):
+            return
+        model, n = self.model(), self.config.likelihood_samples
+        points = self.source.validation(n, self.generator("calibration_data")).to(self.device)
+        potential, best.scale, self.density = calibrated(
+            model.potential, model.sampler, points, n, self.ade.momentum_weight,
+            partial(self.generator, "calibration_samples"),
+        )  # fmt: skip
+        best.potential = potential.state_dict()
 
     def test(self) -> Test:
         """Scores the chosen players on held-out points; log Z as it is found there becomes the model's.
