@@ -27,10 +27,11 @@ MAY_INCLUDE = {
     "common": ("common", C_HEADERS),
     "steps": ("common|steps|potentials", C_HEADERS),
     "potentials": ("common|steps|potentials", C_HEADERS),
+    "flows": ("common|flows", C_HEADERS),
     "launch": ("common|potentials|launch", "cstdint"),
-    "cpu": ("common|steps|potentials|launch|cpu", rf"{C_HEADERS}|immintrin\.h"),
+    "cpu": ("common|steps|potentials|flows|launch|cpu", rf"{C_HEADERS}|immintrin\.h"),
     "cuda": (
-        "common|steps|potentials|launch|cuda",
+        "common|steps|potentials|flows|launch|cuda",
         rf"cuda_runtime\.h|cuda_[a-z0-9]+\.h|mma\.h|{CPP_LIBRARY}",
     ),
     "bind": (
@@ -38,7 +39,7 @@ MAY_INCLUDE = {
         rf"torch/csrc/stable/\w+\.h|torch/headeronly/[\w/]+\.h|(dlfcn|unistd|sys/mman)\.h|{CPP_LIBRARY}",
     ),
     "testing": (
-        "common|steps|potentials|launch|cpu|cuda|testing",
+        "common|steps|potentials|flows|launch|cpu|cuda|testing",
         rf"pybind11/\w+\.h|{CPP_LIBRARY}",
     ),
 }

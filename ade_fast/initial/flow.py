@@ -49,8 +49,12 @@ class Flow(InitialDistribution):
 
     def sample_x(self, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         noise = self._normal((n, self.dim), generator)
-        x, log_det = self.transform(noise * self.std)
+        x, log_det = self._transform_once(noise * self.std)
         return x, standard_normal_log_density(noise) - self.dim * math.log(self.std) - log_det
+
+    def _transform_once(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`transform` where it need not be differentiable twice: a subclass may have a faster way."""
+        return self.transform(z)
 
     def _check_points(self, name: str, points: Tensor) -> None:
         if points.ndim != 2 or points.shape[1] != self.dim:

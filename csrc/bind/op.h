@@ -15,6 +15,7 @@
 #include "launch/generalized_leapfrog.h"
 #include "launch/leapfrog.h"
 #include "launch/mlp.h"
+#include "launch/planar_flow.h"
 
 namespace ade {
 namespace bind {

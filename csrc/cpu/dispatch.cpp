@@ -7,6 +7,7 @@
 #include "launch/generalized_leapfrog.h"
 #include "launch/leapfrog.h"
 #include "launch/mlp.h"
+#include "launch/planar_flow.h"
 
 // Every launch of the CPU: one line per argument struct.
 #define ADE_FOR_EACH_LAUNCH(X)            \
@@ -25,7 +26,9 @@
   X(MlpField)                             \
   X(MlpFieldBackward)                     \
   X(MlpUnroll)                            \
-  X(MlpUnrollBackward)
+  X(MlpUnrollBackward)                    \
+  X(PlanarFlow)                           \
+  X(PlanarFlowBackward)
 
 #define ADE_DECLARE(Args)               \
   int64_t workspace_bytes(const Args&); \

@@ -1,5 +1,7 @@
 // ade_fast_testing: the step headers' formulas and the host-run CUDA kernels over numpy arrays, for pytest.
 // Not part of the wheel. No torch.
+#include "cuda/planar_flow.h"
+
 #include "host_run.h"
 #include "reader.h"
 
@@ -78,6 +80,14 @@ void fill(Reader& read, GeneralizedLeapfrogKickDriftBackward& a) {
   read("lo", a.lo)("hi", a.hi)("dx", a.dx)("dv", a.dv)("dforce", a.dforce)("dscale_v", a.dscale_v);
   read("dscale_x", a.dscale_x)("dstep", a.dstep)("dnext_step", a.dnext_step)("ddrift_step", a.ddrift_step);
 }
+void fill(Reader& read, PlanarFlow& a) {
+  shape(read, a)("layers", a.layers)("z", a.z)("u", a.u)("w", a.w)("b", a.b);
+  read("x", a.x)("log_det", a.log_det)("heights", a.heights);
+}
+void fill(Reader& read, PlanarFlowBackward& a) {
+  shape(read, a)("layers", a.layers)("dx", a.dx)("dlog_det", a.dlog_det)("z", a.z)("u", a.u)("w", a.w);
+  read("b", a.b)("heights", a.heights)("dz", a.dz)("du", a.du)("dw", a.dw)("db", a.db);
+}
 
 // Runs the CUDA kernels of one op on the host, writing into the arrays given as outputs; returns the number
 // of blocks.
@@ -93,6 +103,7 @@ int64_t run(bool descending, const py::kwargs& fields) {
   backend.order = descending ? base::kernels::WarpOrder::kDescending : base::kernels::WarpOrder::kAscending;
   base::kernels::launch(backend, args);
   if (!workspace.intact()) throw std::runtime_error("a kernel wrote beyond its workspace");
+  if (!backend.intact) throw std::runtime_error("a kernel wrote beyond its shared memory");
   return backend.blocks_run;
 }
 
@@ -161,5 +172,6 @@ PYBIND11_MODULE(ade_fast_testing, m) {
   define<GeneralizedLeapfrogDrift, GeneralizedLeapfrogDriftBackward>(cuda, "generalized_leapfrog_drift");
   define<GeneralizedLeapfrogKickDrift, GeneralizedLeapfrogKickDriftBackward>(
       cuda, "generalized_leapfrog_kick_drift");
+  define<PlanarFlow, PlanarFlowBackward>(cuda, "planar_flow");
   define_mlp(cuda);
 }

@@ -74,7 +74,7 @@ bool resident(int layers, int width, int precision, int64_t memory = 226 * 1024)
   Launch args = {};
   args.shape = {2, layers, {width, width, width, width}, kSilu, 0};
   args.precision = precision;
-  MlpWorkspace workspace(nullptr);
+  WorkspaceParts workspace(nullptr);
   const MlpPlan plan = plan_mlp(workspace, args, memory);
   CHECK(plan.shared_bytes <= memory);
   return plan.resident;

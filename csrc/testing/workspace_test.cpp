@@ -1,4 +1,5 @@
-// cpu/mlp: no launch writes beyond the workspace that it asked for, nor reads what was not written there.
+// cpu/mlp, cpu/planar_flow.cpp: no launch writes beyond the workspace that it asked for, nor reads what was
+// not written there.
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -7,6 +8,7 @@
 #include "check.h"
 #include "launch/cpu_isa.h"
 #include "launch/mlp.h"
+#include "launch/planar_flow.h"
 
 using namespace ade;
 
@@ -229,11 +231,42 @@ void check(int32_t activation, int dim, std::initializer_list<int> hidden, int64
   at.unroll(false, false, {false, false, true, false});
 }
 
+template <class T>
+void planar_flow(int64_t rows, int64_t dim, int64_t layers) {
+  const int64_t size = rows * dim;
+  const auto z = numbers<T>(size, 1), dx = numbers<T>(size, 1), dlog_det = numbers<T>(rows, 1);
+  const auto u = numbers<T>(layers * dim, 1), w = numbers<T>(layers * dim, 1), b = numbers<T>(layers, 1);
+  std::vector<T> x(size, NAN), log_det(rows, NAN), heights(layers * rows, NAN);
+  PlanarFlow args{};
+  args.dtype = sizeof(T) == 8 ? kFloat64 : kFloat32;
+  args.rows = rows, args.cols = dim, args.layers = layers;
+  args.z = z.data(), args.u = u.data(), args.w = w.data(), args.b = b.data();
+  args.x = x.data(), args.log_det = log_det.data(), args.heights = heights.data();
+  run(args);
+  CHECK(finite(x) && finite(log_det) && finite(heights));
+
+  std::vector<T> dz(size, NAN), du(layers * dim, NAN), dw(layers * dim, NAN), db(layers, NAN);
+  PlanarFlowBackward back{};
+  back.dtype = args.dtype;
+  back.rows = rows, back.cols = dim, back.layers = layers;
+  back.dx = dx.data(), back.dlog_det = dlog_det.data();
+  back.z = args.z, back.u = args.u, back.w = args.w, back.b = args.b, back.heights = heights.data();
+  back.dz = dz.data(), back.du = du.data(), back.dw = dw.data(), back.db = db.data();
+  run(back);
+  CHECK(finite(dz) && finite(du) && finite(dw) && finite(db));
+}
+
 }  // namespace
 
 int main() {
   for (const char* isa : {"base", "avx2", "avx512"}) {
     if (!cpu::select_isa(isa)) continue;
+    for (const int64_t rows : {0, 1, 17, 1000}) {
+      for (const int64_t dim : {1, 2, 7, kPlanarFlowDims}) {
+        planar_flow<float>(rows, dim, 3);
+        planar_flow<double>(rows, dim, 1);
+      }
+    }
     for (const int32_t activation : {kRelu, kLeakyRelu, kSilu}) {
       for (const int dim : {1, 2, 3, 5, 33}) {
         for (const int64_t rows : {1, 9, 70, 600}) {

@@ -6,6 +6,7 @@
 #include "cuda/mlp/pack.h"
 #include "cuda/mlp/reduce.h"
 #include "cuda/mlp/unroll_backward.h"
+#include "cuda/workspace.h"
 
 namespace ade {
 namespace ADE_ISA {
@@ -61,28 +62,8 @@ inline MlpSums sums_of(const MlpPlan& plan, const MlpLinearBackward& a) {
   return plan_sums(plan, {use_of(a).weights, true, false}, a.dynamics);
 }
 
-// Parts of the workspace, one after the other.
-class MlpWorkspace {
- public:
-  explicit MlpWorkspace(void* base) : base_(static_cast<char*>(base)) {}
-
-  template <class T>
-  T* take(int64_t size) {
-    const int64_t at = bytes_;
-    bytes_ += (size + kAlignment - 1) / kAlignment * kAlignment;
-    return reinterpret_cast<T*>(base_ == nullptr ? nullptr : base_ + at);
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  static constexpr int64_t kAlignment = 256;
-
-  char* base_;
-  int64_t bytes_ = 0;
-};
-
 template <class Launch>
-MlpPlan plan_mlp(MlpWorkspace& workspace, const Launch& from, int64_t memory_limit) {
+MlpPlan plan_mlp(WorkspaceParts& workspace, const Launch& from, int64_t memory_limit) {
   constexpr bool kSums = MlpBodyOf<Launch>::sums;
   MlpPlan plan = plan_network(from);
   const int64_t times = times_of(from);
@@ -103,7 +84,7 @@ MlpPlan plan_mlp(MlpWorkspace& workspace, const Launch& from, int64_t memory_lim
 }
 
 // Where the first launch needs it: the op that evaluates ∇f at all states; from.gradients too.
-inline MlpField plan_gradients(MlpWorkspace& workspace, MlpLinearBackward& from) {
+inline MlpField plan_gradients(WorkspaceParts& workspace, MlpLinearBackward& from) {
   MlpField field = {};
   if (!from.needs_gradients()) return field;
   field.shape = from.shape;
@@ -117,7 +98,7 @@ inline MlpField plan_gradients(MlpWorkspace& workspace, MlpLinearBackward& from)
 }
 
 // The first launch of a piecewise-linear potential's backward pass; from.cotangents too.
-inline MlpCotangentsArgs plan_cotangents(MlpWorkspace& workspace, MlpLinearBackward& from) {
+inline MlpCotangentsArgs plan_cotangents(WorkspaceParts& workspace, MlpLinearBackward& from) {
   const int64_t rows = from.dynamics.rows, steps = from.dynamics.steps;
   from.cotangents = workspace.take<float>((steps + 1) * rows * from.shape.dim * 4);
   MlpCotangentsArgs args = {};
@@ -225,13 +206,13 @@ int run_mlp(Backend& backend, const Launch& from, const MlpPlan& plan) {
 // Workspace, and launches, of the four ops; MlpUnrollBackward here of a smooth potential.
 template <class Launch, class Backend>
 int64_t mlp_workspace_bytes(const Backend& backend, const Launch& from) {
-  MlpWorkspace workspace(nullptr);
+  WorkspaceParts workspace(nullptr);
   plan_mlp(workspace, from, backend.memory_limit());
   return workspace.bytes();
 }
 template <class Backend, class Launch>
 int launch_mlp(Backend& backend, const Launch& from) {
-  MlpWorkspace workspace(from.workspace);
+  WorkspaceParts workspace(from.workspace);
   const MlpPlan plan = plan_mlp(workspace, from, backend.memory_limit());
   const int error = run_mlp(backend, from, plan);
   if (error != 0) return error;
@@ -255,7 +236,7 @@ int run_cotangents(Backend& backend, const MlpCotangentsArgs& args) {
 template <class Backend>
 int64_t linear_backward_bytes(const Backend& backend, const MlpUnrollBackward& args) {
   MlpLinearBackward from = {args, nullptr, nullptr};
-  MlpWorkspace workspace(nullptr);
+  WorkspaceParts workspace(nullptr);
   const MlpField field = plan_gradients(workspace, from);
   if (from.needs_gradients()) workspace.take<char>(field_bytes(backend, field));
   plan_cotangents(workspace, from);
@@ -265,7 +246,7 @@ int64_t linear_backward_bytes(const Backend& backend, const MlpUnrollBackward& a
 template <class Backend>
 int launch_linear_backward(Backend& backend, const MlpUnrollBackward& args) {
   MlpLinearBackward from = {args, nullptr, nullptr};
-  MlpWorkspace workspace(args.workspace);
+  WorkspaceParts workspace(args.workspace);
   MlpField field = plan_gradients(workspace, from);
   if (from.needs_gradients()) field.workspace = workspace.take<char>(field_bytes(backend, field));
   const MlpCotangentsArgs first = plan_cotangents(workspace, from);
