@@ -43,7 +43,7 @@ def test_scaling_multiplies_f_up_to_a_constant(base, activation):
 def test_the_scale_is_the_closed_form(width):
     points = width * torch.randn(SAMPLES, 2, generator=generator(3))
     f = flat_mlp()
-    scaled, factor, log_z = calibration.calibrated(f, gaussian_sampler(1.0), points, SAMPLES, None, generator)
+    scaled, factor, log_z = calibration.calibrated(f, gaussian_sampler(width), points, SAMPLES, None, generator)
     assert factor == pytest.approx(width**-2, rel=0.05)
     assert scaled.std.item() == pytest.approx(factor**-0.5, rel=1e-6) and f.std.item() == 1.0
     # The base measure stays normalised.
