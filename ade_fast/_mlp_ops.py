@@ -39,6 +39,15 @@ def product_columns(dim: int, widths: Sequence[int], piecewise_linear: bool) -> 
     return sum(widths[:-1]) + (0 if piecewise_linear else sum(widths[1:]))
 
 
+def field_columns(dim: int, widths: Sequence[int], piecewise_linear: bool) -> int:
+    """Columns of what ``mlp_field`` keeps on the CPU: the products, and values of hidden layers that are not bits."""
+    count = product_columns(dim, widths, piecewise_linear)
+    if not piecewise_linear:
+        return count
+    bottom = len(widths) > 2 and dim <= _MAX_BOTTOM_DIMS
+    return count + sum(widths[1 if bottom else 0 : -1 if len(widths) > 1 else None])
+
+
 def _register_fakes() -> None:
     @torch.library.register_fake("ade_fast::mlp_unroll")
     def mlp_unroll(
@@ -69,12 +78,22 @@ def _register_fakes() -> None:
         return (*like, *_gradients_like(weights, biases, want_weights))
 
     @torch.library.register_fake("ade_fast::mlp_field")
-    def mlp_field(x, weights, biases, activation, parameter, precision, want_value, want_grad, *gaussian):
-        return x.new_empty(x.shape[:1] if want_value else (0,)), x.new_empty(x.shape if want_grad else (0,))
+    def mlp_field(
+        x, weights, biases, activation, parameter, precision, want_value, want_grad, pull=None, centre=None,
+        value_shift=0.0, keep=False,
+    ):  # fmt: skip
+        rows, dim = x.shape
+        linear, widths = activation in (0, 1), [w.shape[0] for w in weights[:-1]]
+        keep = keep and x.device.type != "cuda"
+        return (
+            x.new_empty(x.shape[:1] if want_value else (0,)), x.new_empty(x.shape if want_grad else (0,)),
+            x.new_empty((rows, sum(widths) // 8) if keep and linear else (0,), dtype=torch.uint8),
+            x.new_empty((field_columns(dim, widths, linear), rows) if keep else (0,)),
+        )  # fmt: skip
 
     @torch.library.register_fake("ade_fast::mlp_field_backward")
     def mlp_field_backward(
-        dvalue, dgrad, x, weights, biases, activation, parameter, precision, want_weights, *gaussian
+        dvalue, dgrad, x, weights, biases, activation, parameter, precision, want_weights, *optional
     ):
         return (x.new_empty(x.shape), *_gradients_like(weights, biases, wanted=want_weights))
 
@@ -256,29 +275,30 @@ def _go_back(
 
 
 class _Field(_Function):
-    """Inputs: the numbers of the schema, the optional constants after them (pull, centre, value_shift), x, weights,
+    """Inputs: the numbers of the schema, what is optional after them (pull, centre, value_shift, keep), x, weights,
     biases."""
 
     @staticmethod
-    def forward(ctx, numbers: Sequence[float], gaussian: Sequence[Tensor | float | None], *tensors: Tensor):
+    def forward(ctx, numbers: Sequence[float], optional: Sequence[Tensor | float | None], *tensors: Tensor):
         (x,), weights, biases = _split(tensors, 1)
         with below_autograd():
-            outputs = _field(x, weights, biases, *numbers, *gaussian)
+            value, grad, *kept = _field(x, weights, biases, *numbers, *optional)
         ctx.numbers = numbers
-        ctx.save_for_backward(*tensors, *(gaussian[:2] or (None, None)))
+        ctx.save_for_backward(*tensors, *(optional[:2] or (None, None)), *kept)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(out for out, want in zip(outputs, numbers[-2:], strict=True) if not want))
-        return outputs
+        absent = (out for out, want in zip((value, grad), numbers[-2:], strict=True) if not want)
+        ctx.mark_non_differentiable(*absent, *kept)
+        return value, grad, *kept
 
     @staticmethod
-    def backward(ctx, dvalue: Tensor | None, dgrad: Tensor | None):
-        *saved, pull, centre = ctx.saved_tensors
+    def backward(ctx, dvalue: Tensor | None, dgrad: Tensor | None, *_: None):
+        *saved, pull, centre, bits, products = ctx.saved_tensors
         (x,), weights, biases = _split(saved, 1)
         *network, want_value, want_grad = ctx.numbers
         wanted = ctx.needs_input_grad[2:]
         dx, dweights, dbiases = _field_backward(
             dvalue if want_value else None, dgrad if want_grad else None,
-            x, weights, biases, *network, any(wanted[1:]), pull, centre,
+            x, weights, biases, *network, any(wanted[1:]), pull, centre, bits, products,
         )  # fmt: skip
         return None, None, *_where(wanted, [dx, *dweights, *dbiases])
 
@@ -345,10 +365,10 @@ def _register_derivatives() -> None:
             return _unroll(*steps, weights, biases, *rest)
 
     def field(x, weights, biases, *rest):
-        numbers, gaussian = rest[:_FIELD_NUMBERS], rest[_FIELD_NUMBERS:]
-        _refuse_gradients("mlp_field", pull_and_centre=gaussian)
+        numbers, optional = rest[:_FIELD_NUMBERS], rest[_FIELD_NUMBERS:]
+        _refuse_gradients("mlp_field", pull_and_centre=optional)
         if wants_grad(x, *weights, *biases):
-            return _Field.apply(numbers, gaussian, x, *weights, *biases)
+            return _Field.apply(numbers, optional, x, *weights, *biases)
         with below_autograd():
             return _field(x, weights, biases, *rest)
 

@@ -267,7 +267,7 @@ def op_field(data: Data, precision: str = "highest") -> Results:
     out = torch.ops.ade_fast.mlp_field(
         data.x0, data.weights, data.biases, *data.network(precision), True, True, *data.base().values(), data.shift
     )
-    return named(out, "value", "grad")
+    return named(out[:2], "value", "grad")
 
 
 def op_field_backward(

@@ -64,7 +64,10 @@ def test_log_prob_is_f_less_log_z_and_the_units(model):
     x = rows(50, seed=3)
     state = model.space.state_dict()
     z = ((x - state["mean"]) / state["std"]).float()
-    f = model.potential.potential(z).double() + torch.distributions.Normal(0, float(model.potential.std)).log_prob(z).sum(1).double()
+    f = (
+        model.potential.potential(z).double()
+        + torch.distributions.Normal(0, float(model.potential.std)).log_prob(z).sum(1).double()
+    )
     wanted = f - model.log_z - state["std"].log().sum()
     torch.testing.assert_close(model.log_prob(x), wanted, rtol=0, atol=1e-5)
     assert model.log_prob(x.numpy()).equal(model.log_prob(x)) and model.log_prob(x[:1].tolist()).shape == (1,)

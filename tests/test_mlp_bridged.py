@@ -388,7 +388,8 @@ def test_opcheck_of_the_field() -> None:
     field = MLPField.match(make_potential("silu", 2, dtype=torch.float32))
     x, pull, centre = torch.randn(5, 2, requires_grad=True), torch.rand(2), torch.randn(2)
     ops, network = torch.ops.ade_fast, (*field.weights(), *field.spec._numbers)
-    torch.library.opcheck(ops.mlp_field.default, (x, *network, True, True, pull, centre, 0.5))
+    for keep in (False, True):
+        torch.library.opcheck(ops.mlp_field.default, (x, *network, True, True, pull, centre, 0.5, keep))
     for dvalue, dgrad in ((torch.randn(5), None), (None, torch.randn(5, 2)), (torch.randn(5), torch.randn(5, 2))):
         arguments = [dvalue, dgrad, x, *network, True, pull, centre]
         torch.library.opcheck(ops.mlp_field_backward.default, copies(arguments, leaves=False))

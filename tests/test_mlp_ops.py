@@ -315,13 +315,49 @@ def test_gradcheck_of_the_field(activation: str) -> None:
     field = MLPField.match(make_potential(activation, 2, (32, 32)))
     weights, biases = field.weights()
     x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
-    for want in ((True, False), (False, True), (True, True)):
+    for *want, keep in ((True, False, False), (False, True, False), (True, True, False), (True, True, True)):
 
-        def run(x, *wb, want=want):
-            outputs = torch.ops.ade_fast.mlp_field(x, list(wb[:3]), list(wb[3:]), *field.spec._numbers, *want)
+        def run(x, *wb, want=want, keep=keep):
+            network = (list(wb[:3]), list(wb[3:]), *field.spec._numbers)
+            outputs = torch.ops.ade_fast.mlp_field(x, *network, *want, None, None, 0.0, keep)[:2]
             return tuple(out for out, wanted in zip(outputs, want, strict=True) if wanted)
 
         assert torch.autograd.gradcheck(run, (x, *weights, *biases), eps=1e-6, atol=1e-6, fast_mode=True), want
+
+
+@every_activation
+@pytest.mark.parametrize("dim", [1, 2, 3])
+@pytest.mark.parametrize("layers", LAYERS)
+def test_what_the_field_keeps_changes_no_gradient(layers: int, dim: int, activation: str) -> None:
+    potential = make_potential(activation, dim, (32, 64, 32, 96)[:layers])
+    field = MLPField.match(potential)
+    weights, biases = field.weights()
+    x = torch.randn(130, dim, dtype=torch.float64, requires_grad=True)
+    df, u = torch.randn(130, dtype=torch.float64), torch.randn(130, dim, dtype=torch.float64)
+    found = []
+    for keep in (False, True):
+        value, grad, *kept = torch.ops.ade_fast.mlp_field(
+            x, weights, biases, *field.spec._numbers, True, True, None, None, 0.0, keep
+        )
+        assert [t.dim() == 2 for t in kept] == [keep and field.spec.piecewise_linear, keep]
+        for outputs, by in (((value,), (df,)), ((grad,), (u,)), ((value, grad), (df, u))):
+            inputs = [x, *weights, *biases]
+            found += torch.autograd.grad(outputs, inputs, by, retain_graph=True, allow_unused=True)
+    half = len(found) // 2
+    for plain, kept in zip(found[:half], found[half:], strict=True):
+        torch.testing.assert_close(kept, plain, rtol=1e-11, atol=1e-12)
+
+
+def test_keeping_without_a_gradient_is_refused() -> None:
+    field = MLPField.match(make_potential("silu", 2, (32, 32)))
+    with pytest.raises(RuntimeError, match="mlp_field: keep must come with want_grad"):
+        x = torch.randn(3, 2, dtype=torch.float64)
+        torch.ops.ade_fast.mlp_field(x, *field.weights(), *field.spec._numbers, True, False, None, None, 0.0, True)
+    with pytest.raises(RuntimeError, match="mlp_field_backward: products must come with bits"):
+        relu = MLPField.match(make_potential("relu", 2, (32, 32)))
+        products = torch.zeros(64, 3, dtype=torch.float64)
+        numbers = (*relu.spec._numbers, True, None, None, None, products)
+        torch.ops.ade_fast.mlp_field_backward(x[:, 0].contiguous(), None, x, *relu.weights(), *numbers)
 
 
 # ---------------------------------------------------------------------------------------------------- the field

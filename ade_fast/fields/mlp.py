@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.parametrize import is_parametrized
 
-from .._mlp_ops import Schedule, product_columns, scheduled_unroll, wants_grad
+from .._mlp_ops import Schedule, field_columns, product_columns, scheduled_unroll, wants_grad
 from .._ops import build_info, ops
 from .._slow_paths import note_slow_path
 from ..potentials.mlp import MLPPotential
+from .memory import memory_budget
 from .modules import is_tampered_with
 
 MAX_DIM = 128
@@ -203,14 +204,24 @@ class MLPField:
 
     def value_and_grad(self, x: Tensor, base: Base | None = None, shift: float = 0.0) -> tuple[Tensor, Tensor]:
         """(f(x), ∇f(x)) from one evaluation; with a base, those of the sum."""
-        return tuple(self._evaluate(x, True, True, base, shift))
+        return tuple(self._evaluate(x, True, True, base, shift)[:2])
 
     def _evaluate(
         self, x: Tensor, want_value: bool, want_grad: bool, base: Base | None, shift: float = 0.0
     ) -> Sequence[Tensor]:
         _note_weights(self.spec, x.device)
-        gaussian = (*(base or (None, None)), shift) if base or shift else ()
-        return ops.mlp_field.default(x, *self.weights(), *self.spec._numbers, want_value, want_grad, *gaussian)
+        weights, biases = self.weights()
+        # What its backward pass would compute again.
+        keep = want_grad and wants_grad(x, *weights, *biases) and self._keeps(x)
+        optional = (*(base or (None, None)), shift, keep) if base or shift or keep else ()
+        return ops.mlp_field.default(x, weights, biases, *self.spec._numbers, want_value, want_grad, *optional)
+
+    def _keeps(self, x: Tensor) -> bool:
+        """Whether there is memory for it; on CUDA, computing it again is cheaper than fetching it."""
+        if x.device.type == "cuda":
+            return False
+        columns = field_columns(self.spec.dim, self.spec.hidden, self.spec.piecewise_linear)
+        return len(x) * columns * x.dtype.itemsize <= memory_budget(x.device)
 
     def vjp(self, x: Tensor, u: Tensor, base: Base | None = None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """(H u, ∂⟨∇f(x), u⟩ by the weights, and by the biases), H the Hessian at each row of x of f, or of the sum with

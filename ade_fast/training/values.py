@@ -39,7 +39,8 @@ def evaluate(
     n, k, parts = len(data), len(x), [] if base is None else [base]
     penalty = torch.zeros((), dtype=x.dtype, device=x.device)
     points = torch.cat([data, x, *parts])
-    found = fused_value_and_grad(potential, points.detach()) if gradient_penalty or apart else None
+    learning = torch.is_grad_enabled() and not data.requires_grad
+    found = fused_value_and_grad(potential, points.detach()) if gradient_penalty or learning else None
     if gradient_penalty and found is None:
         found = _values_and_grad(potential, points.detach())
     if found is not None:

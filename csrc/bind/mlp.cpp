@@ -241,10 +241,10 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
           dpull, dcentre, dnoise_v, dnoise_x, gradients.weight, gradients.bias};
 }
 
-std::tuple<Tensor, Tensor> mlp_field(const Tensor& x, const Tensors& weights, const Tensors& biases,
+std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_field(const Tensor& x, const Tensors& weights, const Tensors& biases,
                                      int64_t activation, double parameter, int64_t precision, bool want_value,
                                      bool want_grad, const Given& pull, const Given& centre,
-                                     double value_shift) {
+                                     double value_shift, bool keep) {
   Op op("mlp_field", "x", x);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpField args{};
@@ -262,9 +262,18 @@ std::tuple<Tensor, Tensor> mlp_field(const Tensor& x, const Tensors& weights, co
   const Tensor grad = want_grad ? op.new_states() : op.absent();
   args.value = want_value ? value.data_ptr() : nullptr;
   args.grad = want_grad ? grad.data_ptr() : nullptr;
+  if (keep && !want_grad) op.fail("keep must come with want_grad");
+  keep = keep && !op.on_cuda();  // where computing it again is cheaper
+  const bool bits_wanted = keep && piecewise_linear(network.shape.activation);
+  const Tensor bits = op.keep_bytes(bits_wanted ? std::initializer_list<int64_t>{op.rows(), network.bit_bytes}
+                                                : std::initializer_list<int64_t>{0});
+  const Tensor products =
+      keep ? op.keep_of_shape({field_columns(network.shape), op.rows()}) : op.absent();
+  args.bits = bits_wanted ? static_cast<uint8_t*>(bits.data_ptr()) : nullptr;
+  args.products = keep ? products.data_ptr() : nullptr;
   args.workers = workers();
   op.run(args);
-  return {value, grad};
+  return {value, grad, bits, products};
 }
 
 std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(const Given& dvalue, const Given& dgrad,
@@ -272,7 +281,8 @@ std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(const Given& dvalue, con
                                                         const Tensors& biases, int64_t activation,
                                                         double parameter, int64_t precision,
                                                         bool want_weights, const Given& pull,
-                                                        const Given& centre) {
+                                                        const Given& centre, const Given& bits,
+                                                        const Given& products) {
   Op op("mlp_field_backward", "x", x);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpFieldBackward args{};
@@ -285,6 +295,14 @@ std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(const Given& dvalue, con
   all_or_none(op, "pull and centre", {&pull, &centre});
   args.pull = op.row("pull", pull);
   args.centre = op.row("centre", centre);
+  const bool kept_bits = bits && bits->dim() == 2, kept_products = products && products->dim() == 2;
+  if (kept_bits != (kept_products && piecewise_linear(network.shape.activation)))
+    op.fail("products must come with bits, where there are bits");
+  if (kept_bits) args.bits = op.bytes("bits", *bits, "every kept bit", {op.rows(), network.bit_bytes});
+  if (kept_products) {
+    args.products = op.of_shape("products", *products, "every kept product",
+                                {field_columns(network.shape), op.rows()});
+  }
   if (dvalue) args.dvalue = op.per_sample("dvalue", *dvalue);
   if (dgrad) args.dgrad = op.states("dgrad", *dgrad);
   const Tensor dx = op.new_states();
@@ -332,12 +350,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
   m.def(
       "mlp_field(Tensor x, Tensor[] weights, Tensor[] biases, int activation, float parameter, int "
       "precision, "
-      "bool want_value, bool want_grad, Tensor? pull=None, Tensor? centre=None, float value_shift=0.0) "
-      "-> (Tensor value, Tensor grad)");
+      "bool want_value, bool want_grad, Tensor? pull=None, Tensor? centre=None, float value_shift=0.0, "
+      "bool keep=False) -> (Tensor value, Tensor grad, Tensor bits, Tensor products)");
   m.def(
       "mlp_field_backward(Tensor? dvalue, Tensor? dgrad, Tensor x, Tensor[] weights, Tensor[] biases, "
       "int activation, float parameter, int precision, bool want_weights, Tensor? pull=None, "
-      "Tensor? centre=None) "
+      "Tensor? centre=None, Tensor? bits=None, Tensor? products=None) "
       "-> (Tensor dx, Tensor[] dweights, Tensor[] dbiases)");
 }
 

@@ -111,6 +111,8 @@ struct MlpField {
   double value_shift;  // added to every value
   void* value;         // [B], or null
   void* grad;          // [B, D], or null
+  uint8_t* bits;       // with grad: [B, Σ n_l / 8] of a piecewise-linear potential; or null
+  void* products;      // with grad: [field_columns, B], in an order of the kernels' own; or null. Of the CPU alone
   int32_t workers;
   void* workspace;
 };
@@ -125,9 +127,11 @@ struct MlpFieldBackward {
   const void* x;       // [B, D]
   const void* pull;    // [D], or null: 0
   const void* centre;  // [D], with pull
-  const void* dvalue;  // [B], or null: 0
-  const void* dgrad;   // [B, D], or null: 0
-  void* dx;            // [B, D]
+  const uint8_t* bits;   // [B, Σ n_l / 8], or null: not kept
+  const void* products;  // [field_columns, B], or null: not kept; with the bits, where there are bits
+  const void* dvalue;    // [B], or null: 0
+  const void* dgrad;     // [B, D], or null: 0
+  void* dx;              // [B, D]
   MlpWeightGradients dweights;
   int32_t workers;
   void* workspace;

@@ -111,7 +111,7 @@ struct Case {
     return args;
   }
 
-  void field(bool gaussian) {
+  void field(bool gaussian, bool kept) {
     const int64_t size = rows * shape.dim;
     const auto x = numbers<T>(size, 1), u = numbers<T>(size, 1), df = numbers<T>(rows, 1);
     const auto pull = numbers<T>(shape.dim, 1), centre = numbers<T>(shape.dim, 1);
@@ -124,13 +124,20 @@ struct Case {
     args.x = x.data();
     args.value = value.data();
     args.grad = grad.data();
+    int64_t units = 0;
+    for (int l = 0; l < shape.layers; ++l) units += shape.width[l];
+    std::vector<uint8_t> bits(rows * units / 8, 0xff);
+    std::vector<T> products(rows * field_columns(shape), NAN);
+    args.bits = kept && piecewise_linear(shape.activation) ? bits.data() : nullptr;
+    args.products = kept ? products.data() : nullptr;
     run(args);
-    CHECK(finite(value) && finite(grad));
+    CHECK(finite(value) && finite(grad) && (!kept || finite(products)));
     for (const int which : {1, 2, 3}) {
       auto back = of<MlpFieldBackward>();
       back.rows = rows;
       back.pull = args.pull, back.centre = args.centre;
       back.x = x.data();
+      back.bits = args.bits, back.products = args.products;
       back.dvalue = which & 1 ? df.data() : nullptr;
       back.dgrad = which & 2 ? u.data() : nullptr;
       back.dx = dx.data();
@@ -220,7 +227,8 @@ void check(int32_t activation, int dim, std::initializer_list<int> hidden, int64
   at.weight.push_back(numbers<T>(in, 0.3));
   at.bias.push_back(numbers<T>(1, 0.3));
   const Extra bare{false, false, false, false}, all{true, true, true, true};
-  for (const bool gaussian : {false, true}) at.field(gaussian);
+  for (const bool gaussian : {false, true}) at.field(gaussian, false);
+  at.field(false, true);
   at.unroll(false, false, bare);
   if (piecewise_linear(activation)) at.unroll(true, false, bare);
   at.unroll(piecewise_linear(activation), true, bare);

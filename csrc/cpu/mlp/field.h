@@ -66,6 +66,7 @@ struct Field {
     const Tiles cut = tiles(args);
     Queue queue(cut.count);
     const int64_t each = tile_bytes(args, network), dim = args.shape.dim;
+    const int64_t bit_stride = unit_count(args.shape) / 8;
     run_workers(parallel, min_of(args.workers, cut.count), [&](int64_t index) {
       Arena own(static_cast<char*>(args.workspace) + shared.used() + index * each);
       Tile<T> tile(network, TileUse{false, false}, cut.capacity(), own);
@@ -74,7 +75,8 @@ struct Field {
       tile.want.gradient = args.grad != nullptr;
       for (int64_t task; (task = queue.next()) >= 0;) {
         const int64_t first = cut.begin(task), rows = cut.begin(task + 1) - first;
-        tile.begin(static_cast<int>(rows), nullptr, {});
+        tile.begin(static_cast<int>(rows), args.bits ? args.bits + first * bit_stride : nullptr,
+                   Products<T>::of_field(args.products, args.shape, args.rows, first, false));
         memcpy(tile.x, static_cast<const T*>(args.x) + first * dim, rows * dim * sizeof(T));
         first_order(tile, tile.want);
         add_gaussian(args, rows, tile.x, args.value ? tile.value : nullptr,
@@ -117,16 +119,17 @@ struct FieldBackward {
   static void launch(const MlpFieldBackward& args, cpu::Parallel parallel) {
     Layout layout(args);
     const bool smooth = !piecewise_linear(args.shape.activation);
-    layout.network.pack(args.weights, {true, smooth});
+    layout.network.pack(args.weights, {args.products == nullptr, smooth});
     const Tiles cut(args.rows);
     const Groups group(cut.count);
     char* const memory = static_cast<char*>(args.workspace);
-    const int64_t dim = args.shape.dim;
+    const int64_t dim = args.shape.dim, bit_stride = unit_count(args.shape) / 8;
     Queue queue(group.count);
     run_workers(parallel, min_of(args.workers, group.count), [&](int64_t index) {
       Arena own(memory + layout.tiles_at + index * layout.tile_bytes);
       Tile<T> tile(layout.network, use(args), cut.capacity(), own);
       tile.want = Wanted{};
+      tile.want.bits_kept = args.bits != nullptr;
       const bool weights = args.dweights.weight[0] != nullptr;
       tile.want.curvature = use(args).curvature(args.shape);
       tile.want.gradient = use(args).homogeneous(args.shape);  // dx = df F
@@ -142,7 +145,10 @@ struct FieldBackward {
         tile.begin_sums(sums);
         for (int64_t t = group.begin(g); t < group.begin(g + 1); ++t) {
           const int64_t first = cut.begin(t), rows = cut.begin(t + 1) - first, bytes = rows * dim * sizeof(T);
-          tile.begin(static_cast<int>(rows), nullptr, {});
+          // The tile only reads the bits and products that are given.
+          tile.begin(static_cast<int>(rows),
+                     args.bits ? const_cast<uint8_t*>(args.bits) + first * bit_stride : nullptr,
+                     Products<T>::of_field(const_cast<void*>(args.products), args.shape, args.rows, first, true));
           memcpy(tile.x, static_cast<const T*>(args.x) + first * dim, bytes);
           if (args.dgrad) memcpy(tile.dgradient, static_cast<const T*>(args.dgrad) + first * dim, bytes);
           if (args.dvalue) memcpy(tile.dvalue, static_cast<const T*>(args.dvalue) + first, rows * sizeof(T));

@@ -60,8 +60,8 @@ void Tile<T>::activate_linear(int l, int p, const T* z) {
   const bool last = l == shape_.layers;
   T* const h = hidden_[l] + p * panel_size();
   T* const delta_l = delta_[l] + p * panel_size();
-  const bool bits_suffice = by_bits(l) || (l == 1 && bottom_by_bits());
-  const bool keep_value = !bits_suffice && (!last || dvalue);
+  const bool bits_suffice = !has_hidden(l);
+  const bool keep_value = !bits_suffice && (!last || dvalue || products_.hidden);
   const V one = simd::broadcast<T>(1), a = simd::broadcast<T>(parameter_);
   for (int r = 0; r < rows_; ++r) {
     uint32_t bits = 0;
@@ -115,6 +115,7 @@ void Tile<T>::forward(int l) {
         activate_linear(l, p, z);
     }
   }
+  if (products_.hidden && has_hidden(l)) store_hidden(l);
 }
 
 // δ_L of a piecewise-linear potential whose bits were kept: no forward sweep.

@@ -88,6 +88,7 @@ struct Network {
     }
     if (by_top && (use.products || use.curvature)) scale_top();
     if (by_top && use.products) pack_top();
+    if (by_bottom) centre_bottom();
     if (by_bottom && use.products) pack_bottom();
   }
 
@@ -151,7 +152,6 @@ struct Network {
     }
   }
   void pack_bottom() {
-    centre_bottom();
     const int units = width(shape, 1);
     T* table = bottom;
     for (int d = 0; d <= shape.dim; ++d) {

@@ -4,6 +4,8 @@
 // second_order.h.
 #pragma once
 
+#include <cstring>
+
 #include "cpu/mlp/network.h"
 #include "cpu/mlp/vector_math.h"
 #include "cpu/rows.h"
@@ -30,14 +32,20 @@ struct TileUse {
 // folder's own.
 template <class T>
 struct Products {
-  T* data;       // at the tile's first row, or null: not kept
-  int64_t rows;  // B
-  bool known;    // to be read, not computed
+  T* data;              // at the tile's first row, or null: not kept
+  int64_t rows;         // B
+  bool known;           // to be read, not computed
+  bool hidden = false;  // h_l of a piecewise-linear potential are there too, behind the products (field_columns)
 
   // Step t of `kept` [T+1, ...], the tile's rows from `first` on.
   static Products at(void* kept, const MlpShape& shape, int64_t rows, int64_t t, int64_t first, bool known) {
     if (!kept) return {nullptr, 0, false};
     return {static_cast<T*>(kept) + t * rows * product_columns(shape) + first * kPanel<T>, rows, known};
+  }
+  static Products of_field(void* kept, const MlpShape& shape, int64_t rows, int64_t first, bool known) {
+    Products products = at(kept, shape, rows, 0, first, known);
+    products.hidden = kept && piecewise_linear(shape.activation);
+    return products;
   }
 };
 
@@ -50,7 +58,7 @@ class Tile {
   Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena);
 
   // The samples at hand: rows of x, where the piecewise-linear bits live (null: in the tile), and where the
-  // products do.
+  // products do. What is known of h_l is read.
   void begin(int rows, uint8_t* bits, Products<T> products);
   // What weight_gradient adds to, from begin_sums on; complete after end_sums.
   void begin_sums(WeightSums<T>& sums);
@@ -108,6 +116,12 @@ class Tile {
     const int64_t column = static_cast<int64_t>(d) * columns(2) + p * kPanel<T>;
     return products_.data ? products_.data + column * products_.rows : bottom_ + column * rows_;
   }
+  // Whether h_l is used beyond the next layer, and not only its bits; copies it to or from the products.
+  bool has_hidden(int l) const { return !by_bits(l) && !(l == 1 && bottom_by_bits()); }
+  void store_hidden(int l) const { copy_hidden<true>(l); }
+  void load_hidden(int l) const { copy_hidden<false>(l); }
+  template <bool Store>
+  void copy_hidden(int l) const;
   // out [rows, D] = a W_1 for panels a of layer 1.
   void project(const T* a, T* out);
   template <int D, int R>
@@ -185,6 +199,7 @@ class Tile {
   Products<T> products_;
   int first_z_;     // column of the kept z_2, less first_unit_[2]
   int first_grad_;  // of the kept G_l, less first_unit_[l]
+  int first_hidden_[kMaxHiddenLayers + 1];  // of the kept h_l
   int first_unit_[kMaxHiddenLayers + 2];
 };
 
@@ -201,6 +216,11 @@ Tile<T>::Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena
   first_z_ = first_unit_[layers] - columns(1);
   first_grad_ = bottom_by_bits() ? shape_.dim * columns(2) - columns(1) : 0;
 
+  for (int l = 1, at = product_columns(shape_); l <= layers; ++l) {
+    first_hidden_[l] = at;
+    at += has_hidden(l) ? columns(l) : 0;
+  }
+
   const int64_t points = static_cast<int64_t>(capacity) * shape_.dim;
   zeros_ = arena.take<T>(kPanel<T>);
   panel_ = arena.take<T>(static_cast<int64_t>(capacity) * kPanel<T>);
@@ -213,13 +233,13 @@ Tile<T>::Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena
   own_bits_ = linear() ? arena.take<uint8_t>(capacity * bit_stride_) : nullptr;
   for (int l = 1; l <= layers; ++l) {
     const bool bottom = l == 1 && bottom_by_bits();
-    const bool bits = by_bits(l) || bottom;  // h_l and δ_l are not needed
+    const bool bits = !has_hidden(l);  // h_l and δ_l are not needed
     const int64_t size = static_cast<int64_t>(capacity) * columns(l);
     // Without a use for h or φ' later, δ_l takes their place: h_l is read by layer l + 1 before δ_l is
     // written.
     hidden_[l] = bits ? nullptr : arena.take<T>(size);
     slope_[l] = smooth ? arena.take<T>(size) : nullptr;
-    const bool own_delta = (curvature || tangents) && !bits;
+    const bool own_delta = (curvature || tangents || layers == 1) && !bits;
     delta_[l] = own_delta ? arena.take<T>(size) : (smooth ? slope_[l] : hidden_[l]);
     tangent_[l] = tangents && l < layers && !bottom ? arena.take<T>(size) : nullptr;
     zeta_[l] = curvature ? arena.take<T>(size) : nullptr;
@@ -241,6 +261,19 @@ void Tile<T>::begin(int rows, uint8_t* bits, Products<T> products) {
   rows_ = rows;
   products_ = products;
   bits_ = bits ? bits : own_bits_;
+  for (int l = 1; products_.known && products_.hidden && l <= shape_.layers; ++l) {
+    if (has_hidden(l)) load_hidden(l);
+  }
+}
+
+template <class T>
+template <bool Store>
+void Tile<T>::copy_hidden(int l) const {
+  for (int p = 0; p < panel_count(l); ++p) {
+    T* const kept = products_.data + (first_hidden_[l] + p * kPanel<T>)*products_.rows;
+    T* const own = hidden_[l] + p * panel_size();
+    memcpy(Store ? kept : own, Store ? own : kept, panel_size() * sizeof(T));
+  }
 }
 
 template <class T>
