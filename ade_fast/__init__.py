@@ -16,6 +16,8 @@ from .dynamics import (
     GeneralizedLeapfrog,
     Leapfrog,
     NonFiniteError,
+    Sequential,
+    SequentialOutput,
 )
 from .fields import memory_in_use, release_memory, set_memory_budget
 from .potentials import ConvPotential, GaussianPotential, MLPPotential, NegativeEnergy, WithBase
@@ -39,6 +41,8 @@ __all__ = [
     "MLPPotential",
     "NegativeEnergy",
     "NonFiniteError",
+    "Sequential",
+    "SequentialOutput",
     "SlowPathWarning",
     "TrainedModel",
     "WithBase",

@@ -5,6 +5,7 @@ from .base import Clip, DynamicsOutput, NonFiniteError
 from .damped_leapfrog import DampedLeapfrog
 from .generalized_leapfrog import GeneralizedLeapfrog
 from .leapfrog import Leapfrog
+from .sequential import Sequential, SequentialOutput
 
 __all__ = [
     "AnnealedLeapfrog",
@@ -15,4 +16,6 @@ __all__ = [
     "GeneralizedLeapfrog",
     "Leapfrog",
     "NonFiniteError",
+    "Sequential",
+    "SequentialOutput",
 ]
