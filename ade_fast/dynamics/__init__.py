@@ -2,6 +2,7 @@
 
 from .annealed_leapfrog import AnnealedLeapfrog, AnnealedOutput
 from .base import Clip, DynamicsOutput, NonFiniteError
+from .continuous import ContinuousLangevin, GeneralizedContinuousLangevin
 from .damped_leapfrog import DampedLeapfrog
 from .generalized_leapfrog import GeneralizedLeapfrog
 from .leapfrog import Leapfrog
@@ -11,8 +12,10 @@ __all__ = [
     "AnnealedLeapfrog",
     "AnnealedOutput",
     "Clip",
+    "ContinuousLangevin",
     "DampedLeapfrog",
     "DynamicsOutput",
+    "GeneralizedContinuousLangevin",
     "GeneralizedLeapfrog",
     "Leapfrog",
     "NonFiniteError",
