@@ -58,6 +58,8 @@ class RandomWalk(nn.Module):
 class Shift(nn.Module):
     """x ← c x, a dynamics without any momentum."""
 
+    has_momentum = False
+
     def __init__(self, factor: float) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(factor, dtype=DOUBLE))
@@ -147,6 +149,12 @@ def test_layers_that_draw_their_own_momenta() -> None:
         for std, part in ((0.3, end.v[:2]), (0.7, end.v[2:]))
     )
     assert_close(end.log_noise, wanted, "log_noise", 1e-12)
+
+
+def test_whether_there_is_a_momentum() -> None:
+    stacks = (Shift(0.5),), (RandomWalk(1, 0.3), Shift(0.5)), (Shift(0.5), ade.Leapfrog(1))
+    assert [ade.Sequential(ade.Sequential(*stack)).has_momentum for stack in stacks] == [False, True, True]
+    assert not ade.ContinuousLangevin().has_momentum
 
 
 def test_momenta_drawn_inside_are_those_of_the_generator() -> None:
@@ -273,7 +281,7 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "two kinds": (
         lambda: run(ade.Leapfrog(1), RandomWalk(2, 0.1)),
         ValueError,
-        r"layer 1 \(RandomWalk\) draws a momentum per step, and another layer has one that is handed on",
+        r"layer 1 \(RandomWalk\) draws a momentum per step, and layer 0 \(Leapfrog\) has one that is handed on",
     ),
     "a momentum for nobody": (
         lambda: run(Shift(0.5), v0=normal(4, *EVENT, seed=2)),

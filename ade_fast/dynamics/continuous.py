@@ -271,6 +271,8 @@ def check_h(layer: str, h: object) -> Callable:
 class _Continuous(nn.Module):
     """What the two layers share: time, solver and divergence."""
 
+    has_momentum = False
+
     def __init__(
         self,
         time: float | Tensor,

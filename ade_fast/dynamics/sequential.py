@@ -55,7 +55,8 @@ class Sequential(nn.Module):
     in the sequence. A parametrised potential (spectral norm) is one function along the whole sequence.
 
     Args:
-        layers: dynamics layers, at least one; also sequences of them. Kept as ``layers``.
+        layers: dynamics layers, at least one; also sequences of them. Kept as ``layers``. One whose ``momentum_shape``
+            is None draws its own momenta, unless it has a false attribute ``has_momentum``.
 
     Raises: TypeError, ValueError for wrong arguments; whatever the layers raise.
     """
@@ -79,6 +80,11 @@ class Sequential(nn.Module):
         return self.layers[index]
 
     @property
+    def has_momentum(self) -> bool:
+        """Whether there are momenta at all, handed on or the layers' own."""
+        return any(map(_has_momentum, self.layers))
+
+    @property
     def anneals(self) -> bool:
         """Whether calls need `initial`."""
         return any(getattr(layer, "anneals", False) for layer in self.layers)
@@ -96,20 +102,30 @@ class Sequential(nn.Module):
     def momentum_shape(self, event: tuple[int, ...]) -> tuple[int, ...] | None:
         """Shape of the momentum that is handed on, or None where no layer has one.
 
-        Raises: ValueError if layers have momenta of different shapes.
+        Raises: ValueError if layers have momenta of different shapes, or of two kinds.
         """
-        found: tuple[int, tuple[int, ...]] | None = None
-        for i, layer in enumerate(self.layers):
-            shape = layer.momentum_shape(event)
-            if shape is not None and found is not None and shape != found[1]:
+        shapes = [(i, layer.momentum_shape(event)) for i, layer in enumerate(self.layers)]
+        handed_on = [(i, tuple(shape)) for i, shape in shapes if shape is not None]
+        if not handed_on:
+            return None
+        first, shape = handed_on[0]
+        for i, other in handed_on:
+            if other != shape:
                 raise ValueError(
-                    f"Sequential: the momentum is handed on and must have one shape, got {found[1]} for layer "
-                    f"{found[0]} ({type(self.layers[found[0]]).__name__}) and {shape} for layer {i} "
-                    f"({type(layer).__name__})"
+                    f"Sequential: the momentum is handed on and must have one shape, got {shape} for "
+                    f"{self._name(first)} and {other} for {self._name(i)}"
                 )
-            if shape is not None and found is None:
-                found = i, tuple(shape)
-        return None if found is None else found[1]
+        for i, other in shapes:
+            if other is None and _has_momentum(self.layers[i]):
+                raise ValueError(
+                    f"Sequential: {self._name(i)} draws a momentum per step, and {self._name(first)} has one that is "
+                    f"handed on: the joint density has momenta of two kinds, for which there is one v. Use layers of "
+                    f"one kind"
+                )
+        return shape
+
+    def _name(self, i: int) -> str:
+        return f"layer {i} ({type(self.layers[i]).__name__})"
 
     def forward(
         self,
@@ -139,7 +155,7 @@ def _run(
         raise ValueError("Sequential: v0 must be None: no layer takes a momentum from outside")
     x, log_det, log_noise, drawn = x0, base.zero_log_det(x0), base.zero_log_det(x0), []
     with pinned(potential):
-        for i, layer in enumerate(sequence.layers):
+        for layer in sequence.layers:
             takes = layer.momentum_shape(tuple(x0.shape[1:])) is not None
             annealed = {"initial": initial} if getattr(layer, "anneals", False) else {}
             out = layer(potential, x, v if takes else None, **annealed, **options)
@@ -149,25 +165,19 @@ def _run(
             if takes:
                 v = out.v
             elif out.v is not None:
-                drawn.append(_own_momenta(i, layer, out.v, drawn, momentum))
+                drawn.append(out.v)
     if momentum is None:
-        v = torch.cat(drawn) if drawn else None
+        v = _all_momenta(drawn)
     return SequentialOutput(x, v, log_det, log_noise)
 
 
-def _own_momenta(
-    i: int, layer: nn.Module, v: Tensor, before: Sequence[Tensor], momentum: tuple[int, ...] | None
-) -> Tensor:
-    """The momenta that a layer drew itself, [T, B, *momentum], where they fit those of the other layers."""
-    kind = type(layer).__name__
-    if momentum is not None:
-        raise ValueError(
-            f"Sequential: layer {i} ({kind}) draws a momentum per step, and another layer has one that is handed on: "
-            f"the joint density has momenta of two kinds, for which there is one v. Use layers of one kind"
-        )
-    if before and v.shape[2:] != before[0].shape[2:]:
-        raise ValueError(
-            f"Sequential: the momenta that layers draw must have one shape, got {tuple(before[0].shape[2:])} and, for "
-            f"layer {i} ({kind}), {tuple(v.shape[2:])}"
-        )
-    return v
+def _has_momentum(layer: nn.Module) -> bool:
+    return getattr(layer, "has_momentum", True)
+
+
+def _all_momenta(drawn: Sequence[Tensor]) -> Tensor | None:
+    """The momenta that the layers drew, each [T, B, *momentum], as one."""
+    shapes = {tuple(v.shape[2:]) for v in drawn}
+    if len(shapes) > 1:
+        raise ValueError(f"Sequential: the momenta that layers draw must have one shape, got {sorted(shapes)}")
+    return torch.cat(list(drawn)) if drawn else None
