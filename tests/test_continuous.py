@@ -1,5 +1,6 @@
 """Continuous-time dynamics against scipy's solver, the dense Jacobian and closed forms, and inside the dual sampler."""
 
+import copy
 import math
 import sys
 import warnings
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import DOUBLE, LeakyCNN, assert_close, fitted_order, make_potential, mlp, normal
+from cases import DOUBLE, LeakyCNN, assert_close, fitted_order, make_potential, mlp, normal, spectral_mlp
 from density_cases import DIM, gaussian
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
@@ -358,6 +359,23 @@ def test_gradients_reach_whatever_f_and_h_depend_on() -> None:
         assert_close(one, other, "gradient", 1e-8)
 
 
+def test_a_parametrised_potential_is_one_function_along_the_flow() -> None:
+    """Spectral norm in training mode: one power iteration a call, forward and backward, whichever way gradients go."""
+    torch.manual_seed(1)
+    original, x0, found = spectral_mlp(nn.SiLU).double(), normal(4, 3, seed=1), []
+    for adjoint in (True, False):
+        potential = copy.deepcopy(original)
+        end = langevin(adjoint=adjoint)(potential, x0)
+        loss = (end.x.sin().sum(1) + end.log_det).sum()
+        gradients = torch.autograd.grad(loss, list(potential.parameters()), allow_unused=True)
+        vectors = [b.clone() for b in potential.buffers()]
+        found.append((end.x, end.log_det, *gradients, *vectors))
+        again = langevin()(potential.eval(), x0)
+        assert_close(again.x, end.x, "x", 1e-8)
+    for one, other in zip(*found, strict=True):
+        assert_close(one, other, "adjoint and direct", 1e-8)
+
+
 def test_a_captured_tensor_is_reached_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ade_fast._slow_paths._TAKEN", {})
     source, x0 = normal(3, seed=5).requires_grad_(), normal(4, 3, seed=1)
@@ -491,6 +509,25 @@ def test_ade_trains_through_it(kind: str, bounds: tuple[str, str]) -> None:
         assert math.isfinite(found["loss"]) and 0 < found["ess"] <= 1 and found["kinetic"] == 0
     moved = [not torch.equal(p, b) for p, b in zip(players, before, strict=True)]
     assert sum(moved) >= len(moved) - 1  # f's last bias cancels
+
+
+@pytest.mark.parametrize("kind", ["langevin", "generalized"])
+def test_two_bounds_give_each_player_its_own_gradient(kind: str) -> None:
+    """Where the graph is cut from the sampler's parameters (no h) and where it is not."""
+    sampler, potential = dual(kind=kind), ade.MLPPotential(DIM, (8,), "silu").double()
+
+    def gradients(bound: str, sampler_bound: str) -> dict[nn.Module, list[Tensor]]:
+        for module in (sampler, potential):
+            module.zero_grad()
+        model = ade.ADE(potential, sampler, bound=bound, sampler_bound=sampler_bound)
+        model.loss(normal(16, DIM, seed=1), generator=torch.Generator().manual_seed(1)).backward()
+        return {module: [p.grad.clone() for p in module.parameters()] for module in (sampler, potential)}
+
+    both = gradients("importance", "renyi")
+    wanted = {potential: gradients("importance", "importance"), sampler: gradients("elbo", "renyi")}
+    for player, alone in wanted.items():
+        for one, other in zip(both[player], alone[player], strict=True):
+            assert_close(one, other, "gradient", 1e-5)  # of the adjoint's tolerance
 
 
 def test_estimated_log_dets_have_no_weights() -> None:
