@@ -21,6 +21,7 @@ from .dynamics.annealed_leapfrog import (
     run_annealed_leapfrog,
 )
 from .dynamics.base import DynamicsOutput, Options
+from .dynamics.continuous import Divergence, check_h, check_scalar_time, run_continuous
 from .dynamics.damped_leapfrog import check_damping, run_damped_leapfrog
 from .dynamics.generalized_leapfrog import (
     Couplings,
@@ -30,8 +31,16 @@ from .dynamics.generalized_leapfrog import (
     run_generalized_leapfrog,
 )
 from .dynamics.leapfrog import run_leapfrog
+from .dynamics.ode import SolverOptions
 
-__all__ = ["annealed_leapfrog", "damped_leapfrog", "generalized_leapfrog", "leapfrog"]
+__all__ = [
+    "annealed_leapfrog",
+    "continuous_langevin",
+    "damped_leapfrog",
+    "generalized_continuous_langevin",
+    "generalized_leapfrog",
+    "leapfrog",
+]
 
 
 def _options(layer: str, options: dict, without: frozenset[str] = frozenset()) -> Options:
@@ -158,3 +167,65 @@ def annealed_leapfrog(
         layer, potential, x0, v0, step, n_steps, checked, initial=initial, refreshment=Refreshment.of(refresh),
         bridges=bridges, noise=noise, generator=generator, context=context,
     )[0]  # fmt: skip
+
+
+def continuous_langevin(
+    potential: Callable,
+    x0: Tensor,
+    time: float | Tensor = 1.0,
+    *,
+    divergence: str = "exact",
+    n_probes: int = 1,
+    probes: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    context: Tensor | Sequence[Tensor] | None = None,
+    **options,
+) -> DynamicsOutput:
+    """The flow of ∇f, eq. (33). Options (the solver's): those of `ade.ContinuousLangevin`."""
+    layer = "continuous_langevin"
+    return _continuous(
+        layer, potential, x0, time, None, Divergence(divergence, n_probes), options,
+        probes=probes, generator=generator, context=context,
+    )  # fmt: skip
+
+
+def generalized_continuous_langevin(
+    potential: Callable,
+    x0: Tensor,
+    h: Callable,
+    time: float | Tensor = 1.0,
+    *,
+    divergence: str = "exact",
+    n_probes: int = 1,
+    probes: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    context: Tensor | Sequence[Tensor] | None = None,
+    **options,
+) -> DynamicsOutput:
+    """The flow of h(∇f(x), f(x), x), eq. (37). Options: those of `ade.GeneralizedContinuousLangevin`."""
+    layer = "generalized_continuous_langevin"
+    return _continuous(
+        layer, potential, x0, time, check_h(layer, h), Divergence(divergence, n_probes), options,
+        probes=probes, generator=generator, context=context,
+    )  # fmt: skip
+
+
+def _continuous(
+    layer: str,
+    potential: Callable,
+    x0: Tensor,
+    time: float | Tensor,
+    h: Callable | None,
+    divergence: Divergence,
+    options: dict,
+    **given,
+) -> DynamicsOutput:
+    known = SolverOptions.__dataclass_fields__
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        raise TypeError(f"{layer}: unknown option {unknown[0]!r}; options are {sorted(known)}")
+    checked = SolverOptions(**options)
+    checked.validate(layer)
+    divergence.validate(layer)
+    time = check_scalar_time(layer, _step(layer, time, "time"))
+    return run_continuous(layer, potential, x0, None, time, checked, divergence, h=h, **given)[0]

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .dynamics.sequential import clips_samples
+
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
     """log mean w over the last axis: [..., K] -> [...]."""
@@ -116,8 +118,10 @@ def why_no_weights(sampler, momentum_weight: Tensor) -> str | None:
 
     if isinstance(sampler.initial, Empirical):
         return "Empirical has no density"
-    if getattr(getattr(sampler.dynamics, "options", None), "sample_range", None) is not None:
+    if clips_samples(sampler.dynamics):
         return "dynamics clips samples to sample_range, where q^T has atoms"
+    if getattr(sampler.dynamics, "estimates_log_det", False):
+        return "dynamics only estimates its log_det, and the mean of w e^noise is not that of w"
     if not bool((momentum_weight > 0).all()):
         return "momentum_weight is 0, under which momenta have no distribution"
     return None

@@ -2,17 +2,23 @@
 
 from .annealed_leapfrog import AnnealedLeapfrog, AnnealedOutput
 from .base import Clip, DynamicsOutput, NonFiniteError
+from .continuous import ContinuousLangevin, GeneralizedContinuousLangevin
 from .damped_leapfrog import DampedLeapfrog
 from .generalized_leapfrog import GeneralizedLeapfrog
 from .leapfrog import Leapfrog
+from .sequential import Sequential, SequentialOutput
 
 __all__ = [
     "AnnealedLeapfrog",
     "AnnealedOutput",
     "Clip",
+    "ContinuousLangevin",
     "DampedLeapfrog",
     "DynamicsOutput",
+    "GeneralizedContinuousLangevin",
     "GeneralizedLeapfrog",
     "Leapfrog",
     "NonFiniteError",
+    "Sequential",
+    "SequentialOutput",
 ]

@@ -149,8 +149,8 @@ def differentiate(
     Everything that receives a gradient is an input of one autograd function: x⁰, v⁰, step sizes, the potential's
     effective weights, the leaves that its graph leads to, and the networks' parameters.
     """
-    _refuse_transforms(layer, args)
-    args = _savable(args)
+    refuse_transforms(layer, args)
+    args = savable(args)
     if torch.is_inference_mode_enabled():  # where ∇f could not be computed either
         with torch.inference_mode(False), torch.no_grad():
             return differentiate(layer, potential, program, args, layout, options, context)
@@ -158,7 +158,7 @@ def differentiate(
     inner, base = without_base(layer, potential, layout, x0, accumulation_dtype(x0.dtype))
     if (fused := _fused(layer, inner, base, program, args, layout, options)) is not None:
         return fused
-    args = _savable(program.as_rows(args))
+    args = savable(program.as_rows(args))
     functions = {"potential": potential} | {k: f for pair in program.networks() for k, f in pair.functions.items()}
     if options.gradient == "none" or not torch.is_grad_enabled():
         with torch.no_grad():
@@ -189,7 +189,7 @@ def differentiate(
         if mode == "full":
             captured = first_value.facts.captured or captured
         network_inputs = [t for network in program.networks() for t in network.inputs.tensors]
-        if (why := _why_under_autograd([*inputs.tensors, *network_inputs], behind_known, captured)) is not None:
+        if (why := why_under_autograd([*inputs.tensors, *network_inputs], behind_known, captured)) is not None:
             outputs = _under_autograd(layer, field, program, args, layout, mode, why)
             return outputs, Plan("graph", captured=captured)
         # A stopped gradient is not computed again: f may change as it likes.
@@ -203,7 +203,7 @@ def differentiate(
         return _Unroll.apply(program, side, len(args), *args, *network_inputs, *inputs.tensors), plan
 
 
-def _savable(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def savable(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     """Tensors that were made in inference mode as copies: autograd may not save those."""
     return tuple([t.clone() if t is not None and t.is_inference() else t for t in tensors])
 
@@ -224,9 +224,13 @@ def _without_gradients(
     return outputs
 
 
-def _why_under_autograd(inputs: Sequence[Tensor], behind_known: Ancestry, captured: str | None) -> str | None:
-    """Why the derivatives for `inputs` cannot be taken evaluation by evaluation, or None."""
-    slower = "the unroll runs on autograd's own graph (memory='graph', slower)"
+def why_under_autograd(
+    inputs: Sequence[Tensor],
+    behind_known: Ancestry,
+    captured: str | None,
+    slower: str = "the unroll runs on autograd's own graph (memory='graph', slower)",
+) -> str | None:
+    """Why the derivatives for `inputs` cannot be taken evaluation by evaluation, or None. slower: what is done then."""
     if captured is not None:
         return (
             f"potential captured a non-leaf tensor that requires grad ({captured}): {slower}. Pass such tensors as "
@@ -243,7 +247,7 @@ def _why_under_autograd(inputs: Sequence[Tensor], behind_known: Ancestry, captur
     return None
 
 
-def _refuse_transforms(layer: str, args: Sequence[Tensor | None]) -> None:
+def refuse_transforms(layer: str, args: Sequence[Tensor | None]) -> None:
     """torch.func cannot see through a hand-written adjoint, and fails deep inside with words about itself; forward-mode
     tangents would be lost."""
     if forward_ad._current_level >= 0 and any(

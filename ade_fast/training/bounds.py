@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from .._mlp_ops import WeightGradients
 from ..dynamics import DampedLeapfrog
+from ..dynamics.sequential import layers_of
 from ..potentials import WithBase
 from ..weights import effective_sample_size, log_mean_exp, why_no_weights
 from ._arguments import number
@@ -164,8 +165,8 @@ class Bounds:
             )
         if (why := why_no_weights(sampler, momentum_weight)) is not None:
             raise ValueError(f"ADE: bound={self.potential!r} and sampler_bound={self.sampler!r} need weights: {why}")
-        dynamics = sampler.dynamics
-        if isinstance(dynamics, DampedLeapfrog) and dynamics.damping < 1 and bool((momentum_weight <= 1).all()):
+        damped = any(isinstance(layer, DampedLeapfrog) and layer.damping < 1 for layer in layers_of(sampler.dynamics))
+        if damped and bool((momentum_weight <= 1).all()):
             warnings.warn(
                 f"ADE: DampedLeapfrog shrinks momenta below the model's: at momentum_weight "
                 f"{momentum_weight.max().item():g} its weights have no finite variance; raise momentum_weight",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..dynamics import DynamicsOutput
+from ..dynamics.sequential import clips_samples
 from ..initial import Flow, Gaussian
 from ..potentials._checks import per_sample
 from ..weighted import WeightedSampler, evaluating
@@ -134,7 +135,7 @@ class DualSampler(nn.Module):
             )
         self.initial = initial
         self.dynamics = dynamics
-        if getattr(getattr(dynamics, "options", None), "sample_range", None) is not None:
+        if clips_samples(dynamics):
             warnings.warn(
                 "DualSampler: dynamics clips samples to sample_range, which log_q ignores: q^T has atoms on the "
                 "boundary, and the entropy is that of the samples before clipping",
