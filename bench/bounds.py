@@ -17,8 +17,7 @@ from typing import Any
 import bounds_tables
 import common
 import torch
-
-import ade_fast as ade
+from players import make_model, make_problem
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "elbo": {},
@@ -47,20 +46,9 @@ CASES = [Case("relu"), Case("silu"), Case("relu", 1000), Case("silu", 1000)]
 
 def update(case: Case, device: torch.device, *, base: bool = False, **bounds) -> Callable[[], object]:
     """One update of new players."""
-    torch.manual_seed(0)
-    potential = ade.MLPPotential(2, activation=case.activation)
-    clip = ade.Clip.norm(10.0)
-    dynamics = ade.Leapfrog(case.n_steps, torch.full((2,), 0.1), grad_clip=clip, momentum_clip=clip)
-    sampler = ade.DualSampler(ade.initial.PlanarFlow(2, 10), dynamics)
-    model = ade.ADE(ade.WithBase(potential, 0.0, 3.0) if base else potential, sampler, grad_norm_clip=1.0, **bounds).to(
-        device
-    )
-    # Small steps: players that move apart over thousands of timed updates would not be the same ones any more.
-    for optimizer in (model.potential_optimizer, model.sampler_optimizer):
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-6
-    data = ade.data.toy("moons").sample(case.batch).to(device)
-    return lambda: model.step(data)
+    problem = make_problem(case.activation, case.batch, case.n_steps, device, base_std=3.0 if base else None)
+    model = make_model(problem, **bounds)
+    return lambda: model.step(problem.data)
 
 
 def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:

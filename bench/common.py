@@ -8,6 +8,8 @@ import ctypes
 import datetime
 import fnmatch
 import gc
+import importlib.metadata
+import importlib.util
 import math
 import os
 import platform
@@ -87,6 +89,8 @@ def run_cases(
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, for everyone
     results = described_run(benchmark, torch.device(args.device), args.threads)
     results["settings"] = {"runs": args.runs, "warmups": args.warmups, "dtype": "float32"}
+    if "jax" in args.peers and importlib.util.find_spec("jax") is not None:
+        results["versions"]["jax"] = importlib.metadata.version("jax")
     results["cases"], results["left_out"] = [], []
     whole = whole and not args.quick and args.cases == "*" and args.peers == list(peers)
     out = args.out or (RESULTS / f"{benchmark}{variant}-{slug(results)}.json" if whole else None)
@@ -98,8 +102,6 @@ def run_cases(
                 continue
             print(f"{case.name} ...", file=sys.stderr, flush=True)
             results["cases"].append(measure(case))
-            if sys.modules.get("jax") is not None:
-                results["versions"]["jax"] = sys.modules["jax"].__version__
             if out is not None:
                 write_results(results, out)
     if out is not None and results["cases"]:

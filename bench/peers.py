@@ -62,13 +62,15 @@ class Peer:
     run: forward and full backward, as cheap to call as its users have it; of a sampler, forward. outputs: what `run`
     returned as [x^T, v^T, dx0, dv0, dstep_size, *dparameters] or [x^T, v^T], a list of torch tensors in the problem's
     shapes and order; None is zero. forward: the forward pass with what the backward pass needs; None where the two
-    cannot be separated. notes: for the results file.
+    cannot be separated. notes: for the results file. trial: what `outputs` judges in place of `run`, where that draws
+    its own numbers.
     """
 
     run: Callable[[], Any]
     outputs: Callable[[Any], list[Tensor | None]] = list
     forward: Callable[[], Any] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    trial: Callable[[], Any] | None = None
 
 
 class Skipped(Exception):
@@ -84,12 +86,13 @@ class Settings:
     precision: str = "highest"
 
 
-Make = Callable[[Problem, Settings], Peer]
+Make = Callable[[Any, Settings], Peer]
+"""From a `Problem`, or from whatever else all peers of a benchmark solve."""
 Judge = Callable[[str, Sequence[Tensor | None]], tuple[dict[str, Any], str | None]]
 
 
 def build(
-    makers: Mapping[str, Make], problem: Problem, settings: Settings, judge: Judge
+    makers: Mapping[str, Make], problem: Any, settings: Settings, judge: Judge
 ) -> tuple[dict[str, Peer], dict[str, dict[str, Any]]]:
     """The peers that run here and are right, and an entry of the results file for every one.
 
@@ -100,7 +103,7 @@ def build(
     for name, make in makers.items():
         try:
             peer = make(problem, settings)
-            found, wrong = judge(name, peer.outputs(peer.run()))
+            found, wrong = judge(name, peer.outputs((peer.trial or peer.run)()))
         except Skipped as why:
             entries[name] = {"skipped": str(why)}
             continue
@@ -143,13 +146,18 @@ def eager_2t(problem: Problem, settings: Settings) -> Peer:
 
 
 def merged_kicks(
-    gradient: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, eta: Tensor, n_steps: int
+    gradient: Callable[[Tensor], Tensor],
+    x: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    n_steps: int,
+    clip: Callable[[Tensor], Tensor] = lambda v: v,
 ) -> tuple[Tensor, Tensor]:
     """The same steps with T + 1 gradient evaluations: the last half kick of a step and the first of the next
-    share theirs."""
+    share theirs. clip: of v where it moves x."""
     v = v + eta / 2 * gradient(x)
     for t in range(n_steps):
-        x = x + eta * v
+        x = x + eta * clip(v)
         v = v + (eta if t < n_steps - 1 else eta / 2) * gradient(x)
     return x, v
 
@@ -253,7 +261,7 @@ def _compiled(problem: Problem) -> Callable[[], tuple[Tensor, Tensor]]:
     return lambda: function(p.x0, p.v0, p.step_size)
 
 
-def _within_limit(peer: Peer, settings: Settings) -> Peer:
+def within_limit(peer: Peer, settings: Settings) -> Peer:
     """The peer, after its first call: its compilation."""
     start = time.perf_counter()
     try:
@@ -271,11 +279,11 @@ def _within_limit(peer: Peer, settings: Settings) -> Peer:
 
 
 def compiled(problem: Problem, settings: Settings) -> Peer:
-    return _within_limit(_by_autograd(problem, _compiled(problem), problem.inputs), settings)
+    return within_limit(_by_autograd(problem, _compiled(problem), problem.inputs), settings)
 
 
 def sample_compiled(problem: Problem, settings: Settings) -> Peer:
-    return _within_limit(Peer(torch.no_grad()(_compiled(problem))), settings)
+    return within_limit(Peer(torch.no_grad()(_compiled(problem))), settings)
 
 
 # --- JAX ----------------------------------------------------------------------------------------------------
@@ -285,45 +293,69 @@ def sample_compiled(problem: Problem, settings: Settings) -> Peer:
 _JAX_PRECISION = {"highest": "highest", "high": "high", "medium": "default"}
 
 
+def jax_device(device: torch.device, settings: Settings) -> Any:
+    """JAX's name of a device, with its matrix products set to the precision asked for.
+
+    Raises: Skipped.
+    """
+    if importlib.util.find_spec("jax") is None:
+        raise Skipped("jax is not installed")
+    import jax
+
+    platform = {"cuda": "gpu"}.get(device.type, device.type)
+    try:
+        found = jax.devices(platform)[0]
+    except RuntimeError:
+        raise Skipped(f"this jax has no {platform} support") from None
+    jax.config.update("jax_default_matmul_precision", _JAX_PRECISION[settings.precision])
+    return found
+
+
+def jax_merged_kicks(
+    gradient: Callable[[Any], Any],
+    x: Any,
+    v: Any,
+    eta: Any,
+    n_steps: int,
+    clip: Callable[[Any], Any] = lambda v: v,
+    unroll: bool = False,
+) -> tuple[Any, Any]:
+    """`merged_kicks` as one lax.scan over the steps."""
+    import jax
+    import jax.numpy as jnp
+
+    def step(state: tuple[Any, Any], kick: Any) -> tuple[tuple[Any, Any], None]:
+        x, v = state
+        x = x + eta * clip(v)
+        return (x, v + kick * gradient(x)), None
+
+    kicks = jnp.broadcast_to(eta, (n_steps, *eta.shape)).at[-1].set(eta / 2)
+    return jax.lax.scan(step, (x, v + eta / 2 * gradient(x)), kicks, unroll=unroll)[0]
+
+
 def _jax_peer(problem: Problem, settings: Settings, backward: bool) -> Peer:
     """jax.jit of one lax.scan over the steps, or of forward and vjp of it; T + 1 gradient evaluations.
 
     Images are NHWC, and their scan is unrolled on the CPU: XLA's CPU convolutions are ten times slower inside
     a loop.
     """
-    if importlib.util.find_spec("jax") is None:
-        raise Skipped("jax is not installed")
-    import jax
-    import jax.numpy as jnp
-
     p = problem
-    platform = {"cuda": "gpu"}.get(p.x0.device.type, p.x0.device.type)
-    try:
-        device = jax.devices(platform)[0]
-    except RuntimeError:
-        raise Skipped(f"this jax has no {platform} support") from None
-    jax.config.update("jax_default_matmul_precision", _JAX_PRECISION[settings.precision])
+    device = jax_device(p.x0.device, settings)
+    import jax
 
     def array(x: Tensor, order: tuple[int, ...] | None = None) -> Any:
         x = x.detach().cpu()
         return jax.device_put((x if order is None else x.permute(order)).numpy(), device)
 
     image = p.x0.dim() == 4
-    whole = image and platform == "cpu"
+    whole = image and device.platform == "cpu"
     to_jax, to_torch = ((0, 2, 3, 1), (0, 3, 1, 2)) if image else (None, None)
     weights = {n: array(w, (2, 3, 1, 0) if w.dim() == 4 else None) for n, w in p.potential.named_parameters()}
-    potential = _jax_potential(p.potential)
+    potential = jax_potential(p.potential)
 
     def unroll(weights: dict[str, Any], x: Any, v: Any, eta: Any) -> tuple[Any, Any]:
         gradient = jax.grad(lambda x: potential(weights, x).sum())
-
-        def step(state: tuple[Any, Any], kick: Any) -> tuple[tuple[Any, Any], None]:
-            x, v = state
-            x = x + eta * v
-            return (x, v + kick * gradient(x)), None
-
-        kicks = jnp.full(p.n_steps, eta).at[-1].set(eta / 2)
-        return jax.lax.scan(step, (x, v + eta / 2 * gradient(x)), kicks, unroll=whole)[0]
+        return jax_merged_kicks(gradient, x, v, eta, p.n_steps, unroll=whole)
 
     def forward_backward(inputs: tuple, cotangents: tuple) -> tuple:
         outputs, pull = jax.vjp(unroll, *inputs)
@@ -365,7 +397,7 @@ def sample_jax(problem: Problem, settings: Settings) -> Peer:
     return _jax_peer(problem, settings, backward=False)
 
 
-def _jax_potential(potential: nn.Module) -> Callable[[dict[str, Any], Any], Any]:
+def jax_potential(potential: nn.Module) -> Callable[[dict[str, Any], Any], Any]:
     """The same layers in JAX, images as NHWC: a function of (weights by parameter name, x) -> [B]."""
     import jax
     from jax import lax

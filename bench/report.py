@@ -21,6 +21,7 @@ import recipe_tables
 import records
 import sampler_tables
 import tables
+import update_tables
 from tables import LABELS, Entry, Results, Row
 
 DOCUMENTS = ("README.md", "bench/README.md", "docs/recipe.md", "docs/likelihood.md", "docs/density.md")
@@ -106,6 +107,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "mlp-full": ("mlp", mlp_tables.full),
     "bounds": ("bounds", bounds_tables.summary),
     "samplers": ("samplers", sampler_tables.summary),
+    "update": ("update", update_tables.show),
     **{name: (name, _recipe(name)) for name in recipe_tables.TABLES},
 }
 

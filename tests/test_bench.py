@@ -323,6 +323,107 @@ def test_every_selection_is_part_of_the_full_grid(bench: Callable[[str], ModuleT
     assert len(set(names)) == len(names)
 
 
+# --- bench/update.py
+
+
+def test_update_run_checks_and_measures_every_peer(tmp_path: Path, bench: Callable[[str], ModuleType]) -> None:
+    file = tmp_path / "update-here.json"
+    printed = run_benchmark("update.py", "--quick --threads 1 --peers eager-t1,jax,ade-auto", file)
+    written = json.loads(file.read_text())
+    (case,) = written["cases"]
+    assert case["case"] == "update-relu-B100-T5-penalty"
+    for name in ("eager-t1", "ade-auto"):
+        peer = case["peers"][name]
+        assert "skipped" not in peer and peer["error"] <= 1e-4 and peer["ms"] > 0 and len(peer["ms_all"]) == 2
+    assert case["peers"]["ade-auto"]["field"] == "mlp"
+    assert case["peers"]["jax"] == {"skipped": "jax is not installed"}
+    assert list(case["parts"]) == ["unroll", "q0", "values", "values, penalty", "metrics", "optimizers"]
+    assert all(ms > 0 for ms in case["parts"].values())
+    assert bench("report").block("update", tmp_path) in printed
+
+
+def test_update_by_itself_in_processes(tmp_path: Path) -> None:
+    file = tmp_path / "update-here.json"
+    printed = run_benchmark("update.py", "--quick --threads 1 --apart 2 --peers ade-auto", file)
+    (case,) = json.loads(file.read_text())["cases"]
+    peer = case["peers"]["ade-auto"]
+    assert case["processes"] == len(peer["ms_all"]) == 2 and peer["ms"] == pytest.approx(
+        sum(peer["ms_all"]) / 2, abs=1e-3
+    )
+    assert "median of 2 processes (least-most)" in printed and "parts" not in case
+
+
+LOSSES = {
+    "elbo": {},
+    "penalty": {"gradient_penalty": 0.01},
+    "importance-base": {"bound": "importance", "base_std": 3.0},
+    "clips": {"clip": 0.05, "gradient_penalty": 0.01},
+}
+
+
+PEERS_OF_TORCH = [(peer, loss) for peer in ("eager-t1", "functional", "ade-auto") for loss in LOSSES]
+
+
+@pytest.mark.parametrize(("peer", "loss"), [*PEERS_OF_TORCH, ("jax", "importance-base"), ("jax", "clips")])
+def test_update_peers_compute_the_update(peer: str, loss: str, bench: Callable[[str], ModuleType]) -> None:
+    """With more samples than the initial ones that a metric is of, and (last) with clips that act everywhere.
+    "functional" is what torch.compile is given."""
+    exact, peers, update_peers = bench("update_exact"), bench("peers"), bench("update_peers")
+    problem = bench("players").make_problem("silu", 300, 3, torch.device("cpu"), **LOSSES[loss])
+    if peer == "jax":
+        pytest.importorskip("jax")
+        pytest.importorskip("optax")
+        problem = dataclasses.replace(problem, initial=ade.initial.PlanarFlow(2, 1))  # each layer takes long to compile
+    if peer == "functional":
+        players = update_peers.PlainPlayers(problem, update_peers.by_func)
+        made = update_peers.torch_peer(players, players.loss)
+    else:
+        made = update_peers.PEERS[peer](problem, peers.Settings(180.0))
+    error, of_moves = exact.errors(made.outputs(made.trial()), exact.expected(problem), problem)
+    assert error <= 1e-5 and of_moves <= 0.02
+    assert len(made.run()) == len(problem.metrics)
+
+
+@pytest.mark.parametrize("wrong", ["step size", "penalty", "clip", "base", "direction"])
+def test_updates_that_are_wrong_are_seen(wrong: str, bench: Callable[[str], ModuleType]) -> None:
+    update, peers, update_peers = bench("update"), bench("peers"), bench("update_peers")
+    loss = "importance-base" if wrong == "base" else "penalty"
+    case = update.Case("relu", 100, loss)
+    problem = dataclasses.replace(case.problem(torch.device("cpu")), clip=0.05 if wrong == "clip" else 10.0)
+    changes = {
+        "step size": {"step_size": 1.01 * problem.step_size},
+        "penalty": {"gradient_penalty": 1.01 * problem.gradient_penalty},
+        "clip": {"clip": 10.0},
+        "base": {"base_std": 3.03},
+    }
+
+    def make(problem, settings):
+        if wrong != "direction":
+            return update_peers.eager(dataclasses.replace(problem, **changes[wrong]), settings)
+        players = update_peers.PlainPlayers(problem, update_peers.by_autograd)
+        players.optimizers[0].param_groups[0]["maximize"] = False
+        return update_peers.torch_peer(players, players.loss)
+
+    makers = {"wrong": make, "right": update_peers.eager}
+    ready, entries = peers.build(makers, problem, peers.Settings(1.0), update.judge_of(case, problem))
+    assert list(ready) == ["right"]
+    what = "parameters moved otherwise" if wrong == "direction" else "relative error"
+    assert entries["wrong"]["skipped"].startswith(f"wrong: {what}")
+
+
+def test_update_tables_say_where_the_time_goes(bench: Callable[[str], ModuleType]) -> None:
+    found = {"unroll": 4.0, "q0": 0.5, "values": 1.0, "values, penalty": 1.75, "metrics": 0.25, "optimizers": 0.125}
+    results = bench("common").described_run("update", torch.device("cpu"), 1)
+    peers = {"eager-t1": {"ms": 20.0, "error": 1e-6}, "jax": {"skipped": "no jax"}, "ade-auto": {"ms": 8.0, "error": 0}}
+    results |= {"settings": {"runs": 3}, "cases": [{"case": "one", "peers": peers, "parts": found}]}
+    text = bench("update_tables").show(results)
+    assert "| `one` | 20 | - | 8 | 2.50× | - |" in text
+    assert "| `one` | 8 | 2.00× | 4 | 0.5 | 1 | 0.75 | 0.25 | 0.125 | 1.38 |" in text
+    assert "- everywhere, JAX jit + scan: no jax" in text
+    del found["values, penalty"]
+    assert "| 1 | - | 0.25 | 0.125 | 2.12 |" in bench("update_tables").show(results)
+
+
 # --- bench/samplers.py
 
 
