@@ -3,6 +3,7 @@
 from .annealed_leapfrog import AnnealedLeapfrog, AnnealedOutput
 from .base import Clip, DynamicsOutput, NonFiniteError
 from .damped_leapfrog import DampedLeapfrog
+from .deterministic_langevin import DeterministicLangevin
 from .generalized_leapfrog import GeneralizedLeapfrog
 from .leapfrog import Leapfrog
 
@@ -11,6 +12,7 @@ __all__ = [
     "AnnealedOutput",
     "Clip",
     "DampedLeapfrog",
+    "DeterministicLangevin",
     "DynamicsOutput",
     "GeneralizedLeapfrog",
     "Leapfrog",
