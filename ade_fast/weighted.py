@@ -60,7 +60,7 @@ class WeightedSampler:
     def __init__(self, layer: str, potential: Callable, sampler, momentum_weight: float | Tensor | None) -> None:
         if not callable(potential):
             raise TypeError(f"{layer}: potential must be callable, [B, *event] -> [B], got {type(potential).__name__}")
-        if not all(hasattr(sampler, name) for name in ("initial", "dynamics", "draws_own_momenta")):
+        if not all(hasattr(sampler, name) for name in ("initial", "dynamics", "draws_own_momenta", "has_momentum")):
             raise TypeError(f"{layer}: sampler must be an ade.DualSampler, got {type(sampler).__name__}")
         self._layer, self._potential, self._sampler = layer, potential, sampler
         self._momentum_weight = as_momentum_weight(layer, momentum_weight)

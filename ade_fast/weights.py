@@ -118,6 +118,8 @@ def why_no_weights(sampler, momentum_weight: Tensor) -> str | None:
         return "Empirical has no density"
     if getattr(getattr(sampler.dynamics, "options", None), "sample_range", None) is not None:
         return "dynamics clips samples to sample_range, where q^T has atoms"
-    if not bool((momentum_weight > 0).all()):
+    if getattr(sampler.dynamics, "estimates_log_det", False):
+        return "dynamics only estimates its log_det, and the mean of w e^noise is not that of w"
+    if sampler.has_momentum() and not bool((momentum_weight > 0).all()):
         return "momentum_weight is 0, under which momenta have no distribution"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,6 @@ from .base import Options, accumulation_dtype
 from .log_det import LogDet, exact, folds, power_iteration, warn_bound, warn_folds
 from .unroll import _why_under_autograd
 
-# Steps are evaluated together while autograd saves no more than this for them.
-_CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
 # Expansions divide by the bound.
 _LEAST_BOUND = 1e-3
 
@@ -46,10 +45,12 @@ class Drawn:
     probes: Tensor | None = None
     starts: Tensor | None = None
 
-    def steps(self, part: slice) -> tuple[Tensor | None, Tensor | None]:
-        """Those of some steps as [P, N, D] and [N, D]."""
-        probes = None if self.probes is None else self.probes[:, part].flatten(1, 2)
-        return probes, None if self.starts is None else self.starts[part].flatten(0, 1)
+    def step(self, t: int) -> tuple[Tensor | None, Tensor | None]:
+        """Those of one step, [P, B, D] and [B, D]."""
+        return (
+            None if self.probes is None else self.probes[:, t],
+            None if self.starts is None else self.starts[t],
+        )
 
 
 class LogDetField:
@@ -207,8 +208,8 @@ def log_det_along(
 ) -> Tensor:
     """Σ_t log|det(I + diag(η_t) H(x_t))|, [B], in the accumulation dtype.
 
-    Steps are evaluated together, as many as autograd saves little for. Memory as in `Leapfrog`: "graph" keeps the
-    graphs, "states" evaluates again. f that is piecewise linear where it is evaluated has H = 0.
+    Memory as in `Leapfrog`: "graph" keeps the steps' graphs, "states" evaluates again. f that is piecewise linear where
+    it is evaluated has H = 0.
 
     Args:
         states: x_t, t < T, rows [T, B, D]. eta: [T, D]. drawn: probes and starts.
@@ -219,60 +220,38 @@ def log_det_along(
         states = states.detach()
     with torch.set_grad_enabled(learning):
         field = LogDetField(layer, potential, how, layout, states, context)
-        n_steps, batch = states.shape[:2]
+        batch = states.shape[1]
         rows = eta.unsqueeze(1).expand(-1, batch, -1)
         if field.known_linear:
             return field.of_linear(eta).sum().expand(batch)
         with field.surroundings.held():
-            total = _by_chunks(field, states, rows, drawn, options, n_steps)
+            total = _step_by_step(field, states, rows, drawn, options)
             field.surroundings.refuse_changed_buffers()
         field.watch.begin()
         field.warn()
     return total
 
 
-def _by_chunks(field: LogDetField, states: Tensor, eta: Tensor, drawn: Drawn, options: Options, n_steps: int) -> Tensor:
-    """The first step alone, where errors show and memory is measured, then the others, some together. [B]."""
-    device, batch = states.device, states.shape[1]
+def _step_by_step(field: LogDetField, states: Tensor, eta: Tensor, drawn: Drawn, options: Options) -> Tensor:
+    """The sum over steps, [B]. How much their graphs take is measured at the first one, and decides on the others'."""
     saved = SavedBytes((), lambda tensor: None)
-
-    def of(part: slice, keep: bool) -> Tensor:
-        at = Points(states[part].flatten(0, 1), eta[part].flatten(0, 1), *drawn.steps(part))
-        return _at(field, at, keep, options).view(-1, batch).sum(0)
-
-    # How much the first step takes is only known when it is there; what it keeps is little beside the rest.
     keep = options.memory != "states"
-    with saved.counting():
-        total = of(slice(0, 1), keep)
-    if options.memory == "auto":
-        keep = saved.total * n_steps <= memory_budget(device)
-    together = max(_CHUNK_BYTES.get(device.type, 16 << 20) // max(saved.total, 1), 1)
-    start = 1
-    while start < n_steps:
-        part = slice(start, min(start + together, n_steps))
-        try:
-            total = total + of(part, keep)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, TypeError, IndexError) as why:
-            if together == 1:
-                raise
-            note_slow_path(
-                f"log_det steps {id(field.potential)}",
-                f"{field.layer}: potential cannot be evaluated on the rows of several steps at once ({why}): log_det "
-                f"is computed step by step. Let it accept any batch size, and treat each sample alone",
-            )
-            together = 1
-            continue
-        start = part.stop
+    total = eta.new_zeros(states.shape[1])
+    for t, x in enumerate(states.unbind()):
+        counting = saved.counting() if t == 0 else nullcontext()
+        total = total + _at(field, Points(x, eta[t], *drawn.step(t)), keep, options, counting)
+        if t == 0 and options.memory == "auto":
+            keep = saved.total * len(states) <= memory_budget(states.device)
     return total
 
 
-def _at(field: LogDetField, at: Points, keep: bool, options: Options) -> Tensor:
-    """log|det| at some points, [N], differentiable as `options` say."""
+def _at(field: LogDetField, at: Points, keep: bool, options: Options, counting: AbstractContextManager[None]) -> Tensor:
+    """log|det| at some points, [N], differentiable as `options` say. counting: entered around the evaluation alone,
+    since hooks on saved tensors keep autograd from seeing changes in place."""
     learning = torch.is_grad_enabled()
     leaves = at.at(at.x.detach().requires_grad_(), at.eta.detach().requires_grad_(learning))
-    value, facts = field.evaluate(leaves)
+    with counting:
+        value, facts = field.evaluate(leaves)
     if not value.requires_grad:
         return value
     inputs = Inputs()
