@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from .._mlp_ops import WeightGradients
 from ..dynamics import DampedLeapfrog
 from ..potentials import WithBase
-from ..weights import effective_sample_size, log_mean_exp, why_no_weights
+from ..weights import effective_sample_size, log_mean_exp, warn_of_thin_sheet, why_no_weights
 from ._arguments import number
 from .sampler import Cut, DualSampler
 
@@ -164,6 +164,7 @@ class Bounds:
             )
         if (why := why_no_weights(sampler, momentum_weight)) is not None:
             raise ValueError(f"ADE: bound={self.potential!r} and sampler_bound={self.sampler!r} need weights: {why}")
+        warn_of_thin_sheet("ADE", sampler)
         dynamics = sampler.dynamics
         if isinstance(dynamics, DampedLeapfrog) and dynamics.damping < 1 and bool((momentum_weight <= 1).all()):
             warnings.warn(
