@@ -640,6 +640,20 @@ def planar_flow(x: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Ten
     return x + u_hat * h.unsqueeze(1), torch.log(torch.abs(1 + (w @ u_hat) * (1 - h.square())))
 
 
+# --- (39), (40): deep latent-variable model ------------------------------------------------------------------
+
+
+def deep_latent(v: Tensor, mean: Tensor, std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Eqs. (39), (40): x = φ(v) + σ ⊙ ε, and log N(x; φ(v), diag(σ²)) + log N(v; 0, I).
+
+    Shapes: v ``(B, l)``; mean φ(v), std σ and noise ε ``(B, *event)``. Returns ``(B, *event)`` and ``(B,)``.
+    """
+    x = mean + std * noise
+    log_x = -0.5 * ((x - mean) / std) ** 2 - (std * math.sqrt(2 * math.pi)).log()
+    log_v = -0.5 * v**2 - 0.5 * math.log(2 * math.pi)
+    return x, sum_over_event(log_x) + sum_over_event(log_v)
+
+
 # --- F.1: maximum mean discrepancy (Gretton et al. 2012, lemma 6) -------------------------------------------
 
 

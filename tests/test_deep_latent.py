@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions import Normal
 
 import ade_fast as ade
-from ade_fast import initial, metrics
+from ade_fast import initial, metrics, reference
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -44,6 +44,19 @@ def test_joint_density_is_that_of_the_distributions(name: str) -> None:
     std = log_std.exp()
     assert (std > 0).all() and (std < q.max_std).all()
     assert q.max_std == {"images": 1e-3, "images, cut": 0.1, "vectors, linear": 0.5}.get(name, 1.0)
+
+
+@pytest.mark.parametrize("name", ["vectors", "matrices", "images, cut"])
+def test_samples_and_density_are_the_references(name: str) -> None:
+    q = MAKERS[name]().double()
+    x, v, log_q = q.sample(5, (q.latent_dim,), generator())
+    mean, log_std = q.decode(v)
+    rng = generator()
+    assert torch.equal(torch.randn(5, q.latent_dim, generator=rng, dtype=DOUBLE), v)
+    noise = torch.randn(5, *q.event, generator=rng, dtype=DOUBLE)
+    expected = reference.deep_latent(v, mean, log_std.exp(), noise)
+    assert_close(x.detach(), expected[0].detach(), "x", 1e-12)
+    assert_close(log_q.detach(), expected[1].detach(), "log_q", 1e-12)
 
 
 def test_table_4b() -> None:
