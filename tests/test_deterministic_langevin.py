@@ -322,7 +322,8 @@ def test_piecewise_linear_potentials_have_the_bases_log_det(name: str, mode: str
     f = ade.WithBase(potential, 0.2, 1.5) if base else potential
     x0 = normal(4, *event, seed=1).requires_grad_()
     layer = ade.DeterministicLangevin(3, steps("per_step", event, 3), log_det=mode)
-    out = layer(f, x0)
+    with pytest.warns(UserWarning, match=r"potential is piecewise linear: .* jumps where f bends"):
+        out = layer(f, x0)
     assert layer.last_plan.piecewise_linear
     size = torch.Size(event).numel()
     per_step = torch.log1p(-layer.step_size / 1.5**2).sum() * size if base else torch.zeros((), dtype=DOUBLE)
@@ -331,6 +332,15 @@ def test_piecewise_linear_potentials_have_the_bases_log_det(name: str, mode: str
     wanted = [x0, layer.step_size, *potential.parameters()]
     for a, e in zip(gradients((out.x, out.log_det), wanted), gradients((x, log_det), wanted), strict=True):
         assert_close(a, e, "gradient", 1e-10)
+
+
+def test_an_affine_potential_has_no_kinks() -> None:
+    layer = ade.DeterministicLangevin(3, torch.tensor(0.5, dtype=DOUBLE))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = layer(lambda x: 2 * x.sum(1), torch.zeros(4, 3, dtype=DOUBLE))
+    assert torch.equal(out.x, torch.full((4, 3), 3.0, dtype=DOUBLE))
+    assert torch.equal(out.log_det, torch.zeros(4, dtype=DOUBLE))
 
 
 class Bending(nn.Module):
@@ -373,6 +383,9 @@ def test_folding_steps_are_warned_of() -> None:
         out = ade.DeterministicLangevin(2, 3.0).double()(potential, x0)
     wanted = reference.deterministic_langevin(potential, x0, 3.0, 2)[1]
     assert_close(out.log_det.detach(), wanted.detach(), "log_det", 1e-12)
+    steep = ade.WithBase(make_potential("relu"), 0.0, 0.5)
+    with pytest.warns(UserWarning, match=r"no one-to-one map at 8 of 8 points"):
+        ade.DeterministicLangevin(2, 0.3).double()(steep, x0)
     for mode in BOUND:
         layer = ade.DeterministicLangevin(2, 3.0, log_det=mode, spectral_bound=1.5).double()
         with pytest.warns(UserWarning, match=r"spectral bound is 4\.5, not below 1.*reduce step_size"):

@@ -184,8 +184,9 @@ class DeterministicLangevin(Dynamics):
     is not (f bends down by more than 1/η), a UserWarning says so: from the Hessian itself with "exact", from the bound
     with the expansions. The steps and log_det are computed all the same.
 
-    A piecewise-linear f has log_det 0, on a `WithBase` that of the Gaussian, in closed form under every ``log_det``:
-    what the kinks do to mass is not seen.
+    A piecewise-linear f has log_det 0, on a `WithBase` that of the Gaussian, in closed form under every ``log_det``.
+    That is right between the kinks alone: at a kink the step jumps, samples overlap or leave a gap, and densities and
+    weights are wrong (a UserWarning).
 
     Shapes, gradients, ``context`` and errors as in `Leapfrog`. Gradients reach x0, step sizes and everything that f
     depends on through log_det too (third derivatives of f); ``gradient="stopped"`` takes H for a constant as well.

@@ -161,3 +161,13 @@ def warn_bound(layer: str, bound: float) -> None:
         UserWarning,
         stacklevel=2,
     )
+
+
+def warn_kinks(layer: str) -> None:
+    warnings.warn(
+        f"{layer}: potential is piecewise linear: x + step_size ∇f(x) jumps where f bends, so that samples overlap or "
+        "leave gaps there, which log_det does not see: densities, entropies and weights are not right; use a smooth "
+        "activation",
+        UserWarning,
+        stacklevel=2,
+    )

@@ -18,7 +18,7 @@ from ..fields.graph import Ancestry, GraphFacts, inspect_graph, sequence_number
 from ..fields.memory import SavedBytes
 from ..fields.surroundings import Inputs
 from .base import Options, accumulation_dtype
-from .log_det import LogDet, exact, folds, power_iteration, warn_bound, warn_folds
+from .log_det import LogDet, exact, folds, power_iteration, warn_bound, warn_folds, warn_kinks
 from .unroll import _why_under_autograd
 
 # Expansions divide by the bound.
@@ -68,6 +68,7 @@ class LogDetField:
             self.watch.note(constant)
         self.potential, self._base = without_base(layer, potential, layout, x0, accumulation_dtype(x0.dtype))
         self._field = AutogradField(layer, self.potential, layout, known, self.watch, self._base)
+        self.kinked = False
         self.folded: list[Tensor] = []
         self.bounds: list[Tensor] = []
 
@@ -84,7 +85,10 @@ class LogDetField:
         facts = inspect_graph(y, at.x, self._field.known, born_after)
         if not facts.reaches_x:
             raise self._field._independent_of_x()
-        return self.of_linear(at.eta) if facts.piecewise_linear else self._of_smooth(y, at), facts
+        if not facts.piecewise_linear:
+            return self._of_smooth(y, at), facts
+        self.kinked = self.kinked or facts.kinks != ()
+        return self.of_linear(at.eta), facts
 
     def evaluate_under_autograd(self, at: Points) -> Tensor:
         """The same of an f that is not piecewise linear, as a function of whatever x and eta were computed from."""
@@ -92,9 +96,10 @@ class LogDetField:
         return self._of_smooth(self._value(x), at.at(x, at.eta))
 
     def of_linear(self, eta: Tensor) -> Tensor:
-        """Of an f with H = 0 where it is differentiable, with its base's H = -pull: exact."""
+        """Of an f with H = 0 where it is differentiable, with its base's H = -pull: exact, but for the kinks."""
         if self._base is None:
             return eta.new_zeros(len(eta))
+        self.folded.append((eta.detach() * self._base.pull >= 1).any(1))
         return (1 - eta * self._base.pull).abs().log().sum(1)
 
     def _value(self, x: Tensor) -> Tensor:
@@ -138,7 +143,9 @@ class LogDetField:
         return sum(self._how.expand(product, z, bound) for z in at.probes) / len(at.probes)
 
     def warn(self) -> None:
-        """Says where a step is no one-to-one map, as far as was seen since the last time."""
+        """Says where a step is no one-to-one map, as far as was seen."""
+        if self.kinked:
+            warn_kinks(self.layer)
         if self.folded:
             folded = torch.cat(self.folded)
             if (count := int(folded.sum())) > 0:
@@ -147,7 +154,6 @@ class LogDetField:
             bounds = torch.cat(self.bounds)
             if len(bounds) and (largest := float(bounds.max())) >= 1:
                 warn_bound(self.layer, largest)
-        self.folded, self.bounds = [], []
 
 
 class _LogDet(torch.autograd.Function):
@@ -223,11 +229,13 @@ def log_det_along(
         batch = states.shape[1]
         rows = eta.unsqueeze(1).expand(-1, batch, -1)
         if field.known_linear:
-            return field.of_linear(eta).sum().expand(batch)
-        with field.surroundings.held():
-            total = _step_by_step(field, states, rows, drawn, options)
-            field.surroundings.refuse_changed_buffers()
-        field.watch.begin()
+            field.kinked = True
+            total = field.of_linear(eta).sum().expand(batch)
+        else:
+            with field.surroundings.held():
+                total = _step_by_step(field, states, rows, drawn, options)
+                field.surroundings.refuse_changed_buffers()
+            field.watch.begin()
         field.warn()
     return total
 
