@@ -1,7 +1,7 @@
 """ade_fast: energy-based models trained through their own sampler (Adversarial Dynamics Embedding), fast.
 
 ``import ade_fast as ade``. The dynamics layers (`Leapfrog`, `GeneralizedLeapfrog`, `DampedLeapfrog`,
-`AnnealedLeapfrog`) are drop-in
+`AnnealedLeapfrog`, `DeterministicLangevin`) are drop-in
 PyTorch modules with exact back-propagation through time; `ADE` trains a potential f, p(x) ∝ exp f(x), with them.
 """
 
@@ -13,6 +13,7 @@ from .dynamics import (
     Clip,
     ContinuousLangevin,
     DampedLeapfrog,
+    DeterministicLangevin,
     DynamicsOutput,
     GeneralizedContinuousLangevin,
     GeneralizedLeapfrog,
@@ -35,6 +36,7 @@ __all__ = [
     "ContinuousLangevin",
     "ConvPotential",
     "DampedLeapfrog",
+    "DeterministicLangevin",
     "DualSample",
     "DualSampler",
     "DynamicsOutput",

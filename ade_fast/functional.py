@@ -23,6 +23,7 @@ from .dynamics.annealed_leapfrog import (
 from .dynamics.base import DynamicsOutput, Options
 from .dynamics.continuous import Divergence, check_h, check_scalar_time, run_continuous
 from .dynamics.damped_leapfrog import check_damping, run_damped_leapfrog
+from .dynamics.deterministic_langevin import run_deterministic_langevin
 from .dynamics.generalized_leapfrog import (
     Couplings,
     Scale,
@@ -31,12 +32,14 @@ from .dynamics.generalized_leapfrog import (
     run_generalized_leapfrog,
 )
 from .dynamics.leapfrog import run_leapfrog
+from .dynamics.log_det import LogDet
 from .dynamics.ode import SolverOptions
 
 __all__ = [
     "annealed_leapfrog",
     "continuous_langevin",
     "damped_leapfrog",
+    "deterministic_langevin",
     "generalized_continuous_langevin",
     "generalized_leapfrog",
     "leapfrog",
@@ -167,6 +170,31 @@ def annealed_leapfrog(
         layer, potential, x0, v0, step, n_steps, checked, initial=initial, refreshment=Refreshment.of(refresh),
         bridges=bridges, noise=noise, generator=generator, context=context,
     )[0]  # fmt: skip
+
+
+def deterministic_langevin(
+    potential: Callable,
+    x0: Tensor,
+    step_size: float | Tensor,
+    n_steps: int,
+    *,
+    log_det: str = "exact",
+    order: int = 10,
+    n_probes: int = 1,
+    spectral_bound: float | None = None,
+    probes: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    context: Tensor | Sequence[Tensor] | None = None,
+    **options,
+) -> DynamicsOutput:
+    """T deterministic Langevin steps, eq. (30). Options: those of `ade.DeterministicLangevin`."""
+    layer = "deterministic_langevin"
+    checked = _options(layer, options, without=frozenset({"grad_clip", "momentum_clip", "sample_range"}))
+    step, n_steps = _step(layer, step_size), base.check_n_steps(layer, n_steps)
+    how = LogDet.of(layer, log_det, order, n_probes, spectral_bound)
+    return run_deterministic_langevin(
+        layer, potential, x0, None, step, n_steps, checked, how, probes=probes, generator=generator, context=context
+    )[0]
 
 
 def continuous_langevin(

@@ -12,7 +12,7 @@ from torch import Tensor
 from .dynamics import NonFiniteError
 from .fields import pinned
 from .potentials._checks import per_sample
-from .weights import as_momentum_weight, log_weights, why_no_weights
+from .weights import as_momentum_weight, log_weights, warn_of_thin_sheet, why_no_weights
 
 # At most so many elements of x, and so many rows, at a time: 64 MiB for each hidden layer of 1,000 units in float64.
 _CHUNK_ELEMENTS = 1 << 18
@@ -60,13 +60,14 @@ class WeightedSampler:
     def __init__(self, layer: str, potential: Callable, sampler, momentum_weight: float | Tensor | None) -> None:
         if not callable(potential):
             raise TypeError(f"{layer}: potential must be callable, [B, *event] -> [B], got {type(potential).__name__}")
-        if not all(hasattr(sampler, name) for name in ("initial", "dynamics", "draws_own_momenta")):
+        if not all(hasattr(sampler, name) for name in ("initial", "dynamics", "draws_own_momenta", "has_momentum")):
             raise TypeError(f"{layer}: sampler must be an ade.DualSampler, got {type(sampler).__name__}")
         self._layer, self._potential, self._sampler = layer, potential, sampler
         self._momentum_weight = as_momentum_weight(layer, momentum_weight)
         self.rows = chunk_rows(tuple(sampler.initial.event))
         if (why := why_no_weights(sampler, self._momentum_weight)) is not None:
             raise ValueError(f"{layer}: samples of this sampler have no weights: {why}")
+        warn_of_thin_sheet(layer, sampler)
 
     def chunks(
         self, n: int, generator: torch.Generator | None = None, context: tuple[Tensor, ...] | None = None

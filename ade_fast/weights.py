@@ -7,6 +7,7 @@ determinants), so that E_q[w] = Z_x prod_i (2 pi / lambda_i)^(l/2).
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -112,6 +113,24 @@ def log_normaliser(shape: Sequence[int], count: int, momentum_weight: Tensor) ->
     return (0.5 * size * (math.log(2 * math.pi) - momentum_weight.log())).expand(count).sum()
 
 
+# Scales of a deep latent model below which its samples are a sheet that no other sample comes near.
+_THIN = 0.01
+
+
+def warn_of_thin_sheet(layer: str, sampler) -> None:
+    """Warns where weights are defined and useless: q^0 lies on a thin sheet, and w says nothing of the rest of x."""
+    from .initial import DeepLatent
+
+    start = sampler.initial
+    if isinstance(start, DeepLatent) and start.max_std <= _THIN:
+        warnings.warn(
+            f"{layer}: DeepLatent's samples lie within {start.max_std:g} of a sheet of {start.latent_dim} dimensions: "
+            f"their weights, and a log Z or likelihood found with them, mean nothing; raise max_std",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 def why_no_weights(sampler, momentum_weight: Tensor) -> str | None:
     """Why q^T has no density to form weights with, or None."""
     from .initial import Empirical
@@ -122,6 +141,6 @@ def why_no_weights(sampler, momentum_weight: Tensor) -> str | None:
         return "dynamics clips samples to sample_range, where q^T has atoms"
     if getattr(sampler.dynamics, "estimates_log_det", False):
         return "dynamics only estimates its log_det, and the mean of w e^noise is not that of w"
-    if not bool((momentum_weight > 0).all()):
+    if sampler.has_momentum() and not bool((momentum_weight > 0).all()):
         return "momentum_weight is 0, under which momenta have no distribution"
     return None

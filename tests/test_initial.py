@@ -33,11 +33,14 @@ MAKERS = {
     "mlp": lambda: initial.MLPGaussian(4, 16),
     "mlp, one-dimensional": lambda: initial.MLPGaussian(1, 8),
     "mlp, deep": lambda: initial.MLPGaussian(3, (8, 12)),
+    "langevin": lambda: initial.LangevinFlow(2, 4, 16),
+    "langevin, wide": lambda: initial.LangevinFlow(5, 3, 8, step_size=0.7, std=0.5),
+    "langevin, no layers": lambda: initial.LangevinFlow(3, 0, std=2.0),
     "empirical": lambda: initial.Empirical(torch.randn(50, 3)),
     "buffer": lambda: initial.Empirical(torch.randn(50, 3), buffer_size=20),
     "learned momentum": lambda: initial.PlanarFlow(2, 4, momentum=initial.PlanarFlow(3, 2)),
 }
-FLOWS = ["planar", "planar, wide", "mlp", "mlp, one-dimensional", "mlp, deep"]
+FLOWS = ["planar", "planar, wide", "mlp", "mlp, one-dimensional", "mlp, deep", "langevin", "langevin, wide"]
 
 
 @pytest.fixture(params=list(MAKERS))
@@ -147,7 +150,7 @@ def test_log_density_is_that_of_the_dense_jacobian(name: str, scale: float) -> N
         torch.testing.assert_close(log_det[i], wanted, rtol=1e-10, atol=1e-10 if scale < 4 else 1e-6)
 
 
-@pytest.mark.parametrize("name", [*FLOWS, "planar, no layers"])
+@pytest.mark.parametrize("name", [*FLOWS, "planar, no layers", "langevin, no layers"])
 def test_samples_are_the_transformed_noise_with_its_density(name: str) -> None:
     q = scrambled(MAKERS[name]())
     std = getattr(q, "std", 1.0)
@@ -228,7 +231,7 @@ def test_mlp_gaussian_is_autoregressive_and_not_merely_diagonal() -> None:
 # --- gradients ---
 
 
-@pytest.mark.parametrize("name", ["gaussian, learnable", "planar", "mlp", "learned momentum"])
+@pytest.mark.parametrize("name", ["gaussian, learnable", "planar", "mlp", "langevin", "learned momentum"])
 def test_samples_and_densities_are_reparametrised(name: str) -> None:
     """Gradients of samples and log_q with respect to every parameter, against finite differences."""
     q = scrambled(MAKERS[name](), 0.5)

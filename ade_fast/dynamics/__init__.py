@@ -4,6 +4,7 @@ from .annealed_leapfrog import AnnealedLeapfrog, AnnealedOutput
 from .base import Clip, DynamicsOutput, NonFiniteError
 from .continuous import ContinuousLangevin, GeneralizedContinuousLangevin
 from .damped_leapfrog import DampedLeapfrog
+from .deterministic_langevin import DeterministicLangevin
 from .generalized_leapfrog import GeneralizedLeapfrog
 from .leapfrog import Leapfrog
 from .sequential import Sequential, SequentialOutput
@@ -14,6 +15,7 @@ __all__ = [
     "Clip",
     "ContinuousLangevin",
     "DampedLeapfrog",
+    "DeterministicLangevin",
     "DynamicsOutput",
     "GeneralizedContinuousLangevin",
     "GeneralizedLeapfrog",

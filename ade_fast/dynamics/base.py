@@ -22,11 +22,12 @@ _MEMORY = ("graph", "states", "auto")
 class DynamicsOutput(NamedTuple):
     """End of an unroll.
 
-    x: x^T, [B, *event]. v: v^T, [B, *momentum]. log_det: log|det ∂(x^T, v^T)/∂(x⁰, v⁰)|, [B].
+    x: x^T, [B, *event]. v: v^T, [B, *momentum], or None where there is no momentum. log_det:
+    log|det ∂(x^T, v^T)/∂(x⁰, v⁰)|, [B].
     """
 
     x: Tensor
-    v: Tensor
+    v: Tensor | None
     log_det: Tensor
 
 
@@ -353,9 +354,15 @@ def outside_of_graphs(run: Callable) -> Callable:
 class Dynamics(nn.Module):
     """Base of the dynamics layers: number of steps, step size, options.
 
+    ``has_momentum``: whether there is any, q⁰'s (`momentum_shape`) or the dynamics' own. ``estimates_log_det``: whether
+    log_det is only an estimate, so that there are no weights.
+
     ``last_plan`` is the `Plan` of the latest differentiable call: which memory plan ``"auto"`` chose, and whether
     the potential was recognised as piecewise linear.
     """
+
+    has_momentum = True
+    estimates_log_det = False
 
     def __init__(self, n_steps: int, step_size: float | Tensor, learn_step_size: bool, options: Options) -> None:
         super().__init__()

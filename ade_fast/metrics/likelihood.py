@@ -126,10 +126,11 @@ def _check_data(data: Tensor, sampler) -> None:
         raise TypeError(f"log_likelihood: data must be a tensor, got {type(data).__name__}")
     if not data.is_floating_point():
         raise TypeError(f"log_likelihood: data must be floating point, got {data.dtype}")
-    like = sampler.initial.sample(0).x
+    event = tuple(sampler.initial.event)
+    like = sampler.initial.sample(0, momentum_shape=sampler.dynamics.momentum_shape(event)).x
     if data.dim() == 0 or data.shape[1:] != like.shape[1:]:
-        event = ", ".join(map(str, like.shape[1:]))
-        raise ValueError(f"log_likelihood: data must have shape (n, {event}), got {tuple(data.shape)}")
+        sizes = ", ".join(map(str, like.shape[1:]))
+        raise ValueError(f"log_likelihood: data must have shape (n, {sizes}), got {tuple(data.shape)}")
     if data.dtype != like.dtype:
         raise TypeError(f"log_likelihood: data must have the sampler's dtype {like.dtype}, got {data.dtype}")
     if data.device != like.device:

@@ -16,7 +16,7 @@ from .._mlp_ops import WeightGradients
 from ..dynamics import DampedLeapfrog
 from ..dynamics.sequential import layers_of
 from ..potentials import WithBase
-from ..weights import effective_sample_size, log_mean_exp, why_no_weights
+from ..weights import effective_sample_size, log_mean_exp, warn_of_thin_sheet, why_no_weights
 from ._arguments import number
 from .sampler import Cut, DualSampler
 
@@ -165,6 +165,7 @@ class Bounds:
             )
         if (why := why_no_weights(sampler, momentum_weight)) is not None:
             raise ValueError(f"ADE: bound={self.potential!r} and sampler_bound={self.sampler!r} need weights: {why}")
+        warn_of_thin_sheet("ADE", sampler)
         damped = any(isinstance(layer, DampedLeapfrog) and layer.damping < 1 for layer in layers_of(sampler.dynamics))
         if damped and bool((momentum_weight <= 1).all()):
             warnings.warn(

@@ -92,7 +92,7 @@ class ADE(nn.Module):
         potential: f, a callable or module [B, *event] -> [B].
         sampler: the dual sampler q.
         momentum_weight: lambda, a number, or a [T] tensor where the dynamics draws one momentum per step (9);
-            None is 1.
+            None is 1. It weighs nothing where there is no momentum (`DeterministicLangevin`).
         entropy_weight: factor of E[log q^T]; 1 is the paper's objective, and the only one with weights.
         bound: f's bound of log Z: "elbo" (20) or "importance".
         sampler_bound: the sampler's: "elbo", "renyi" (order 1/2) or "importance".

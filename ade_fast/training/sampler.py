@@ -112,7 +112,8 @@ class DualSampler(nn.Module):
         initial: an object with ``event`` and
             ``sample(n, momentum_shape=None, generator=None) -> (x, v, log_q)``.
         dynamics: a layer called as ``dynamics(potential, x0, v0, generator=, context=)`` that returns at
-            least ``x, v, log_det``, with ``momentum_shape(event)``. One with a true attribute ``anneals`` is called
+            least ``x, v, log_det``, with ``momentum_shape(event)``: None where it takes no momentum from q^0, and draws
+            its own, or has none (a false attribute ``has_momentum``). One with a true attribute ``anneals`` is called
             with ``initial=`` too.
     """
 
@@ -201,7 +202,11 @@ class DualSampler(nn.Module):
 
     def draws_own_momenta(self) -> bool:
         """Whether the momenta are the dynamics' own, one per step [T, B, ...] (Langevin), not q^0's."""
-        return self._momentum_shape() is None
+        return self.has_momentum() and self._momentum_shape() is None
+
+    def has_momentum(self) -> bool:
+        """Whether there are momenta at all, q^0's or the dynamics' own; without, momentum_weight weighs nothing."""
+        return getattr(self.dynamics, "has_momentum", True)
 
     def _momentum_shape(self) -> tuple[int, ...] | None:
         return self.dynamics.momentum_shape(tuple(self.initial.event))

@@ -1,0 +1,275 @@
+"""Σ_t log|det(I + ηH(x_t))| along an unroll, differentiable once: third derivatives of f, by autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._once import refuse_derivative
+from .._slow_paths import note_slow_path
+from ..fields import AutogradField, Layout, MLPField, Surroundings, Watch, memory_budget, refuse_observed, without_base
+from ..fields.engine import derivatives
+from ..fields.graph import Ancestry, GraphFacts, inspect_graph, sequence_number
+from ..fields.memory import SavedBytes
+from ..fields.surroundings import Inputs
+from .base import Options, accumulation_dtype
+from .log_det import LogDet, exact, folds, power_iteration, warn_bound, warn_folds, warn_kinks
+from .unroll import why_under_autograd
+
+# Expansions divide by the bound.
+_LEAST_BOUND = 1e-3
+
+
+@dataclass(frozen=True)
+class Points:
+    """Rows at which a log-determinant is wanted: x and eta [N, D]; probes [P, N, D] and start [N, D], or None."""
+
+    x: Tensor
+    eta: Tensor
+    probes: Tensor | None
+    start: Tensor | None
+
+    def at(self, x: Tensor, eta: Tensor) -> Points:
+        return Points(x, eta, self.probes, self.start)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a call draws: probes z [P, T, B, D] and starts of power iterations [T, B, D], rows, or None."""
+
+    probes: Tensor | None = None
+    starts: Tensor | None = None
+
+    def step(self, t: int) -> tuple[Tensor | None, Tensor | None]:
+        """Those of one step, [P, B, D] and [B, D]."""
+        return (
+            None if self.probes is None else self.probes[:, t],
+            None if self.starts is None else self.starts[t],
+        )
+
+
+class LogDetField:
+    """log|det(I + diag(η) H(x))| of one potential, at any rows. See `log_det_along` for the arguments."""
+
+    def __init__(
+        self, layer: str, potential: Callable, how: LogDet, layout: Layout, x0: Tensor, context: Sequence[Tensor]
+    ) -> None:
+        self.layer, self._how, self._layout = layer, how, layout
+        self.surroundings = Surroundings(layer, {"potential": potential}, x0.device)
+        known = tuple(t for t in (*self.surroundings.weights, *context) if t.requires_grad)
+        self.behind_known = Ancestry(known)
+        self.watch = Watch()
+        for constant in self.surroundings.constants():
+            self.watch.note(constant)
+        self.potential, self._base = without_base(layer, potential, layout, x0, accumulation_dtype(x0.dtype))
+        self._field = AutogradField(layer, self.potential, layout, known, self.watch, self._base)
+        self.kinked = False
+        self.folded: list[Tensor] = []
+        self.bounds: list[Tensor] = []
+
+    @property
+    def known_linear(self) -> bool:
+        """Whether f is seen to be piecewise linear without an evaluation."""
+        field = MLPField.match(self.potential)
+        return isinstance(field, MLPField) and field.spec.piecewise_linear
+
+    def evaluate(self, at: Points) -> tuple[Tensor, GraphFacts]:
+        """[N], as a function of the leaves x and eta and of what f depends on; and what f's graph says."""
+        born_after = sequence_number()
+        y = self._value(at.x)
+        facts = inspect_graph(y, at.x, self._field.known, born_after)
+        if not facts.reaches_x:
+            raise self._field._independent_of_x()
+        if not facts.piecewise_linear:
+            return self._of_smooth(y, at), facts
+        self.kinked = self.kinked or facts.kinks != ()
+        return self.of_linear(at.eta), facts
+
+    def evaluate_under_autograd(self, at: Points) -> Tensor:
+        """The same of an f that is not piecewise linear, as a function of whatever x and eta were computed from."""
+        x = at.x if at.x.requires_grad else at.x.detach().requires_grad_()
+        return self._of_smooth(self._value(x), at.at(x, at.eta))
+
+    def of_linear(self, eta: Tensor) -> Tensor:
+        """Of an f with H = 0 where it is differentiable, with its base's H = -pull: exact, but for the kinks."""
+        if self._base is None:
+            return eta.new_zeros(len(eta))
+        self.folded.append((eta.detach() * self._base.pull >= 1).any(1))
+        return (1 - eta * self._base.pull).abs().log().sum(1)
+
+    def _value(self, x: Tensor) -> Tensor:
+        with torch.enable_grad(), self.watch.noting():
+            return self._field.value(self._layout.events(x))
+
+    def _of_smooth(self, y: Tensor, at: Points) -> Tensor:
+        learning = torch.is_grad_enabled()
+        with torch.enable_grad():
+            (grad,) = derivatives([y], [at.x], [torch.ones_like(y)], create_graph=True)
+        if grad is None or not grad.requires_grad:  # affine in x by operations that are not known to be
+            return self.of_linear(at.eta)
+
+        def hessian_times(u: Tensor, create_graph: bool = learning) -> Tensor:
+            (found,) = derivatives([grad], [at.x], [u.to(grad.dtype)], retain_graph=True, create_graph=create_graph)
+            found = torch.zeros_like(u) if found is None else found.to(at.eta.dtype)
+            return found if self._base is None else found - self._base.pull * u
+
+        if self._how.wants_probes:
+            return self._expanded(hessian_times, at)
+        dim = at.x.shape[1]
+        units = torch.eye(dim, dtype=at.eta.dtype, device=at.eta.device).unsqueeze(1).expand(dim, *at.x.shape)
+        if self._how.mode == "laplacian":
+            return sum((at.eta * unit * hessian_times(unit)).sum(1) for unit in units)
+        hessian = torch.stack([hessian_times(unit) for unit in units], 1)
+        self.folded.append(folds(hessian.detach(), at.eta.detach()))
+        return exact(hessian, at.eta)
+
+    def _expanded(self, hessian_times: Callable, at: Points) -> Tensor:
+        if at.start is None:
+            bound = at.eta.abs().amax(1) * self._how.spectral_bound
+        else:
+            eta = at.eta.detach()
+            bound = power_iteration(lambda u: eta * hessian_times(u, False), at.start, eta)
+        bound = bound.clamp(min=_LEAST_BOUND)
+        self.bounds.append(bound.detach())
+
+        def product(u: Tensor) -> Tensor:
+            return at.eta * hessian_times(u)
+
+        return sum(self._how.expand(product, z, bound) for z in at.probes) / len(at.probes)
+
+    def warn(self) -> None:
+        """Says where a step is no one-to-one map, as far as was seen."""
+        if self.kinked:
+            warn_kinks(self.layer)
+        if self.folded:
+            folded = torch.cat(self.folded)
+            if (count := int(folded.sum())) > 0:
+                warn_folds(self.layer, count, len(folded))
+        if self.bounds:
+            bounds = torch.cat(self.bounds)
+            if len(bounds) and (largest := float(bounds.max())) >= 1:
+                warn_bound(self.layer, largest)
+
+
+class _LogDet(torch.autograd.Function):
+    """`value` as a function of x, eta and inputs, by the graph of its evaluation, kept as `tape` or made again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        field: LogDetField,
+        drawn: tuple[Tensor | None, Tensor | None],
+        tape: tuple[Points, Tensor] | None,  # a tuple, so that autograd does not see it
+        value: Tensor,
+        inputs: Inputs,
+        *tensors: Tensor,
+    ) -> Tensor:
+        ctx.field, ctx.drawn, ctx.tape, ctx.inputs = field, drawn, tape, inputs
+        ctx.save_for_backward(*tensors)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor):
+        field, (x, eta, *_) = ctx.field, ctx.saved_tensors
+        if field.watch.changed():
+            raise RuntimeError(
+                f"{field.layer}: a captured tensor, a buffer or a frozen parameter of the potential was modified "
+                f"between the forward and the backward pass"
+            )
+        refuse_observed(field.layer, ctx.inputs)
+        retain = torch._C._autograd._get_current_graph_task_keep_graph()
+        with field.surroundings.held():
+            if ctx.tape is None:
+                at = Points(x.detach().requires_grad_(), eta.detach().requires_grad_(), *ctx.drawn)
+                with torch.enable_grad():
+                    tape = field.evaluate(at)[0]
+            else:
+                at, tape = ctx.tape
+                ctx.tape = ctx.tape if retain else None
+            found = derivatives([tape], [at.x, at.eta, *ctx.inputs.tensors], [cotangent], retain_graph=retain)
+        totals = [torch.zeros_like(t) if d is None else d for t, d in zip((at.x, at.eta), found[:2], strict=True)]
+        totals += ctx.inputs.derivatives(field.layer, found[2:])
+        wanted = ctx.needs_input_grad[5:]
+        totals = [d if want else None for d, want in zip(totals, wanted, strict=True)]
+        if torch.is_grad_enabled():
+            totals = refuse_derivative(totals, [*ctx.saved_tensors, cotangent])
+        return None, None, None, None, None, *totals
+
+
+def log_det_along(
+    layer: str,
+    potential: Callable,
+    states: Tensor,
+    eta: Tensor,
+    how: LogDet,
+    drawn: Drawn,
+    layout: Layout,
+    options: Options,
+    context: Sequence[Tensor],
+) -> Tensor:
+    """Σ_t log|det(I + diag(η_t) H(x_t))|, [B], in the accumulation dtype.
+
+    Memory as in `Leapfrog`: "graph" keeps the steps' graphs, "states" evaluates again. f that is piecewise linear where
+    it is evaluated has H = 0.
+
+    Args:
+        states: x_t, t < T, rows [T, B, D]. eta: [T, D]. drawn: probes and starts.
+        options: gradient and memory. context: as in `Leapfrog`.
+    """
+    learning = torch.is_grad_enabled() and options.gradient != "none"
+    if options.gradient == "stopped":
+        states = states.detach()
+    with torch.set_grad_enabled(learning):
+        field = LogDetField(layer, potential, how, layout, states, context)
+        batch = states.shape[1]
+        rows = eta.unsqueeze(1).expand(-1, batch, -1)
+        if field.known_linear:
+            field.kinked = True
+            total = field.of_linear(eta).sum().expand(batch)
+        else:
+            with field.surroundings.held():
+                total = _step_by_step(field, states, rows, drawn, options)
+                field.surroundings.refuse_changed_buffers()
+            field.watch.begin()
+        field.warn()
+    return total
+
+
+def _step_by_step(field: LogDetField, states: Tensor, eta: Tensor, drawn: Drawn, options: Options) -> Tensor:
+    """The sum over steps, [B]. How much their graphs take is measured at the first one, and decides on the others'."""
+    saved = SavedBytes((), lambda tensor: None)
+    keep = options.memory != "states"
+    total = eta.new_zeros(states.shape[1])
+    for t, x in enumerate(states.unbind()):
+        counting = saved.counting() if t == 0 else nullcontext()
+        total = total + _at(field, Points(x, eta[t], *drawn.step(t)), keep, options, counting)
+        if t == 0 and options.memory == "auto":
+            keep = saved.total * len(states) <= memory_budget(states.device)
+    return total
+
+
+def _at(field: LogDetField, at: Points, keep: bool, options: Options, counting: AbstractContextManager[None]) -> Tensor:
+    """log|det| at some points, [N], differentiable as `options` say. counting: entered around the evaluation alone,
+    since hooks on saved tensors keep autograd from seeing changes in place."""
+    learning = torch.is_grad_enabled()
+    leaves = at.at(at.x.detach().requires_grad_(), at.eta.detach().requires_grad_(learning))
+    with counting:
+        value, facts = field.evaluate(leaves)
+    if not value.requires_grad:
+        return value
+    inputs = Inputs()
+    if options.gradient == "full" and not facts.piecewise_linear:
+        inputs = Inputs([*facts.known, *facts.leaves])
+        if (why := why_under_autograd(inputs.tensors, field.behind_known, facts.captured)) is not None:
+            note_slow_path(f"{field.layer}: {why}", f"{field.layer}: {why}")
+            return field.evaluate_under_autograd(at)
+    tensors = (at.x, at.eta, *inputs.tensors)
+    if not any(t.requires_grad for t in tensors):
+        return value.detach()
+    tape = (leaves, value) if keep else None
+    return _LogDet.apply(field, (at.probes, at.start), tape, value.detach(), inputs, *tensors)
