@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 import time
@@ -42,7 +43,28 @@ def assert_same_state(a, b, where: str = "state") -> None:
         assert a == b, where
 
 
-@pytest.mark.parametrize("dynamics", ["leapfrog", "generalized", "damped"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"dynamics": "annealed"}, {"dynamics": "deterministic"}, {"dynamics": "continuous", "time": 0.02},
+     {"initial": "langevin-flow"}],
+)  # fmt: skip
+def test_the_other_dynamics_and_starts_train(tmp_path, settings):
+    config = dataclasses.replace(TINY, updates=4, **settings)
+    summary = ade.training.train(config, tmp_path, progress=False)
+    assert math.isfinite(summary.nll) and 0 < summary.ess <= 1
+    assert torch.isfinite(ade.load(tmp_path).sample(10)).all()
+
+
+def test_an_estimated_log_determinant_needs_the_bound_of_20(tmp_path):
+    settings = dataclasses.replace(TINY, dynamics="deterministic", log_det="taylor", updates=2)
+    with pytest.raises(ValueError, match="need weights: dynamics only estimates its log_det"):
+        ade.training.train(settings, tmp_path / "no", progress=False)
+    elbo = {"bound": "elbo", "sampler_bound": "elbo"}
+    summary = ade.training.train(dataclasses.replace(settings, **elbo), tmp_path / "yes", progress=False)
+    assert summary.nll is None and math.isfinite(summary.mmd2)
+
+
+@pytest.mark.parametrize("dynamics", ["leapfrog", "generalized", "damped", "deterministic"])
 def test_resume_is_bit_identical(tmp_path, dynamics):
     settings = dataclasses.replace(TINY, dynamics=dynamics, spectral_norm=dynamics == "generalized")
     whole, first = Trainer(settings), Trainer(settings)

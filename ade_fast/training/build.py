@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from .. import initial
 from ..data import TOY_NAMES, as_table, load_table, split
-from ..dynamics import AnnealedLeapfrog, Clip, DampedLeapfrog, GeneralizedLeapfrog, Leapfrog
+from ..dynamics import (
+    AnnealedLeapfrog,
+    Clip,
+    ContinuousLangevin,
+    DampedLeapfrog,
+    DeterministicLangevin,
+    GeneralizedLeapfrog,
+    Leapfrog,
+)
 from ..potentials import MLPPotential, WithBase
 from .config import GIVEN, Config, ConfigError
 from .sampler import DualSampler
@@ -154,6 +162,8 @@ def _build_sampler(config: Config, space: Space) -> DualSampler:
             raise ConfigError(f"configuration: initial is spline: {error}, or choose planar") from error
     elif config.initial == "planar":
         start = initial.PlanarFlow(dim, config.flow_layers, std=config.initial_std)
+    elif config.initial == "langevin-flow":
+        start = initial.LangevinFlow(dim, config.flow_layers, std=config.initial_std)
     else:
         start = initial.Gaussian(dim, std=config.initial_std)
     return DualSampler(start, _build_dynamics(config, space))
@@ -161,6 +171,11 @@ def _build_sampler(config: Config, space: Space) -> DualSampler:
 
 def _build_dynamics(config: Config, space: Space) -> nn.Module:
     (dim,) = space.event
+    if config.dynamics == "continuous":
+        try:
+            return ContinuousLangevin(config.time)
+        except ImportError as error:
+            raise ConfigError(f"configuration: dynamics is continuous: {error}") from error
     shape = {"all": (), "dimension": (dim,), "step": (config.n_steps, dim)}[config.step_size_per]
     step_size = torch.full(shape, config.step_size)
     make_clip = Clip.norm if config.clip == "norm" else Clip.value
@@ -172,6 +187,9 @@ def _build_dynamics(config: Config, space: Space) -> nn.Module:
         "gradient": config.gradient,
         "memory": config.memory,
     }
+    if config.dynamics == "deterministic":
+        own = {name: options[name] for name in ("learn_step_size", "gradient", "memory")}
+        return DeterministicLangevin(config.n_steps, step_size, log_det=config.log_det, **own)
     if config.dynamics == "annealed":
         del options["momentum_clip"], options["sample_range"]  # it has neither: its weights need v and x as they are
         return AnnealedLeapfrog(config.n_steps, step_size, refresh=config.refresh, **options)

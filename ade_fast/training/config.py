@@ -83,10 +83,10 @@ class Config:
     initial: str = _setting(
         "spline",
         "sampler",
-        "initial distribution q0: spline flow, planar flow, or a fixed Gaussian",
-        choices=("spline", "planar", "gaussian"),
+        "initial distribution q0: spline flow, planar flow, Langevin flow, or a fixed Gaussian",
+        choices=("spline", "planar", "langevin-flow", "gaussian"),
     )
-    flow_layers: int = _setting(10, "sampler", "layers of the planar flow", low=1, high=1000)
+    flow_layers: int = _setting(10, "sampler", "layers of the planar or the Langevin flow", low=1, high=1000)
     spline_layers: int = _setting(2, "sampler", "maps of the spline flow", low=1, high=100)
     spline_hidden: tuple[int, ...] = _setting(
         (64, 64), "sampler", "widths of the hidden layers of each spline map", low=1, high=2**16
@@ -94,8 +94,18 @@ class Config:
     spline_bins: int = _setting(8, "sampler", "pieces of each spline", low=2, high=1000)
     initial_std: float = _setting(1.0, "sampler", "standard deviation of q0's Gaussian", above=0)
     dynamics: str = _setting(
-        "leapfrog", "sampler", "how samples move on f", choices=("leapfrog", "generalized", "damped", "annealed")
+        "leapfrog",
+        "sampler",
+        "how samples move on f",
+        choices=("leapfrog", "generalized", "damped", "annealed", "deterministic", "continuous"),
     )
+    log_det: str = _setting(
+        "exact",
+        "sampler",
+        "how the log-determinant is found (deterministic dynamics); all but exact are estimates, without weights",
+        choices=("exact", "taylor", "chebyshev", "laplacian"),
+    )
+    time: float = _setting(0.1, "sampler", "how long samples flow (continuous dynamics)", above=0)
     n_steps: int = _setting(2, "sampler", "steps T of the dynamics", low=1, high=10_000)
     step_size: float = _setting(0.1, "sampler", "step size at the start", above=0)
     step_size_per: str = _setting(

@@ -21,20 +21,28 @@ _NO_MATTER = (
     *("checkpoint_every", "log_every", "tensorboard", "pictures_every", "max_gap"),
     *("validation_samples", "likelihood_samples", "test_samples", "test_likelihood_samples", "test_permutations"),
 )
+_WITHOUT_MOMENTUM = ("deterministic", "continuous")
+_OF_STEPS = ("n_steps", "step_size", "step_size_per", "learn_step_size", "gradient", "memory")
 # Settings, and when they have something to say; the others always do.
 _MATTER_WHERE = {
     "standardise": lambda config: config.data not in TOY_NAMES or not config.standardise,
     "validation_fraction": lambda config: config.data not in TOY_NAMES,
     "test_fraction": lambda config: config.data not in TOY_NAMES,
     "patience": lambda config: config.data not in TOY_NAMES,
-    "flow_layers": lambda config: config.initial == "planar",
+    "flow_layers": lambda config: config.initial in ("planar", "langevin-flow"),
     "spline_layers": lambda config: config.initial == "spline",
     "spline_hidden": lambda config: config.initial == "spline",
     "spline_bins": lambda config: config.initial == "spline",
     "initial_std": lambda config: config.initial != "spline",
     "refresh": lambda config: config.dynamics == "annealed",
-    "momentum_clip": lambda config: config.dynamics != "annealed",
-    "clip_samples": lambda config: config.dynamics != "annealed",
+    "momentum_clip": lambda config: config.dynamics not in ("annealed", *_WITHOUT_MOMENTUM),
+    "grad_clip": lambda config: config.dynamics not in _WITHOUT_MOMENTUM,
+    "clip": lambda config: config.dynamics not in _WITHOUT_MOMENTUM,
+    "clip_samples": lambda config: config.dynamics not in ("annealed", *_WITHOUT_MOMENTUM),
+    "momentum_weight": lambda config: config.dynamics not in _WITHOUT_MOMENTUM,
+    "log_det": lambda config: config.dynamics == "deterministic",
+    "time": lambda config: config.dynamics == "continuous",
+    **{name: lambda config: config.dynamics != "continuous" for name in _OF_STEPS},
     "damping": lambda config: config.dynamics == "damped",
     "network_hidden": lambda config: config.dynamics == "generalized",
     "input_gain": lambda config: not config.spectral_norm,
@@ -145,7 +153,8 @@ class Summary:
             by = f"MMD² {1e3 * self.validation_mmd2:+.2f}e-3"
         else:
             by = f"NLL {self.validation_nll:.3f}"
-        return f"chosen          update {self.chosen_update}, by {by} on a validation draw"
+        scaled = "" if self.scale is None else f"; f scaled by {self.scale:.2f}"
+        return f"chosen          update {self.chosen_update}, by {by} on a validation draw{scaled}"
 
 
 def headline(
@@ -190,8 +199,6 @@ def _weights(summary: Summary) -> list[str]:
         parts.append(f"ESS {100 * summary.ess:.1f} %{own}")
     if summary.best_temperature is not None:
         parts.append(f"best temperature {summary.best_temperature:.2f}")
-    if summary.scale is not None:
-        parts.append(f"f scaled by {summary.scale:.2f}")
     return [f"  weights       {', '.join(parts)}"] if parts else []
 
 
