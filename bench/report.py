@@ -107,6 +107,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "mlp-full": ("mlp", mlp_tables.full),
     "bounds": ("bounds", bounds_tables.summary),
     "samplers": ("samplers", sampler_tables.summary),
+    "update-summary": ("update", update_tables.summary),
     "update": ("update", update_tables.show),
     **{name: (name, _recipe(name)) for name in recipe_tables.TABLES},
 }

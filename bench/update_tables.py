@@ -12,6 +12,11 @@ Case = Mapping[str, Any]
 OURS = "ade-auto"
 
 
+def summary(results: Results) -> str:
+    """For README.md: milliseconds of each peer and how many times faster ade_fast is."""
+    return f"{_times(results)}\n\n{tables.origin(results)}"
+
+
 def show(results: Results) -> str:
     """Milliseconds of each peer and how many times faster ade_fast is, where its time goes, and what is missing."""
     flat = [(f"`{case['case']}`", case["peers"]) for case in results["cases"]]

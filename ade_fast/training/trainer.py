@@ -111,7 +111,8 @@ class Trainer:
         self._set_schedule()
         phase = self.stopwatch.phase
         with phase("data"):
-            data = self._blurred(self._draw_data(self.config.batch_size, self._generators["data"]))
+            generator = self._generators["data"]
+            data = self._blurred(self._draw_data(self.config.batch_size, generator), generator)
         metrics = self.ade.step(data, generator=self._generators["samples"], phase=phase)
         with phase("joint updates"):
             self.potential_average.update(self.potential)
@@ -206,12 +207,16 @@ class Trainer:
         return TrainedModel(*players, self.config, self.best.update, self.space, density, self.source.fingerprint)
 
     def calibrate(self) -> None:
-        """Scales the chosen f, once, to where the validation points have the highest likelihood."""
+        """Scales the chosen f, once, to where the validation points have the highest likelihood.
+
+        With the noise of training: on a curve's own points no scale would be large enough.
+        """
         best = self.best
         if best.scale is not None or not (self.config.calibrate and self._by_weights and can_scale(self.potential)):
             return
         model, n = self.model(), self.config.likelihood_samples
-        points = self.source.validation(n, self.generator("calibration_data")).to(self.device)
+        generator = self.generator("calibration_data")
+        points = self._blurred(self.source.validation(n, generator).to(self.device), generator)
         potential, best.scale, self.density = calibrated(
             model.potential, model.sampler, points, n, self.ade.momentum_weight,
             partial(self.generator, "calibration_samples"),
@@ -294,11 +299,11 @@ class Trainer:
     def _draw_data(self, n: int, generator: torch.Generator) -> Tensor:
         return self.source.draw(n, generator).to(self.device)
 
-    def _blurred(self, data: Tensor) -> Tensor:
+    def _blurred(self, data: Tensor, generator: torch.Generator) -> Tensor:
         """Training data with its noise: points on a curve have no density, and f would never come to rest."""
         if not self.config.data_noise:
             return data
-        noise = torch.randn(data.shape, generator=self._generators["data"], dtype=data.dtype)
+        noise = torch.randn(data.shape, generator=generator, dtype=data.dtype)
         return data + self.config.data_noise * noise.to(data.device)
 
     def _draw_samples(self, potential, sampler, n: int, purpose: str) -> Tensor:
