@@ -407,6 +407,27 @@ def test_two_bounds_go_through_the_flow_once():
     assert passes == ["flow"]
 
 
+def test_a_dynamics_that_is_no_module_has_two_bounds_too():
+    class Plain:
+        inner = ade.Leapfrog(T, 0.1, learn_step_size=False)
+
+        def momentum_shape(self, event):
+            return self.inner.momentum_shape(event)
+
+        def __call__(self, *args, **options):
+            return self.inner(*args, **options)
+
+    grads = []
+    for dynamics in (Plain(), Plain.inner):
+        torch.manual_seed(0)
+        sampler = ade.DualSampler(ade.initial.PlanarFlow(DIM, 3), dynamics)
+        model = ade.ADE(ade.MLPPotential(DIM, (32, 32)), sampler, bound="importance", sampler_bound="renyi")
+        model.loss(torch.randn(N, DIM, generator=generator(1)), generator=generator(2)).backward()
+        grads.append([p.grad for p in (*model.potential_parameters(), *sampler.initial.parameters())])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_a_sampler_that_is_cut_off_gets_no_gradient():
     f = lambda x: -x.square().sum(1)  # noqa: E731
     sampler = ade.DualSampler(ade.initial.Gaussian(DIM, 1.5), ade.Leapfrog(T, 0.1, gradient="none"))

@@ -180,8 +180,9 @@ class DualSampler(nn.Module):
         Not everywhere: a dynamics that anneals knows q^0's parameters, and one with networks owns more than step sizes.
         Then the sample is an uncut one, and comes with None.
         """
-        own = dict(self.dynamics.named_parameters(recurse=False))
-        if _anneals(self.dynamics) or len(own) < len(list(self.dynamics.parameters())):
+        dynamics = self.dynamics
+        own = dict(dynamics.named_parameters(recurse=False)) if isinstance(dynamics, nn.Module) else None
+        if own is None or _anneals(dynamics) or len(own) < len(list(dynamics.parameters())):
             return self.sample(potential, n, generator, context), None
         cut = Cut([], [])
 
@@ -195,10 +196,10 @@ class DualSampler(nn.Module):
         drawn = self.initial.sample(n, momentum_shape=self._momentum_shape(), generator=generator)
         steps = {name: leaf(parameter) for name, parameter in own.items()}
 
-        def dynamics(*args: object, **options: object) -> DynamicsOutput:
-            return functional_call(self.dynamics, steps, args, options)
+        def run(*args: object, **options: object) -> DynamicsOutput:
+            return functional_call(dynamics, steps, args, options)
 
-        return _run(dynamics, potential, tuple(map(leaf, drawn)), generator=generator, context=context), cut
+        return _run(run, potential, tuple(map(leaf, drawn)), generator=generator, context=context), cut
 
     def draws_own_momenta(self) -> bool:
         """Whether the momenta are the dynamics' own, one per step [T, B, ...] (Langevin), not q^0's."""
