@@ -241,10 +241,11 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
           dpull, dcentre, dnoise_v, dnoise_x, gradients.weight, gradients.bias};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_field(const Tensor& x, const Tensors& weights, const Tensors& biases,
-                                     int64_t activation, double parameter, int64_t precision, bool want_value,
-                                     bool want_grad, const Given& pull, const Given& centre,
-                                     double value_shift, bool keep) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_field(const Tensor& x, const Tensors& weights,
+                                                     const Tensors& biases, int64_t activation,
+                                                     double parameter, int64_t precision, bool want_value,
+                                                     bool want_grad, const Given& pull, const Given& centre,
+                                                     double value_shift, bool keep) {
   Op op("mlp_field", "x", x);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpField args{};
@@ -267,8 +268,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_field(const Tensor& x, const Tens
   const bool bits_wanted = keep && piecewise_linear(network.shape.activation);
   const Tensor bits = op.keep_bytes(bits_wanted ? std::initializer_list<int64_t>{op.rows(), network.bit_bytes}
                                                 : std::initializer_list<int64_t>{0});
-  const Tensor products =
-      keep ? op.keep_of_shape({field_columns(network.shape), op.rows()}) : op.absent();
+  const Tensor products = keep ? op.keep_of_shape({field_columns(network.shape), op.rows()}) : op.absent();
   args.bits = bits_wanted ? static_cast<uint8_t*>(bits.data_ptr()) : nullptr;
   args.products = keep ? products.data_ptr() : nullptr;
   args.workers = workers();
@@ -276,13 +276,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_field(const Tensor& x, const Tens
   return {value, grad, bits, products};
 }
 
-std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(const Given& dvalue, const Given& dgrad,
-                                                        const Tensor& x, const Tensors& weights,
-                                                        const Tensors& biases, int64_t activation,
-                                                        double parameter, int64_t precision,
-                                                        bool want_weights, const Given& pull,
-                                                        const Given& centre, const Given& bits,
-                                                        const Given& products) {
+std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(
+    const Given& dvalue, const Given& dgrad, const Tensor& x, const Tensors& weights, const Tensors& biases,
+    int64_t activation, double parameter, int64_t precision, bool want_weights, const Given& pull,
+    const Given& centre, const Given& bits, const Given& products) {
   Op op("mlp_field_backward", "x", x);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpFieldBackward args{};
@@ -300,8 +297,8 @@ std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(const Given& dvalue, con
     op.fail("products must come with bits, where there are bits");
   if (kept_bits) args.bits = op.bytes("bits", *bits, "every kept bit", {op.rows(), network.bit_bytes});
   if (kept_products) {
-    args.products = op.of_shape("products", *products, "every kept product",
-                                {field_columns(network.shape), op.rows()});
+    args.products =
+        op.of_shape("products", *products, "every kept product", {field_columns(network.shape), op.rows()});
   }
   if (dvalue) args.dvalue = op.per_sample("dvalue", *dvalue);
   if (dgrad) args.dgrad = op.states("dgrad", *dgrad);

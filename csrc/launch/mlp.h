@@ -112,7 +112,8 @@ struct MlpField {
   void* value;         // [B], or null
   void* grad;          // [B, D], or null
   uint8_t* bits;       // with grad: [B, Σ n_l / 8] of a piecewise-linear potential; or null
-  void* products;      // with grad: [field_columns, B], in an order of the kernels' own; or null. Of the CPU alone
+  void*
+      products;  // with grad: [field_columns, B], in an order of the kernels' own; or null. Of the CPU alone
   int32_t workers;
   void* workspace;
 };
@@ -124,9 +125,9 @@ struct MlpFieldBackward {
   int32_t precision;  // a MatmulPrecision
   MlpWeights weights;
   int64_t rows;
-  const void* x;       // [B, D]
-  const void* pull;    // [D], or null: 0
-  const void* centre;  // [D], with pull
+  const void* x;         // [B, D]
+  const void* pull;      // [D], or null: 0
+  const void* centre;    // [D], with pull
   const uint8_t* bits;   // [B, Σ n_l / 8], or null: not kept
   const void* products;  // [field_columns, B], or null: not kept; with the bits, where there are bits
   const void* dvalue;    // [B], or null: 0

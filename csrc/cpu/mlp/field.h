@@ -146,9 +146,10 @@ struct FieldBackward {
         for (int64_t t = group.begin(g); t < group.begin(g + 1); ++t) {
           const int64_t first = cut.begin(t), rows = cut.begin(t + 1) - first, bytes = rows * dim * sizeof(T);
           // The tile only reads the bits and products that are given.
-          tile.begin(static_cast<int>(rows),
-                     args.bits ? const_cast<uint8_t*>(args.bits) + first * bit_stride : nullptr,
-                     Products<T>::of_field(const_cast<void*>(args.products), args.shape, args.rows, first, true));
+          tile.begin(
+              static_cast<int>(rows),
+              args.bits ? const_cast<uint8_t*>(args.bits) + first * bit_stride : nullptr,
+              Products<T>::of_field(const_cast<void*>(args.products), args.shape, args.rows, first, true));
           memcpy(tile.x, static_cast<const T*>(args.x) + first * dim, bytes);
           if (args.dgrad) memcpy(tile.dgradient, static_cast<const T*>(args.dgrad) + first * dim, bytes);
           if (args.dvalue) memcpy(tile.dvalue, static_cast<const T*>(args.dvalue) + first, rows * sizeof(T));

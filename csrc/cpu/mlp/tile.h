@@ -32,10 +32,11 @@ struct TileUse {
 // folder's own.
 template <class T>
 struct Products {
-  T* data;              // at the tile's first row, or null: not kept
-  int64_t rows;         // B
-  bool known;           // to be read, not computed
-  bool hidden = false;  // h_l of a piecewise-linear potential are there too, behind the products (field_columns)
+  T* data;       // at the tile's first row, or null: not kept
+  int64_t rows;  // B
+  bool known;    // to be read, not computed
+  bool hidden =
+      false;  // h_l of a piecewise-linear potential are there too, behind the products (field_columns)
 
   // Step t of `kept` [T+1, ...], the tile's rows from `first` on.
   static Products at(void* kept, const MlpShape& shape, int64_t rows, int64_t t, int64_t first, bool known) {
@@ -197,8 +198,8 @@ class Tile {
   uint8_t* bits_;       // [rows, Σ n_l / 8]
   int64_t bit_stride_;  // bytes of one row
   Products<T> products_;
-  int first_z_;     // column of the kept z_2, less first_unit_[2]
-  int first_grad_;  // of the kept G_l, less first_unit_[l]
+  int first_z_;                             // column of the kept z_2, less first_unit_[2]
+  int first_grad_;                          // of the kept G_l, less first_unit_[l]
   int first_hidden_[kMaxHiddenLayers + 1];  // of the kept h_l
   int first_unit_[kMaxHiddenLayers + 2];
 };
