@@ -407,6 +407,38 @@ def test_two_bounds_go_through_the_flow_once():
     assert passes == ["flow"]
 
 
+class Unrolled(ade.initial.Gaussian):
+    """A sampler with an unroll, and an MLP, of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(DIM, 1.5)
+        self.own = ade.MLPPotential(DIM, (32, 32), "silu")
+        self.steps = ade.Leapfrog(2, 0.2)
+
+    def sample_x(self, n, generator):
+        x, log_q = super().sample_x(n, generator)
+        v = self._normal((n, DIM), generator)
+        return self.steps(self.own, x, v).x, log_q
+
+
+@pytest.mark.parametrize("kind", ["leapfrog", "generalized", "sequential"])
+def test_the_samplers_own_networks_get_the_gradient_of_its_bound(kind):
+    torch.manual_seed(0)
+    layer = ade.Sequential(ade.Leapfrog(2, 0.2), ade.Leapfrog(1, 0.1)) if kind == "sequential" else dynamics_of(kind)[0]
+    sampler = ade.DualSampler(Unrolled(), layer).double()
+    potential = ade.MLPPotential(DIM, (32, 32), "silu").double()
+    data = torch.randn(N, DIM, dtype=torch.float64, generator=generator(1))
+    grads = []
+    for bound in ("elbo", "importance"):  # of which the sampler's gradient does not depend
+        model = ade.ADE(potential, sampler, bound=bound, sampler_bound="importance")
+        model.zero_grad()
+        model.loss(data, generator=generator(2)).backward()
+        grads.append([p.grad.clone() for p in sampler.parameters() if p.grad is not None])
+    assert len(grads[0]) == len(grads[1]) > 6
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
 def test_a_dynamics_that_is_no_module_has_two_bounds_too():
     class Plain:
         inner = ade.Leapfrog(T, 0.1, learn_step_size=False)

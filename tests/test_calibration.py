@@ -54,13 +54,26 @@ def test_a_scale_that_would_lose_the_weights_is_brought_back_towards_1():
     points = 0.1 * torch.randn(1000, 2, generator=generator(3))
     sampler = gaussian_sampler(1.0)  # for N(0, 1): every weight is the same
     _, factor, log_z = calibration.calibrated(flat_mlp(), sampler, points, SAMPLES, None, generator)
-    assert 1 <= factor < 2 and log_z.ess >= 0.9
+    assert 1 < factor < 2 and log_z.ess >= 0.9
 
 
 def test_what_can_be_scaled():
     assert calibration.can_scale(flat_mlp()) and calibration.can_scale(ade.MLPPotential(2))
     assert not calibration.can_scale(ade.MLPPotential(2, spectral_norm=True))
     assert not calibration.can_scale(ade.GaussianPotential(2))
+    for change in (nn.utils.parametrizations.orthogonal, lambda layer: layer.register_forward_hook(lambda *_: None)):
+        potential = flat_mlp()
+        change(potential.potential.linears[-1])
+        assert not calibration.can_scale(potential)
+
+
+def test_points_that_say_nothing_change_nothing():
+    points = torch.randn(8, 2, generator=generator(1))
+    for n in (1, 8):
+        scaled, factor, _ = calibration.calibrated(
+            flat_mlp(), gaussian_sampler(1.2), points[:n], SAMPLES, None, generator
+        )
+        assert factor == 1.0 and scaled.std.item() == 1.0
 
 
 def test_a_run_ends_with_a_calibrated_f_and_is_calibrated_once(tmp_path):

@@ -659,11 +659,12 @@ def test_nan_reaches_the_result(activation: str, option: str) -> None:
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
-def test_a_unit_that_minus_infinity_switches_off_stays_off(dim: int) -> None:
+@pytest.mark.parametrize("layer", range(3))
+def test_a_unit_that_minus_infinity_switches_off_stays_off(layer: int, dim: int) -> None:
     potential = make_potential("relu", dim, (32, 64, 32))
     case = Case.make(potential, batch=9, dim=dim, steps=2)
     with torch.no_grad():
-        potential.linears[0].bias[5] = -math.inf
+        potential.linears[layer].bias[5] = -math.inf
     for actual, wanted in zip(case.fused(OPTIONS["leapfrog"]), case.expected(OPTIONS["leapfrog"]), strict=True):
         assert_close(actual, wanted, 1e-12, "end")
 

@@ -102,12 +102,12 @@ def with_other_gradient(
     graph was cut from the parameters, of ``other``, and what lies behind the cut is gone through once. It is added
     where ``loss.backward()`` ends, so that accumulation, hooks and wrappers see one gradient for each parameter.
 
-    weights: of the unrolls in that graph, whose potential's parameters are not among ``parameters``.
+    weights: of the unrolls in that graph; up to the cut they are of f alone, and their weights' gradients are left out.
     """
     added, inputs, receivers = (other - loss, parameters, parameters) if cut is None else (other, *cut)
     if not (added.requires_grad and inputs):  # a sampler that is cut off, and an f without parameters
         return loss
-    with nullcontext() if weights is None else weights.unwanted():
+    with nullcontext() if cut is None or weights is None else weights.unwanted():
         found = torch.autograd.grad(added, inputs, retain_graph=True, allow_unused=True)
     pairs = [(g, p) for g, p in zip(found, receivers, strict=True) if g is not None]
     if not pairs:

@@ -58,7 +58,8 @@ void reduce_top(const MlpShape& shape, const MlpWeights& weights, const WeightSu
       }
       T dot = 0;
       for (int64_t c = 0; c < kPanel<T>; ++c) dot += total[c];
-      dw[unit] = dot + b[unit] * m;
+      const bool off = m == 0 && __builtin_isinf(b[unit]);  // -inf switches a unit of relu off
+      dw[unit] = off ? dot : dot + b[unit] * m;
       db[unit] = w[unit] * m;
     }
   };
