@@ -124,7 +124,8 @@ def run(variant: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         try:
             summary = ade.training.train(Config.from_dict(dict(settings)), folder, progress=False)
         except (ade.NonFiniteError, DivergenceError) as error:
-            return {**row, "diverged": str(error), "seconds": round(time.perf_counter() - started, 1)}
+            reason = str(error).replace(f"{folder}/", "")  # which is gone by now
+            return {**row, "diverged": reason, "seconds": round(time.perf_counter() - started, 1)}
         model = ade.load(folder)
     return {
         **row,

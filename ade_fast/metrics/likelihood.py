@@ -24,6 +24,11 @@ class LogZ(NamedTuple):
     standard_error: float
     ess: float
 
+    @classmethod
+    def of(cls, log_w: Tensor) -> LogZ:
+        """From log-weights [n] without the momenta's normaliser, so that E[w] = Z."""
+        return cls(log_mean_exp(log_w).item(), log_mean_exp_error(log_w).item(), effective_sample_size(log_w).item())
+
 
 class LogLikelihood(NamedTuple):
     """The mean of log p_f over the data with its standard error, and log Z's figures as in `LogZ`; Python floats, nats.
@@ -110,15 +115,15 @@ def _log_z(layer: str, source: WeightedSampler, n_samples: int, generator: torch
     log_w = torch.cat([log_w for _, log_w in source.chunks(n_samples, generator)])
     if not bool((log_w > -math.inf).any()):
         raise ValueError(f"{layer}: all {n_samples} weights are 0: f is -inf wherever the sampler goes")
-    ess = effective_sample_size(log_w).item()
-    if n_samples * ess < _FEW:
+    found = LogZ.of(log_w)
+    if n_samples * found.ess < _FEW:
         warnings.warn(
-            f"{layer}: {n_samples * ess:.0f} effective samples of {n_samples} (below {_FEW}): log Z is biased low and "
-            "its standard error too small; draw more samples, or train the sampler further",
+            f"{layer}: {n_samples * found.ess:.0f} effective samples of {n_samples} (below {_FEW}): log Z is biased "
+            "low and its standard error too small; draw more samples, or train the sampler further",
             UserWarning,
             stacklevel=3,
         )
-    return LogZ(log_mean_exp(log_w).item(), log_mean_exp_error(log_w).item(), ess)
+    return found
 
 
 def _check_data(data: Tensor, sampler) -> None:

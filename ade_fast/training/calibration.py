@@ -71,8 +71,7 @@ def calibrated(
         values, at_points = (values_of("calibrate", potential, p) for p in (x, points))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few effective samples: the final test says so
-        factor = best_scale(values, at_points, log_w)
-        before = log_z(potential, sampler, n_samples, momentum_weight, generator())
+        factor, before = best_scale(values, at_points, log_w), LogZ.of(log_w)
         if not _gains(factor, values, at_points, log_w):
             return potential, 1.0, before
         for _ in range(_TRIES):

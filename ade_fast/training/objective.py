@@ -261,7 +261,7 @@ class ADE(nn.Module):
     def _joint_update(self, data: Tensor, generator, context) -> dict[str, float]:
         """One unroll, one backward pass, one update of each player."""
         terms, sample, figures = self._objective(data, generator, context, want_figures=True)
-        forget_gradients([self], self._optimizers())
+        forget_gradients(self, self._optimizers())
         terms.loss.backward()
         names = [*_Terms._fields]
         values = [*terms]
@@ -301,7 +301,7 @@ class ADE(nn.Module):
             loss = -self.bounds.of_sampler(model.model, model.log_w)
             # Leaves of a potential that is a plain function cannot be frozen: name who gets gradients.
             parameters = [p for p in self.sampler_parameters() if p.requires_grad]
-            forget_gradients([self.sampler], [self.sampler_optimizer])
+            forget_gradients(self.sampler, [self.sampler_optimizer])
             loss.backward(inputs=parameters)
         norm = clip_grad_norm(self.sampler_optimizer, self.grad_norm_clip)
         if self.check_finite and not math.isfinite((loss.detach() + norm).item()):

@@ -46,11 +46,10 @@ def clip_grad_norm(optimizer: Optimizer, limit: float | None) -> Tensor:
     return norm
 
 
-def forget_gradients(modules: Iterable[nn.Module], optimizers: Iterable[Optimizer]) -> None:
-    """No parameter of either has a gradient: optimizers may hold fewer than their modules have, or others."""
-    own = itertools.chain.from_iterable(module.parameters() for module in modules)
+def forget_gradients(module: nn.Module, optimizers: Iterable[Optimizer]) -> None:
+    """No parameter of either has a gradient: optimizers may hold fewer than the module has, or others."""
     held = (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
-    for parameter in itertools.chain(own, held):
+    for parameter in itertools.chain(module.parameters(), held):
         parameter.grad = None
 
 
