@@ -1,8 +1,8 @@
 """ade_fast: energy-based models trained through their own sampler (Adversarial Dynamics Embedding), fast.
 
 ``import ade_fast as ade``. The dynamics layers (`Leapfrog`, `GeneralizedLeapfrog`, `DampedLeapfrog`,
-`AnnealedLeapfrog`, `DeterministicLangevin`) are drop-in
-PyTorch modules with exact back-propagation through time; `ADE` trains a potential f, p(x) ∝ exp f(x), with them.
+`AnnealedLeapfrog`, `Langevin`, `DeterministicLangevin`) are drop-in PyTorch modules with exact back-propagation through
+time; `ADE` trains a potential f, p(x) ∝ exp f(x), with them.
 """
 
 from . import data, functional, initial, metrics, reference
@@ -17,6 +17,8 @@ from .dynamics import (
     DynamicsOutput,
     GeneralizedContinuousLangevin,
     GeneralizedLeapfrog,
+    Langevin,
+    LangevinOutput,
     Leapfrog,
     NonFiniteError,
     Sequential,
@@ -43,6 +45,8 @@ __all__ = [
     "GaussianPotential",
     "GeneralizedContinuousLangevin",
     "GeneralizedLeapfrog",
+    "Langevin",
+    "LangevinOutput",
     "Leapfrog",
     "MLPPotential",
     "NegativeEnergy",

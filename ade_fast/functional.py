@@ -31,6 +31,7 @@ from .dynamics.generalized_leapfrog import (
     check_momentum_shape,
     run_generalized_leapfrog,
 )
+from .dynamics.langevin import LangevinOutput, Shifts, check_shifts, run_langevin
 from .dynamics.leapfrog import run_leapfrog
 from .dynamics.log_det import LogDet
 from .dynamics.ode import SolverOptions
@@ -42,6 +43,7 @@ __all__ = [
     "deterministic_langevin",
     "generalized_continuous_langevin",
     "generalized_leapfrog",
+    "langevin",
     "leapfrog",
 ]
 
@@ -169,6 +171,34 @@ def annealed_leapfrog(
     return run_annealed_leapfrog(
         layer, potential, x0, v0, step, n_steps, checked, initial=initial, refreshment=Refreshment.of(refresh),
         bridges=bridges, noise=noise, generator=generator, context=context,
+    )[0]  # fmt: skip
+
+
+def langevin(
+    potential: Callable,
+    x0: Tensor,
+    step_size: float | Tensor,
+    n_steps: int,
+    *,
+    noise_std: float | Tensor | None = None,
+    shift_v: Callable | None = None,
+    shift_x: Callable | None = None,
+    momentum_shape: int | tuple[int, ...] | None = None,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    context: Tensor | Sequence[Tensor] | None = None,
+    **options,
+) -> LangevinOutput:
+    """T Langevin steps, eqs. (14), (15). Options: those of `ade.Langevin`; `noise_std` may require grad."""
+    layer = "langevin"
+    checked, step = _options(layer, options), _step(layer, step_size)
+    n_steps = base.check_n_steps(layer, n_steps)
+    shifts = Shifts(shift_v, shift_x)
+    check_shifts(layer, shifts)
+    return run_langevin(
+        layer, potential, x0, None, step, n_steps, checked,
+        noise_std=step.sqrt() if noise_std is None else _step(layer, noise_std, "noise_std"), shifts=shifts,
+        momentum_shape=check_momentum_shape(layer, momentum_shape), noise=noise, generator=generator, context=context,
     )[0]  # fmt: skip
 
 

@@ -383,6 +383,57 @@ def generalized_leapfrog(
     return _outputs(x, v, log_det, gradient)
 
 
+# --- (14), (15), (19): stochastic Langevin -------------------------------------------------------------------
+
+
+def langevin(
+    potential: Potential,
+    x0: Tensor,
+    step_size: float | Tensor,
+    n_steps: int,
+    noise: Tensor,
+    *,
+    noise_std: float | Tensor | None = None,
+    shift_v: Callable[[Tensor, Tensor], Tensor] | None = None,
+    shift_x: Callable[[Tensor], Tensor] | None = None,
+    grad_clip: Any | None = None,
+    momentum_clip: Any | None = None,
+    sample_range: Range | None = None,
+    gradient: str = "full",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Eqs. (14), (15): T steps v' = ξ + η/2 g_v(F(x), x), x' = x + g_x(v') with ξ = σ · noise; (19)'s log-density of ξ.
+
+    Named deviation from print: the index of (19)'s product runs over the ξ, each of which counts once.
+
+    Args:
+        potential, x0, n_steps, grad_clip, momentum_clip, sample_range, gradient: as in :func:`leapfrog`; the clips act
+            on the outputs of g_v and g_x.
+        step_size: η, as in :func:`leapfrog`, broadcastable to ``momentum``.
+        noise: standard normals ``(T, B, *momentum)``.
+        noise_std: σ, in the forms of ``step_size``; None is √η.
+        shift_v, shift_x: g_v and g_x; None is the identity in F and v.
+
+    Returns:
+        ``(x, v, log_det, log_noise)``: ``(B, *event)``; the momenta of all steps ``(T, B, *momentum)``; ``(B,)`` zeros,
+        as (x⁰, ξ) to (x^T, v) is a composition of shears; and Σ_t log N(ξ^t; 0, σ_t²), ``(B,)``.
+    """
+    x, momenta = x0, []
+    log_noise = x0.new_zeros(len(x0))
+    for t in range(n_steps):
+        eta = torch.as_tensor(step_at(step_size, t, noise.shape[2:]), dtype=x0.dtype, device=x0.device)
+        sigma = eta.sqrt() if noise_std is None else step_at(noise_std, t, noise.shape[2:])
+        sigma = torch.as_tensor(sigma, dtype=x0.dtype, device=x0.device).expand(noise.shape[2:])
+        xi = sigma * noise[t]
+        log_density = -((xi / sigma) ** 2) / 2 - (sigma * math.sqrt(2 * math.pi)).log()
+        log_noise = log_noise + sum_over_event(log_density)
+        force = shift(shift_v, gradient_field(potential, x, gradient), x)
+        v = xi + eta / 2 * clip(force, grad_clip)
+        x = clip_sample(x + clip(shift(shift_x, v), momentum_clip), sample_range)
+        momenta.append(v)
+    x, v, log_det = _outputs(x, torch.stack(momenta), x0.new_zeros(len(x0)), gradient)
+    return x, v, log_det, log_noise.detach() if gradient == "none" else log_noise
+
+
 # --- B.1, (30): deterministic Langevin ----------------------------------------------------------------------
 
 

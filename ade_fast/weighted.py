@@ -12,7 +12,7 @@ from torch import Tensor
 from .dynamics import NonFiniteError
 from .fields import pinned
 from .potentials._checks import per_sample
-from .weights import as_momentum_weight, log_weights, warn_of_thin_sheet, why_no_weights
+from .weights import as_momentum_weight, default_momentum_weight, log_weights, warn_of_thin_sheet, why_no_weights
 
 # At most so many elements of x, and so many rows, at a time: 64 MiB for each hidden layer of 1,000 units in float64.
 _CHUNK_ELEMENTS = 1 << 18
@@ -49,7 +49,7 @@ class WeightedSampler:
         layer: who asks, for error messages.
         potential: f, [B, *event] -> [B] or [B, 1].
         sampler: the `ade.DualSampler`.
-        momentum_weight: lambda, a number, or [T] where the dynamics draws its own momenta; None is 1, as in `ade.ADE`.
+        momentum_weight: lambda, a number, or [T] where the dynamics draws its own momenta; None: as in `ade.ADE`.
 
     Attributes:
         rows: how many samples are drawn at a time.
@@ -63,7 +63,8 @@ class WeightedSampler:
         if not all(hasattr(sampler, name) for name in ("initial", "dynamics", "draws_own_momenta", "has_momentum")):
             raise TypeError(f"{layer}: sampler must be an ade.DualSampler, got {type(sampler).__name__}")
         self._layer, self._potential, self._sampler = layer, potential, sampler
-        self._momentum_weight = as_momentum_weight(layer, momentum_weight)
+        weight = default_momentum_weight(sampler) if momentum_weight is None else momentum_weight
+        self._momentum_weight = as_momentum_weight(layer, weight)
         self.rows = chunk_rows(tuple(sampler.initial.event))
         if (why := why_no_weights(sampler, self._momentum_weight)) is not None:
             raise ValueError(f"{layer}: samples of this sampler have no weights: {why}")

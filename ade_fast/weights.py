@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .dynamics.sequential import clips_samples
+from .dynamics.sequential import clips_samples, layers_of
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
@@ -105,6 +105,19 @@ def as_momentum_weight(layer: str, weight: float | Tensor | None) -> Tensor:
     if not bool((torch.isfinite(tensor) & (tensor >= 0)).all()):
         raise ValueError(f"{layer}: momentum_weight must be finite and >= 0, got {weight!r}")
     return tensor
+
+
+def default_momentum_weight(sampler) -> Tensor:
+    """lambda where none is given: 1/sigma^2 at initialisation of momenta that the dynamics draws, [T] where it differs
+    between steps; else 1. Float64."""
+    event = tuple(sampler.initial.event)
+    own = [
+        layer.default_momentum_weight(event)
+        for layer in layers_of(sampler.dynamics)
+        if hasattr(layer, "default_momentum_weight")
+    ]
+    weight = torch.cat(own) if own else torch.ones(1, dtype=torch.float64)
+    return weight[0] if bool((weight == weight[0]).all()) else weight
 
 
 def log_normaliser(shape: Sequence[int], count: int, momentum_weight: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class Problem:
     gaussian: bool = False  # beside f, in the unroll and in the field
     noise: bool = False
     momenta: bool = False  # have cotangents
+    forgets: bool = False  # with `scaled`: from the second kick on nothing is left of the momentum, as in Langevin
 
     @property
     def linear(self) -> bool:
@@ -68,6 +69,10 @@ OPTIONS = {
     "Gaussian, value clip": {"gaussian": True, "grad_clip": (VALUE, 0.4)},
     "noise, norm clips, range": {
         "noise": True, "momenta": True, "grad_clip": (NORM, 0.6), "momentum_clip": (NORM, 1.0), "bounds": (-0.9, 1.0),
+    },
+    "Langevin, norm and value clip, range": {
+        "scaled": True, "forgets": True, "noise": True, "momenta": True, "grad_clip": (NORM, 0.6),
+        "momentum_clip": (VALUE, 0.7), "bounds": (-0.9, 1.0),
     },
     "annealed, norm and value clip, range": {
         "bridge": True, "gaussian": True, "noise": True, "momenta": True, "grad_clip": (NORM, 0.6),
@@ -117,6 +122,8 @@ class Data:
         p, sizes = problem, [problem.dim, *problem.hidden, 1]
         states = (p.rows, p.dim)
         scaled = [0.3 * normal(p.steps + 1, p.dim), 0.2 * normal(p.steps, p.dim)] if p.scaled else [None, None]
+        if p.forgets:
+            scaled[0][1:] = -math.inf
         data = Data(
             p,
             [1.7 * normal(n, m) / math.sqrt(m) for m, n in itertools.pairwise(sizes)],

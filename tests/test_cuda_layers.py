@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -14,6 +15,45 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch.cuda.is_available() is False"),
 ]
+
+
+@pytest.mark.parametrize("name", ["mlp", "autograd"])
+def test_small_langevin(name: str) -> None:
+    """Given noise against the equations; drawn noise: the CPU's numbers, and the same again in the backward pass."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        plain = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.SiLU(), torch.nn.Linear(16, 1))
+        f = ade.MLPPotential(3, (64, 32), "silu") if name == "mlp" else plain
+        x0, seed = torch.randn(33, 3), torch.tensor([12345])
+        noise = torch.stack([torch.ops.ade_fast.philox_normal(x0, seed, t) for t in range(3)])
+        drawn = torch.stack([torch.ops.ade_fast.philox_normal(x0.cuda(), seed.cuda(), t) for t in range(3)])
+        torch.testing.assert_close(drawn.cpu(), noise, rtol=1e-6, atol=0)
+
+        mirror = copy.deepcopy(f).double()
+        wide = [t.double().requires_grad_() for t in (x0, torch.tensor(0.1), torch.tensor(0.3))]
+        wanted = ade.reference.langevin(mirror, *wide[:2], 3, noise.double(), noise_std=wide[2])
+        right = torch.autograd.grad(_total(wanted), wide)
+
+        leaves = [t.detach().float().cuda().requires_grad_() for t in wide]
+        given = ade.functional.langevin(f.cuda(), *leaves[:2], 3, noise_std=leaves[2], noise=noise.cuda())
+        for one, other in zip((*given, *torch.autograd.grad(_total(given), leaves)), (*wanted, *right), strict=True):
+            torch.testing.assert_close(one.detach().double().cpu(), other.detach(), rtol=1e-4, atol=1e-4)
+
+        layer = ade.Langevin(3, 0.1, noise_std=0.3, learn_noise_std=True).cuda()
+        found = []
+        for memory in ("graph", "states"):
+            layer.options = dataclasses.replace(layer.options, memory=memory)
+            out = layer(f, leaves[0], generator=torch.Generator("cuda").manual_seed(1))
+            found.append((*out, *torch.autograd.grad(_total(out), [leaves[0], *layer.parameters()])))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _total(out: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return out[0].sin().sum() + out[1].square().sum() + out[3].sum()
 
 
 @pytest.mark.parametrize("memory", ["graph", "states"])

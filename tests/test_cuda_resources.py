@@ -88,6 +88,13 @@ def test_no_planar_flow_kernel_spills_or_uses_a_stack(check: ModuleType) -> None
     assert all(r.spills == 0 and r.stack == 0 for r in kernels.values())
 
 
+def test_no_philox_kernel_spills_or_uses_a_stack(check: ModuleType) -> None:
+    _, budget = check.read_budget(BUDGET)
+    kernels = {k: r for k, r in budget.items() if k[1].startswith("Philox")}
+    assert len(kernels) == 2 * 3  # dtypes
+    assert all(r.spills == 0 and r.stack == 0 for r in kernels.values())
+
+
 def test_without_nvcc_it_skips_aloud() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_HOME"} | {"PATH": "/nowhere"}
     run = subprocess.run(

@@ -6,6 +6,7 @@ from .continuous import ContinuousLangevin, GeneralizedContinuousLangevin
 from .damped_leapfrog import DampedLeapfrog
 from .deterministic_langevin import DeterministicLangevin
 from .generalized_leapfrog import GeneralizedLeapfrog
+from .langevin import Langevin, LangevinOutput
 from .leapfrog import Leapfrog
 from .sequential import Sequential, SequentialOutput
 
@@ -19,6 +20,8 @@ __all__ = [
     "DynamicsOutput",
     "GeneralizedContinuousLangevin",
     "GeneralizedLeapfrog",
+    "Langevin",
+    "LangevinOutput",
     "Leapfrog",
     "NonFiniteError",
     "Sequential",

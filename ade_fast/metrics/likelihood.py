@@ -62,7 +62,7 @@ def log_z(
             (spectral norm) are computed once for all samples. No gradients are recorded.
         sampler: an `ade.DualSampler` whose initial distribution has a density and whose dynamics clips no samples.
         n_samples: how many, at least 2; in chunks, so that memory does not grow with them.
-        momentum_weight: λ > 0, a number, or ``(T,)`` where the dynamics draws a momentum per step; None is 1, as
+        momentum_weight: λ > 0, a number, or ``(T,)`` where the dynamics draws a momentum per step; None: as
             `ade.ADE` takes it. The truth does not depend on it, the effective sample size does: the best one is that
             of the training.
         generator: source of all randomness.

@@ -16,7 +16,14 @@ from ..dynamics import NonFiniteError
 from ..fields import pinned
 from ..initial import Empirical
 from ..initial.base import standard_normal_log_density
-from ..weights import as_momentum_weight, effective_sample_size, kinetic, log_normaliser, why_no_weights
+from ..weights import (
+    as_momentum_weight,
+    default_momentum_weight,
+    effective_sample_size,
+    kinetic,
+    log_normaliser,
+    why_no_weights,
+)
 from ._arguments import integer, number
 from .bounds import Bounds, Defence, fraction, renyi_bound, with_other_gradient
 from .divergence import ADVICE, Watch
@@ -92,7 +99,8 @@ class ADE(nn.Module):
         potential: f, a callable or module [B, *event] -> [B].
         sampler: the dual sampler q.
         momentum_weight: lambda, a number, or a [T] tensor where the dynamics draws one momentum per step (9);
-            None is 1. It weighs nothing where there is no momentum (`DeterministicLangevin`).
+            None is 1, and for `Langevin` 1/noise_std^2 as it was at initialisation. It weighs nothing where there is no
+            momentum (`DeterministicLangevin`).
         entropy_weight: factor of E[log q^T]; 1 is the paper's objective, and the only one with weights.
         bound: f's bound of log Z: "elbo" (20) or "importance".
         sampler_bound: the sampler's: "elbo", "renyi" (order 1/2) or "importance".
@@ -157,7 +165,8 @@ class ADE(nn.Module):
             raise TypeError(f"ADE: sampler must be an ade.DualSampler, got {type(sampler).__name__}")
         self.potential = potential
         self.sampler = sampler
-        self.register_buffer("momentum_weight", as_momentum_weight("ADE", momentum_weight), persistent=False)
+        weight = default_momentum_weight(sampler) if momentum_weight is None else momentum_weight
+        self.register_buffer("momentum_weight", as_momentum_weight("ADE", weight), persistent=False)
         self.entropy_weight = number("ADE", "entropy_weight", entropy_weight)
         self.gradient_penalty = number("ADE", "gradient_penalty", gradient_penalty)
         self.value_penalty = number("ADE", "value_penalty", value_penalty)

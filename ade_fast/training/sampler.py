@@ -232,7 +232,7 @@ class DualSampler(nn.Module):
             n: number of samples, >= 1.
             n_proposals: how many to draw and choose from, >= n; None is 10 n, at least 10,000. Drawn in chunks; their
                 x are kept.
-            momentum_weight: lambda as in `ADE`; None is 1. Only the effective sample size depends on it.
+            momentum_weight: lambda as in `ADE`, also for None. Only the effective sample size depends on it.
             generator: the source of all randomness (torch's global one if None).
             context: passed on to the dynamics. No gradients are recorded.
 

@@ -153,6 +153,12 @@ const uint8_t* Op::bytes(const char* argument, const Tensor& tensor, const char*
   return static_cast<const uint8_t*>(contiguous_data(tensor));
 }
 
+const void* Op::integers(const char* argument, const Tensor& tensor, const char* meaning,
+                         std::initializer_list<int64_t> shape) {
+  check(argument, tensor, aoti_torch_dtype_int64(), meaning, shape);
+  return contiguous_data(tensor);
+}
+
 ScaleArgs Op::scale(const char* argument, const std::optional<Tensor>& tensor) {
   if (!tensor.has_value()) return {nullptr, 0};
   const auto sizes = tensor->sizes();

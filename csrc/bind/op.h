@@ -15,6 +15,7 @@
 #include "launch/generalized_leapfrog.h"
 #include "launch/leapfrog.h"
 #include "launch/mlp.h"
+#include "launch/philox.h"
 #include "launch/planar_flow.h"
 
 namespace ade {
@@ -42,7 +43,9 @@ class Op {
   const void* of_shape(const char* argument, const Tensor& tensor, const char* meaning,
                        std::initializer_list<int64_t> shape);  // any shape, S
   const uint8_t* bytes(const char* argument, const Tensor& tensor, const char* meaning,
-                       std::initializer_list<int64_t> shape);                  // any shape, uint8
+                       std::initializer_list<int64_t> shape);  // any shape, uint8
+  const void* integers(const char* argument, const Tensor& tensor, const char* meaning,
+                       std::initializer_list<int64_t> shape);                  // any shape, int64
   ScaleArgs scale(const char* argument, const std::optional<Tensor>& tensor);  // [B, D] or [1, D] A, or null
   ClipArgs clip(const char* argument, int64_t mode, double bound) const;
   double finite(const char* argument, double value) const;

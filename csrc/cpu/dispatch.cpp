@@ -7,6 +7,7 @@
 #include "launch/generalized_leapfrog.h"
 #include "launch/leapfrog.h"
 #include "launch/mlp.h"
+#include "launch/philox.h"
 #include "launch/planar_flow.h"
 
 // Every launch of the CPU: one line per argument struct.
@@ -27,6 +28,7 @@
   X(MlpFieldBackward)                     \
   X(MlpUnroll)                            \
   X(MlpUnrollBackward)                    \
+  X(PhiloxNormal)                         \
   X(PlanarFlow)                           \
   X(PlanarFlowBackward)
 

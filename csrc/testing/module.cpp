@@ -1,6 +1,9 @@
 // ade_fast_testing: the step headers' formulas and the host-run CUDA kernels over numpy arrays, for pytest.
 // Not part of the wheel. No torch.
+#include "cuda/philox.h"
 #include "cuda/planar_flow.h"
+
+#include <array>
 
 #include "host_run.h"
 #include "reader.h"
@@ -89,6 +92,8 @@ void fill(Reader& read, PlanarFlowBackward& a) {
   read("b", a.b)("heights", a.heights)("dz", a.dz)("du", a.du)("dw", a.dw)("db", a.db);
 }
 
+void fill(Reader& read, PhiloxNormal& a) { shape(read, a)("seed", a.seed)("step", a.step)("noise", a.noise); }
+
 // Runs the CUDA kernels of one op on the host, writing into the arrays given as outputs; returns the number
 // of blocks.
 template <class Launch>
@@ -153,6 +158,10 @@ void define_formulas(py::module_ m) {
           const auto r = generalized_leapfrog::drift_vjp(dx_out, x, u, exp_s, eta, lo, hi);
           return py::make_tuple(r.dx, r.du, r.ds, r.deta);
         });
+  m.def("philox4x32", [](std::array<uint32_t, 4> counter, uint64_t key) {
+    const auto words = philox::philox4x32({counter[0], counter[1], counter[2], counter[3]}, key);
+    return py::make_tuple(words.x, words.y, words.z, words.w);
+  });
   m.def("round_bfloat16", py::vectorize([](float a) { return Store<bf16>::from(a).bits; }));
   m.def("widen_bfloat16", py::vectorize([](uint16_t bits) { return load(bf16{bits}); }));
 }
@@ -173,5 +182,6 @@ PYBIND11_MODULE(ade_fast_testing, m) {
   define<GeneralizedLeapfrogKickDrift, GeneralizedLeapfrogKickDriftBackward>(
       cuda, "generalized_leapfrog_kick_drift");
   define<PlanarFlow, PlanarFlowBackward>(cuda, "planar_flow");
+  cuda.def("philox_normal", &run<PhiloxNormal>, py::arg("descending"));
   define_mlp(cuda);
 }
