@@ -1,9 +1,11 @@
 """Langevin against reference.py in float64, its noise, and its weights against closed forms in the dual sampler."""
 
+import contextlib
 import copy
 import gc
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 import ade_fast as ade
 from ade_fast import functional, initial, reference
 from ade_fast._philox_op import draw_seed, philox_normal
+from ade_fast.dynamics.langevin import LangevinProgram
 from ade_fast.weights import default_momentum_weight
 
 BATCH = 5
@@ -370,6 +373,42 @@ def test_the_noise_is_not_kept() -> None:
             assert not any(torch.allclose(row, scale * eps) for eps in noise for scale in (1.0, 0.3))
 
 
+def test_the_fused_kernels_noise_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[weakref.ref] = []
+    draw = LangevinProgram._all_noise
+
+    def all_noise(program: LangevinProgram, args: tuple) -> Tensor:
+        noise = draw(program, args)
+        drawn.append(weakref.ref(noise))
+        return noise
+
+    monkeypatch.setattr(LangevinProgram, "_all_noise", all_noise)
+    layer = ade.Langevin(6, 0.1, noise_std=0.3, learn_noise_std=True).double()
+    gc.disable()
+    try:
+        out = layer(mlp_potential("silu"), normal(BATCH, 3, seed=1).requires_grad_(), generator=generator(2))
+        assert layer.last_plan.field == "mlp" and len(drawn) == 1 and drawn[0]() is None
+        out.x.sum().backward()
+        assert len(drawn) == 2 and drawn[1]() is None, "drawn again"
+        node = weakref.ref(out.x.grad_fn)
+        del out
+        assert node() is None, "no cycle through what is kept"
+    finally:
+        gc.enable()
+
+
+def test_noise_is_kept_where_hooks_are_forbidden() -> None:
+    gradients = []
+    for forbidden in (contextlib.nullcontext(), torch.autograd.graph.disable_saved_tensors_hooks("none here")):
+        layer = ade.Langevin(4, 0.1, noise_std=0.3, learn_noise_std=True).double()
+        with forbidden:
+            out = layer(mlp_potential("silu"), normal(BATCH, 3, seed=1), generator=generator(2))
+        assert layer.last_plan.field == "mlp"
+        out.x.sum().backward()
+        gradients.append(layer.log_noise_std.grad)
+    assert torch.equal(*gradients)
+
+
 # --- The noise -----------------------------------------------------------------------------------------------
 
 
@@ -692,3 +731,18 @@ def test_misuse_of_the_functional_form(changes: dict[str, Any], error: type[Exce
     with pytest.raises(error) as caught:
         functional.langevin(lambda x: x.sum(1), torch.zeros(2, 3), 0.1, 2, **changes)
     assert message in str(caught.value)
+
+
+def test_a_step_size_below_zero_has_no_noise():
+    layer = ade.Langevin(2, 0.1)
+    with torch.no_grad():
+        layer.step_size.fill_(-0.1)
+    with pytest.raises(ValueError, match="Langevin: noise_std must be positive, got nan: without noise_std="):
+        layer(ade.MLPPotential(2, (32,)), torch.randn(3, 2))
+
+
+def test_a_trained_model_weighs_the_momenta_as_its_run_did(tmp_path):
+    settings = {"hidden": (32, 32), "updates": 2, "test_likelihood_samples": 500, "test_permutations": 10}
+    config = ade.training.Config(dynamics="langevin", noise_std=0.2, learn_noise_std=True, sampler_lr=0.1, **settings)
+    ade.training.train(config, tmp_path, progress=False)
+    torch.testing.assert_close(ade.load(tmp_path).momentum_weight.item(), 25.0, rtol=1e-6, atol=0)

@@ -45,8 +45,8 @@ def assert_same_state(a, b, where: str = "state") -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"dynamics": "annealed"}, {"dynamics": "deterministic"}, {"dynamics": "continuous", "time": 0.02},
-     {"initial": "langevin-flow"}],
+    [{"dynamics": "annealed"}, {"dynamics": "langevin"}, {"dynamics": "deterministic"},
+     {"dynamics": "continuous", "time": 0.02}, {"initial": "langevin-flow"}],
 )  # fmt: skip
 def test_the_other_dynamics_and_starts_train(tmp_path, settings):
     config = dataclasses.replace(TINY, updates=4, **settings)
@@ -64,7 +64,7 @@ def test_an_estimated_log_determinant_needs_the_bound_of_20(tmp_path):
     assert summary.nll is None and math.isfinite(summary.mmd2)
 
 
-@pytest.mark.parametrize("dynamics", ["leapfrog", "generalized", "damped", "deterministic"])
+@pytest.mark.parametrize("dynamics", ["leapfrog", "generalized", "damped", "langevin", "deterministic"])
 def test_resume_is_bit_identical(tmp_path, dynamics):
     settings = dataclasses.replace(TINY, dynamics=dynamics, spectral_norm=dynamics == "generalized")
     whole, first = Trainer(settings), Trainer(settings)

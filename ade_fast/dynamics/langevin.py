@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -71,21 +72,42 @@ class LangevinProgram:
             why = f"{self._layer}: the fused MLP kernels do not take noise that requires grad: autograd does"
             note_slow_path(why, why)
             return None
-        if noise is None:
-            noise = torch.stack([self._noise(args, t) for t in range(self.n_steps)])
+        drawn = noise is None
+        if drawn:
+            noise = self._all_noise(args)
         if gaussian is not None:
             options |= {"pull": gaussian.pull.expand_as(kick), "centre": gaussian.centre.expand_as(kick)}
         *momentum_clip, lo, hi = self._drift
         one = torch.ones_like(kick[1:])
         log_decay = torch.full_like(kick, -torch.inf)
         log_decay[0] = 0
-        end = field.unroll(
-            x, std[0] * noise[0], kick, one, log_decay=log_decay, noise=noise[1:], noise_v=std[1:],
-            noise_x=torch.zeros_like(one), grad_clip=self._kick[1:], momentum_clip=momentum_clip, bounds=(lo, hi),
-            want_momenta=True, **options,
-        )  # fmt: skip
+        v, later = std[0] * (noise[0].clone() if drawn else noise[0]), noise[1:]  # a view would keep all of it
+        with self._drawn_again(args, later) if drawn else contextlib.nullcontext():
+            end = field.unroll(
+                x, v, kick, one, log_decay=log_decay, noise=later, noise_v=std[1:],
+                noise_x=torch.zeros_like(one), grad_clip=self._kick[1:], momentum_clip=momentum_clip, bounds=(lo, hi),
+                want_momenta=True, **options,
+            )  # fmt: skip
         x = ops.leapfrog_drift(end.x, end.v, one[0], *self._drift)
         return x, torch.cat([end.momenta, end.v.unsqueeze(0)]), noise.square().sum((0, 2)) / 2
+
+    def _all_noise(self, args: tuple) -> Tensor:
+        return torch.stack([self._noise(args, t) for t in range(self.n_steps)])
+
+    def _drawn_again(self, args: tuple, later: Tensor) -> contextlib.AbstractContextManager:
+        """Where autograd would keep the noise of all steps but the first, it keeps the seed."""
+        if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # the caller wants none
+            return contextlib.nullcontext()
+        x, *others = args
+        like, place = x.detach(), (later.data_ptr(), later.shape)
+
+        def pack(tensor: Tensor) -> Tensor | None:
+            return None if (tensor.data_ptr(), tensor.shape) == place else tensor
+
+        def unpack(tensor: Tensor | None) -> Tensor:
+            return self._all_noise((like, *others))[1:] if tensor is None else tensor
+
+        return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
     def as_rows(self, args: tuple) -> tuple[Tensor | None, ...]:
         return args
@@ -255,6 +277,7 @@ def run_langevin(
     with torch.set_grad_enabled(torch.is_grad_enabled() and options.gradient != "none"):
         eta = base.step_rows(layer, step_size, n_steps, momentum, x0, what=what).expand(n_steps, -1)
         std = base.step_rows(layer, noise_std, n_steps, momentum, x0, "noise_std", what).expand(n_steps, -1)
+        _check_positive(layer, std)
         given = None if noise is None else _given_noise(layer, noise, n_steps, momentum, x0)
         seed = draw_seed(x0.device, generator) if noise is None else None
         program = LangevinProgram(layer, n_steps, shifts, layout, momentum, options)
@@ -264,6 +287,16 @@ def run_langevin(
         v = momentum.events(v.flatten(0, 1)).unflatten(0, (n_steps, x0.shape[0]))
     base.check_finite(options.check_finite, layer, n_steps - 1, n_steps, log_noise)
     return LangevinOutput(layout.events(x), v, base.zero_log_det(x0), log_noise), plan
+
+
+def _check_positive(layer: str, std: Tensor) -> None:
+    """A learned step size that is not positive any more has no root. On CUDA the look would wait for the device: there
+    the noise is NaN, which `check_finite` names."""
+    if std.device.type == "cpu" and not bool((std > 0).all()):
+        raise ValueError(
+            f"{layer}: noise_std must be positive, got {std.detach().min().item():.3g}: without noise_std= it is "
+            "√step_size, and a learned step size went below 0; give noise_std=, or take a smaller learning rate"
+        )
 
 
 def check_shifts(layer: str, shifts: Shifts) -> None:
@@ -285,7 +318,7 @@ class Langevin(Dynamics):
 
     `noise`: standard normals ξ/σ, [T, B, *event]. None draws them: counter-based (Philox4x32-10), from a seed that is
     one draw of `generator`. They are the same for any number of threads, and a sample's are its own in any batch; the
-    backward pass draws them once more instead of keeping them (the fused MLP kernels keep them).
+    backward pass draws them once more instead of keeping them.
 
     Shapes, gradients, options and errors as in `Leapfrog`. Gradients reach σ, g_v and g_x too, and through log_noise σ;
     ``sample_range`` leaves log_noise as it is.

@@ -19,6 +19,7 @@ from ..dynamics import (
     DampedLeapfrog,
     DeterministicLangevin,
     GeneralizedLeapfrog,
+    Langevin,
     Leapfrog,
 )
 from ..potentials import MLPPotential, WithBase
@@ -190,6 +191,10 @@ def _build_dynamics(config: Config, space: Space) -> nn.Module:
     if config.dynamics == "deterministic":
         own = {name: options[name] for name in ("learn_step_size", "gradient", "memory")}
         return DeterministicLangevin(config.n_steps, step_size, log_det=config.log_det, **own)
+    if config.dynamics == "langevin":
+        noise_std = None if config.noise_std is None else torch.full(shape, config.noise_std)
+        own = {"noise_std": noise_std, "learn_noise_std": config.learn_noise_std}
+        return Langevin(config.n_steps, step_size, **own, **options)
     if config.dynamics == "annealed":
         del options["momentum_clip"], options["sample_range"]  # it has neither: its weights need v and x as they are
         return AnnealedLeapfrog(config.n_steps, step_size, refresh=config.refresh, **options)

@@ -97,8 +97,12 @@ class Config:
         "leapfrog",
         "sampler",
         "how samples move on f",
-        choices=("leapfrog", "generalized", "damped", "annealed", "deterministic", "continuous"),
+        choices=("leapfrog", "generalized", "damped", "annealed", "langevin", "deterministic", "continuous"),
     )
+    noise_std: float | None = _setting(
+        None, "sampler", "noise of each step (langevin dynamics), or none: the square root of the step size", above=0
+    )
+    learn_noise_std: bool = _setting(False, "sampler", "learn the noise of each step (langevin dynamics)")
     log_det: str = _setting(
         "exact",
         "sampler",
@@ -167,7 +171,12 @@ class Config:
         below=1,
     )
     # At 1 leapfrog conserves f - |v|^2 / 2 and volume: the weights are those of q0, whatever the steps.
-    momentum_weight: float = _setting(1.0, "objective", "lambda, weight of the kinetic energy", low=0)
+    momentum_weight: float | None = _setting(
+        None,
+        "objective",
+        "lambda, weight of the kinetic energy, or none: 1, and of langevin dynamics 1 / noise_std^2 at the start",
+        low=0,
+    )
     entropy_weight: float = _setting(1.0, "objective", "weight of the sampler's entropy", low=0)
     gradient_penalty: float = _setting(0.0, "objective", "weight of E|grad f|^2, which keeps f smooth", low=0)
     value_penalty: float = _setting(0.0, "objective", "weight of E f^2, which keeps f small", low=0)

@@ -61,7 +61,7 @@ def stages(
     """x^0, x^1, ..., x^T of one batch of the dual sampler, each [n, *event].
 
     x^t of a T-step run is the end point of a t-step run from the same start: the two differ only in the last
-    kick, which moves v.
+    kick, which moves v. Noise of the dynamics is keyed by its seed and the step, so that both draw the same.
 
     Args:
         potential, sampler: the players.
@@ -73,7 +73,10 @@ def stages(
     with torch.no_grad():
         shape = dynamics.momentum_shape(tuple(sampler.initial.event))
         x, v, _ = sampler.initial.sample(n, momentum_shape=shape, generator=generator)
-        seen = [x] + [_first_steps(dynamics, t, x.dim())(potential, x, v).x for t in range(1, dynamics.n_steps + 1)]
+        seen = [x]
+        for t in range(1, dynamics.n_steps + 1):
+            noise = torch.Generator(x.device).manual_seed(0)
+            seen.append(_first_steps(dynamics, t, x.dim())(potential, x, v, generator=noise).x)
         return seen if to_data is None else [to_data(x) for x in seen]
 
 
@@ -90,11 +93,12 @@ def normalised_within(potential: nn.Module, data: Tensor) -> LogProb:
 
 
 def _first_steps(dynamics: nn.Module, n_steps: int, per_step_dim: int) -> nn.Module:
-    """The dynamics cut after ``n_steps`` steps; a step size of ``per_step_dim`` axes has one row per step."""
+    """The dynamics cut after ``n_steps`` steps; what it has of ``per_step_dim`` axes has one row per step."""
     cut = copy.deepcopy(dynamics)
+    for own in (*cut.parameters(recurse=False), *cut.buffers(recurse=False)):
+        if own.dim() == per_step_dim and len(own) == cut.n_steps:
+            own.data = own.data[:n_steps]
     cut.n_steps = n_steps
-    if cut.step_size.dim() == per_step_dim:
-        cut.step_size.data = cut.step_size.data[:n_steps]
     return cut
 
 

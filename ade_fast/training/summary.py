@@ -40,6 +40,8 @@ _MATTER_WHERE = {
     "clip": lambda config: config.dynamics not in _WITHOUT_MOMENTUM,
     "clip_samples": lambda config: config.dynamics not in ("annealed", *_WITHOUT_MOMENTUM),
     "momentum_weight": lambda config: config.dynamics not in _WITHOUT_MOMENTUM,
+    "noise_std": lambda config: config.dynamics == "langevin",
+    "learn_noise_std": lambda config: config.dynamics == "langevin",
     "log_det": lambda config: config.dynamics == "deterministic",
     "time": lambda config: config.dynamics == "continuous",
     **{name: lambda config: config.dynamics != "continuous" for name in _OF_STEPS},

@@ -16,6 +16,7 @@ from ..data import as_table
 from ..dynamics import NonFiniteError
 from ..metrics import LogZ
 from ..weighted import chunk_rows
+from ..weights import default_momentum_weight
 from . import memory
 from ._arguments import SEEDS, integer
 from .build import Given, build_players, check_given, resolve_device
@@ -67,8 +68,10 @@ class TrainedModel:
         return self.space.event
 
     @property
-    def momentum_weight(self) -> float:
-        """lambda, as in the run."""
+    def momentum_weight(self) -> float | Tensor:
+        """lambda, as in the run; [T] where it differs between the steps."""
+        if self.config.momentum_weight is None:
+            return default_momentum_weight(self.sampler)
         return self.config.momentum_weight
 
     @property
