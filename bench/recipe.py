@@ -3,6 +3,7 @@
     python bench/recipe.py sets         the default settings on every set, three seeds
     python bench/recipe.py gradients    exact, truncated and stopped gradient: long unrolls of smooth f from a Gaussian
     python bench/recipe.py ablation     the default settings with one thing changed
+    python bench/recipe.py dynamics     the default settings with every dynamics
 
 Every run takes minutes, on one thread; ``--jobs`` of them run side by side. Each writes its row to
 ``bench/results/recipe-<table>-<machine>.json`` as soon as it has ended, and a second call does what is missing. Runs
@@ -70,6 +71,23 @@ ABLATION: dict[str, dict[str, Any]] = {
     "4 samples per data point": {"samples_per_point": 4},
 }  # fmt: skip
 
+# The half-step's variance, √(η/2) at η = 0.1: what makes Langevin's steps their own reverse, to first order.
+_QUIET = {"noise_std": math.sqrt(0.1 / 2)}
+DYNAMICS: dict[str, dict[str, Any]] = {
+    "leapfrog, T = 2": {},
+    "generalized leapfrog, T = 2": {"dynamics": "generalized"},
+    "damped leapfrog, T = 2": {"dynamics": "damped"},
+    "annealed leapfrog, T = 2": {"dynamics": "annealed"},
+    **{f"Langevin, T = {steps}": {"dynamics": "langevin", "n_steps": steps} for steps in (1, 2, 5)},
+    **{
+        f"Langevin, σ = √(η/2), T = {steps}": {"dynamics": "langevin", "n_steps": steps, **_QUIET}
+        for steps in (1, 2, 5)
+    },
+    "deterministic Langevin, T = 1": {"dynamics": "deterministic", "n_steps": 1},
+    "deterministic Langevin, T = 2": {"dynamics": "deterministic"},
+    "continuous Langevin, 1000 updates of 128": {"dynamics": "continuous", "updates": 1000, "batch_size": 128},
+}
+
 
 @dataclass(frozen=True)
 class Table:
@@ -101,6 +119,7 @@ TABLES = {
         range(3),
     ),
     "ablation": Table(ABLATION, ("moons", "pinwheel")),
+    "dynamics": Table(DYNAMICS, ("moons", "pinwheel")),
 }
 
 # Of the run's own summary.

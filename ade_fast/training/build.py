@@ -174,7 +174,9 @@ def _build_dynamics(config: Config, space: Space) -> nn.Module:
     (dim,) = space.event
     if config.dynamics == "continuous":
         try:
-            return ContinuousLangevin(config.time)
+            # By the solver's own graph: f is small, and the adjoint would take twice as long.
+            tolerances = {"rtol": config.rtol, "atol": 0.1 * config.rtol}
+            return ContinuousLangevin(config.time, solver=config.solver, adjoint=False, **tolerances)
         except ImportError as error:
             raise ConfigError(f"configuration: dynamics is continuous: {error}") from error
     shape = {"all": (), "dimension": (dim,), "step": (config.n_steps, dim)}[config.step_size_per]

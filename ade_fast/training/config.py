@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import TOY_NAMES
+from ..dynamics.ode import SOLVERS
 
 SETTINGS_GROUPS = ("data", "potential", "sampler", "objective", "optimisation", "evaluation", "machine")
 
@@ -110,6 +111,13 @@ class Config:
         choices=("exact", "taylor", "chebyshev", "laplacian"),
     )
     time: float = _setting(0.1, "sampler", "how long samples flow (continuous dynamics)", above=0)
+    solver: str = _setting("bosh3", "sampler", "torchdiffeq's solver (continuous dynamics)", choices=SOLVERS)
+    rtol: float = _setting(
+        1e-3,
+        "sampler",
+        "error of the solver's step, relative, and a tenth of it absolute (continuous dynamics)",
+        above=0,
+    )
     n_steps: int = _setting(2, "sampler", "steps T of the dynamics", low=1, high=10_000)
     step_size: float = _setting(0.1, "sampler", "step size at the start", above=0)
     step_size_per: str = _setting(

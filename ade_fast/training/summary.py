@@ -43,7 +43,7 @@ _MATTER_WHERE = {
     "noise_std": lambda config: config.dynamics == "langevin",
     "learn_noise_std": lambda config: config.dynamics == "langevin",
     "log_det": lambda config: config.dynamics == "deterministic",
-    "time": lambda config: config.dynamics == "continuous",
+    **{name: lambda config: config.dynamics == "continuous" for name in ("time", "solver", "rtol")},
     **{name: lambda config: config.dynamics != "continuous" for name in _OF_STEPS},
     "damping": lambda config: config.dynamics == "damped",
     "network_hidden": lambda config: config.dynamics == "generalized",
