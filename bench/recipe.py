@@ -78,7 +78,7 @@ DYNAMICS: dict[str, dict[str, Any]] = {
     "generalized leapfrog, T = 2": {"dynamics": "generalized"},
     "damped leapfrog, T = 2": {"dynamics": "damped"},
     "annealed leapfrog, T = 2": {"dynamics": "annealed"},
-    **{f"Langevin, T = {steps}": {"dynamics": "langevin", "n_steps": steps} for steps in (1, 2, 5)},
+    **{f"Langevin, σ = √η, T = {steps}": {"dynamics": "langevin", "n_steps": steps} for steps in (1, 2, 5)},
     **{
         f"Langevin, σ = √(η/2), T = {steps}": {"dynamics": "langevin", "n_steps": steps, **_QUIET}
         for steps in (1, 2, 5)

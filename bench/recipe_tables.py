@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
@@ -81,11 +82,12 @@ def sets(runs: Sequence[Run]) -> Rows:
     return head, rows
 
 
-def variants(runs: Sequence[Run]) -> Rows:
-    """One row per variant; NLL and effective sample sizes for each set, over the seeds."""
+def variants(runs: Sequence[Run], seconds: bool = False) -> Rows:
+    """One row per variant; NLL, effective sample sizes, and seconds if asked for, for each set, over the seeds."""
     ordered = _in_order(runs)
     names = _unique(r["settings"]["data"] for r in ordered)
-    head = ["", *(f"{name}: {what}" for name in names for what in ("NLL", "ESS", "ESS of q⁰"))]
+    whats = ("NLL", "ESS", "ESS of q⁰", *(("seconds",) if seconds else ()))
+    head = ["", *(f"{name}: {what}" for name in names for what in whats)]
     rows = []
     for variant in _unique(r["variant"] for r in runs):
         cells = []
@@ -95,6 +97,7 @@ def variants(runs: Sequence[Run]) -> Rows:
                 _spread(group, "nll_large", ".3f"),
                 _spread(group, "ess", ".2f"),
                 _spread(group, "initial_ess", ".2f"),
+                *((_spread(group, "seconds", ".0f"),) if seconds else ()),
             ]
         rows.append([variant, *cells])
     return head, rows
@@ -104,4 +107,5 @@ TABLES: dict[str, Callable[[Sequence[Run]], Rows]] = {
     "recipe-sets": sets,
     "recipe-gradients": variants,
     "recipe-ablation": variants,
+    "recipe-dynamics": functools.partial(variants, seconds=True),
 }
