@@ -16,6 +16,7 @@ from pathlib import Path
 
 import bounds_tables
 import density_tables
+import langevin_tables
 import mlp_tables
 import recipe_tables
 import records
@@ -103,6 +104,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "dynamics": ("dynamics", summary),
     "dynamics-full": ("dynamics", full),
     "density": ("density", density_tables.show),
+    "langevin": ("langevin", langevin_tables.show),
     "mlp": ("mlp", mlp_tables.summary),
     "mlp-full": ("mlp", mlp_tables.full),
     "bounds": ("bounds", bounds_tables.summary),
