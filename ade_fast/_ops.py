@@ -223,5 +223,6 @@ for _name in (
     "generalized_leapfrog_kick",
     "generalized_leapfrog_drift",
     "generalized_leapfrog_kick_drift",
+    "rational_quadratic_spline",
 ):
     _register(_name)

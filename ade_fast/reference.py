@@ -691,6 +691,47 @@ def planar_flow(x: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Ten
     return x + u_hat * h.unsqueeze(1), torch.log(torch.abs(1 + (w @ u_hat) * (1 - h.square())))
 
 
+def rational_quadratic_spline(
+    x: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor, bound: float = 5.0, least: float = 1e-3
+) -> tuple[Tensor, Tensor]:
+    """A monotonic spline of K pieces on [-bound, bound], the identity outside (Durkan et al. 2019), as zuko has it.
+
+    Widths and heights of pieces are softmaxes of numbers squashed to |log least| / 2; slopes at the inner knots are
+    exponentials of numbers squashed to |log least|, and 1 at both ends.
+
+    Args:
+        x: ``(*,)``. widths, heights: ``(*, K)``, and slopes ``(*, K - 1)``: unconstrained.
+
+    Returns:
+        ``(y, log ∂y/∂x)``, both ``(*,)``.
+    """
+    limit = -math.log(least)
+
+    def squash(a: Tensor, most: float) -> Tensor:
+        return a / (1 + a.abs() / most)
+
+    def knots(a: Tensor) -> Tensor:
+        ends = squash(a, limit / 2).softmax(-1).cumsum(-1)
+        return bound * (2 * torch.cat([torch.zeros_like(ends[..., :1]), ends], -1) - 1)
+
+    one = torch.ones_like(slopes[..., :1])
+    at_x, at_y = knots(widths), knots(heights)
+    slope = torch.cat([one, squash(slopes, limit).exp(), one], -1)
+    inside = (x > -bound) & (x <= bound)
+    last = widths.shape[-1] - 1
+    piece = ((at_x < x.unsqueeze(-1)).sum(-1) - 1).clamp(0, last).unsqueeze(-1)
+    (x0, x1), (y0, y1), (d0, d1) = (
+        (t.gather(-1, piece).squeeze(-1), t.gather(-1, piece + 1).squeeze(-1)) for t in (at_x, at_y, slope)
+    )
+    s = (y1 - y0) / (x1 - x0)
+    z = torch.where(inside, (x - x0) / (x1 - x0), 0.5)
+    q = z * (1 - z)
+    below = s + (d0 + d1 - 2 * s) * q
+    y = y0 + (y1 - y0) * (s * z**2 + d0 * q) / below
+    derivative = s**2 * (2 * s * q + d0 * (1 - z) ** 2 + d1 * z**2) / below**2
+    return torch.where(inside, y, x), torch.where(inside, derivative.log(), 0.0)
+
+
 # --- (39), (40): deep latent-variable model ------------------------------------------------------------------
 
 

@@ -75,9 +75,6 @@ ABLATION: dict[str, dict[str, Any]] = {
 _QUIET = {"noise_std": math.sqrt(0.1 / 2)}
 DYNAMICS: dict[str, dict[str, Any]] = {
     "leapfrog, T = 2": {},
-    "generalized leapfrog, T = 2": {"dynamics": "generalized"},
-    "damped leapfrog, T = 2": {"dynamics": "damped"},
-    "annealed leapfrog, T = 2": {"dynamics": "annealed"},
     **{f"Langevin, σ = √η, T = {steps}": {"dynamics": "langevin", "n_steps": steps} for steps in (1, 2, 5)},
     **{
         f"Langevin, σ = √(η/2), T = {steps}": {"dynamics": "langevin", "n_steps": steps, **_QUIET}
@@ -86,6 +83,9 @@ DYNAMICS: dict[str, dict[str, Any]] = {
     "deterministic Langevin, T = 1": {"dynamics": "deterministic", "n_steps": 1},
     "deterministic Langevin, T = 2": {"dynamics": "deterministic"},
     "continuous Langevin, 1000 updates of 128": {"dynamics": "continuous", "updates": 1000, "batch_size": 128},
+    "generalized leapfrog, T = 2": {"dynamics": "generalized"},
+    "damped leapfrog, T = 2": {"dynamics": "damped"},
+    "annealed leapfrog, T = 2": {"dynamics": "annealed"},
 }
 
 

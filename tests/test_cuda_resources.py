@@ -88,6 +88,13 @@ def test_no_planar_flow_kernel_spills_or_uses_a_stack(check: ModuleType) -> None
     assert all(r.spills == 0 and r.stack == 0 for r in kernels.values())
 
 
+def test_no_spline_kernel_spills_or_uses_a_stack(check: ModuleType) -> None:
+    _, budget = check.read_budget(BUDGET)
+    kernels = {k: r for k, r in budget.items() if k[1].startswith("Spline")}
+    assert len(kernels) == 2 * 2 * 2  # forward, backward; dtypes
+    assert all(r.spills == 0 and r.stack == 0 for r in kernels.values())
+
+
 def test_no_philox_kernel_spills_or_uses_a_stack(check: ModuleType) -> None:
     _, budget = check.read_budget(BUDGET)
     kernels = {k: r for k, r in budget.items() if k[1].startswith("Philox")}

@@ -27,6 +27,7 @@ TESTED_ELSEWHERE = {
     "mlp_": "test_mlp_ops.py",
     "philox_": "test_philox.py",
     "planar_flow": "test_planar_flow_op.py",
+    "rational_quadratic_spline": "test_spline_op.py",
 }
 
 # ------------------------------------------------------------------------------------------------- formulas

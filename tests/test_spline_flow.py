@@ -109,7 +109,8 @@ def test_base_is_where_the_samples_come_from() -> None:
     z, v, log_q_base = q.base.sample(6, (2,), generator())
     x, v_of_x, log_q = q.sample(6, (2,), generator())
     mapped, log_det = q.transform(z)
-    assert torch.equal(mapped, x) and torch.equal(v, v_of_x) and q.base.momentum is momentum
+    torch.testing.assert_close(mapped, x)  # the samples' splines come from the operator
+    assert torch.equal(v, v_of_x) and q.base.momentum is momentum
     assert torch.allclose(log_q_base - log_det, log_q)
     assert not any(name.startswith("base") for name in q.state_dict())
 

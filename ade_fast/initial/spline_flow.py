@@ -49,11 +49,16 @@ class SplineFlow(Flow):
         self.bins = as_count("SplineFlow", "bins", bins, least=2)
         try:
             from zuko.flows import NSF
+
+            from . import _spline
         except ImportError as error:
             raise ImportError("SplineFlow: needs zuko: pip install zuko") from error
         # SiLU: annealing differentiates the log-determinant twice.
         flow = NSF(self.dim, bins=self.bins, transforms=self.n_layers, hidden_features=self.hidden, activation=nn.SiLU)
         self.maps = flow.transform
+        for layer in self.maps.transforms if hasattr(self.maps, "transforms") else [self.maps]:
+            layer.univariate = _spline.univariate
+        self._once = _spline.differentiable_once
 
     def transform(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The flow itself: ``z`` ``(n, dim)`` to ``x`` ``(n, dim)`` and ``log|det ∂x/∂z|`` ``(n,)``."""
@@ -61,6 +66,15 @@ class SplineFlow(Flow):
         if len(z) == 0:  # which torch.distributions cannot sum over
             return z, z.new_zeros(0)
         return self.maps().call_and_ladj(z)
+
+    def _transform_once(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        with self._once():
+            return self.transform(z)
+
+    def log_prob_once(self, x: Tensor) -> Tensor:
+        """`log_prob`, differentiable once: several times faster."""
+        with self._once():
+            return self.log_prob(x)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """``log q(x)``, ``(n, dim)`` to ``(n,)``; differentiable."""

@@ -149,7 +149,8 @@ def build_players(config: Config, space: Space | None = None, given: Given = OWN
 
 def _build_potential(config: Config, space: Space) -> nn.Module:
     (dim,) = space.event
-    gain = 1.0 if config.spectral_norm else config.input_gain  # which spectral norm would take away again
+    gain = min(max(6 / dim, 1.0), 3.0) if config.input_gain is None else config.input_gain
+    gain = 1.0 if config.spectral_norm else gain  # which spectral norm would take away again
     potential = MLPPotential(dim, config.hidden, config.activation, config.spectral_norm, input_gain=gain)
     return potential if config.base_std is None else WithBase(potential, 0.0, config.base_std)
 

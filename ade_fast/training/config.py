@@ -74,8 +74,12 @@ class Config:
         choices=("relu", "leaky_relu", "softplus", "silu", "tanh", "elu"),
     )
     spectral_norm: bool = _setting(False, "potential", "divide f's weights by their spectral norm")
-    input_gain: float = _setting(
-        3.0, "potential", "factor on the initial weights of f's first layer: above 1, finer structure sooner", above=0
+    input_gain: float | None = _setting(
+        None,
+        "potential",
+        "factor on the initial weights of f's first layer: above 1, finer structure sooner; none: 3 in two dimensions, "
+        "falling to 1 in six",
+        above=0,
     )
     base_std: float | None = _setting(
         3.0, "potential", "width of f's Gaussian base measure in standard deviations of the data, or none", above=0

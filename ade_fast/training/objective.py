@@ -348,7 +348,9 @@ class ADE(nn.Module):
                 parameters = [p for p in self.sampler_parameters() if p.requires_grad]
                 loss = with_other_gradient(loss, other, parameters, cut, weights)
             if self.coverage and self.updates % _COVERAGE_EVERY == 0:
-                covered = self.coverage * self.sampler.initial.log_prob(data[::_COVERAGE_EVERY].detach()).mean()
+                start = self.sampler.initial
+                density = getattr(start, "log_prob_once", None) or start.log_prob
+                covered = self.coverage * density(data[::_COVERAGE_EVERY].detach()).mean()
                 loss = loss - (covered - covered.detach())
             figures = self._figures(sample, model, beta, defence) if want_figures else {}
         return _Terms(loss, f_data, model.f_samples, model.kinetic, model.entropy, penalty), sample, figures

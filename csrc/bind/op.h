@@ -17,6 +17,7 @@
 #include "launch/mlp.h"
 #include "launch/philox.h"
 #include "launch/planar_flow.h"
+#include "launch/spline.h"
 
 namespace ade {
 namespace bind {

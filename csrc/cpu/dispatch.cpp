@@ -9,6 +9,7 @@
 #include "launch/mlp.h"
 #include "launch/philox.h"
 #include "launch/planar_flow.h"
+#include "launch/spline.h"
 
 // Every launch of the CPU: one line per argument struct.
 #define ADE_FOR_EACH_LAUNCH(X)            \
@@ -30,7 +31,9 @@
   X(MlpUnrollBackward)                    \
   X(PhiloxNormal)                         \
   X(PlanarFlow)                           \
-  X(PlanarFlowBackward)
+  X(PlanarFlowBackward)                   \
+  X(RationalQuadraticSpline)              \
+  X(RationalQuadraticSplineBackward)
 
 #define ADE_DECLARE(Args)               \
   int64_t workspace_bytes(const Args&); \

@@ -2,6 +2,7 @@
 // Not part of the wheel. No torch.
 #include "cuda/philox.h"
 #include "cuda/planar_flow.h"
+#include "cuda/spline.h"
 
 #include <array>
 
@@ -90,6 +91,17 @@ void fill(Reader& read, PlanarFlow& a) {
 void fill(Reader& read, PlanarFlowBackward& a) {
   shape(read, a)("layers", a.layers)("dx", a.dx)("dlog_det", a.dlog_det)("z", a.z)("u", a.u)("w", a.w);
   read("b", a.b)("heights", a.heights)("dz", a.dz)("du", a.du)("dw", a.dw)("db", a.db);
+}
+
+void fill(Reader& read, RationalQuadraticSpline& a) {
+  shape(read, a)("pieces", a.pieces)("x", a.x)("widths", a.widths)("heights", a.heights)("slopes", a.slopes);
+  read("bound", a.bound)("least", a.least)("inverse", a.inverse)("x_out", a.x_out)("log_slope", a.log_slope);
+}
+void fill(Reader& read, RationalQuadraticSplineBackward& a) {
+  shape(read, a)("pieces", a.pieces)("dx_out", a.dx_out)("dlog_slope", a.dlog_slope)("x", a.x);
+  read("widths", a.widths)("heights", a.heights)("slopes", a.slopes)("x_out", a.x_out);
+  read("bound", a.bound)("least", a.least)("inverse", a.inverse);
+  read("dx", a.dx)("dwidths", a.dwidths)("dheights", a.dheights)("dslopes", a.dslopes);
 }
 
 void fill(Reader& read, PhiloxNormal& a) { shape(read, a)("seed", a.seed)("step", a.step)("noise", a.noise); }
@@ -182,6 +194,7 @@ PYBIND11_MODULE(ade_fast_testing, m) {
   define<GeneralizedLeapfrogKickDrift, GeneralizedLeapfrogKickDriftBackward>(
       cuda, "generalized_leapfrog_kick_drift");
   define<PlanarFlow, PlanarFlowBackward>(cuda, "planar_flow");
+  define<RationalQuadraticSpline, RationalQuadraticSplineBackward>(cuda, "rational_quadratic_spline");
   cuda.def("philox_normal", &run<PhiloxNormal>, py::arg("descending"));
   define_mlp(cuda);
 }

@@ -56,6 +56,10 @@ class Reader {
     value = take(name).cast<double>();
     return *this;
   }
+  Reader& operator()(const char* name, bool& value) {
+    value = take(name).cast<bool>();
+    return *this;
+  }
   Reader& operator()(const char* name, int64_t& value) {
     value = take(name).cast<int64_t>();
     return *this;
