@@ -399,7 +399,12 @@ class GeneralizedLeapfrog(Dynamics):
         if isinstance(scale, Tensor):
             check_finite_scale("GeneralizedLeapfrog", scale, name)
         if isinstance(scale, Tensor) and not isinstance(scale, nn.Parameter):
-            self.register_buffer(name, scale)
+            if scale.requires_grad:
+                raise ValueError(
+                    f"GeneralizedLeapfrog: {name} must not require grad as a tensor: pass an nn.Parameter, or a module "
+                    f"that computes it at every call"
+                )
+            self.register_buffer(name, scale.clone())  # the caller's may change
         else:  # None, a parameter, a module or a plain callable
             setattr(self, name, scale)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._once import refuse_derivative
+from .._once import refuse_batched, refuse_derivative
 from .._slow_paths import note_slow_path
 from ..fields import (
     AutogradField,
@@ -29,7 +29,7 @@ from ..fields.graph import Ancestry, GraphFacts, inspect_graph, saved_bytes, seq
 from ..fields.surroundings import Inputs
 from .base import Options, accumulation_dtype
 from .log_det import LogDet, exact, folds, power_iteration, warn_bound, warn_folds, warn_kinks
-from .unroll import refuse_batched, why_under_autograd
+from .unroll import why_under_autograd
 
 # Expansions divide by the bound.
 _LEAST_BOUND = 1e-3
@@ -188,7 +188,7 @@ class _LogDet(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor):
         field, (x, eta, *_) = ctx.field, ctx.saved_tensors
-        refuse_batched((cotangent,))
+        refuse_batched()
         refuse_observed(field.layer, ctx.inputs)
         retain = torch._C._autograd._get_current_graph_task_keep_graph()
         with field.surroundings.held():
@@ -200,8 +200,8 @@ class _LogDet(torch.autograd.Function):
                 again.add(0, tape.unsqueeze(1), want_size=False)
                 ctx.found.compare(again, OtherGradient(field.layer, "the log-determinant"))
                 if ctx.inputs.tensors:
-                    of = [*ctx.inputs.tensors, at.eta]
-                    refuse_strangers(field.layer, "potential", tape, at.x, of, field.surroundings.frozen)
+                    known = [at.x, at.eta, *ctx.inputs.tensors]
+                    refuse_strangers(field.layer, "potential", [tape], known, field.surroundings.frozen)
             else:
                 at, tape = ctx.tape
                 ctx.tape = ctx.tape if retain else None

@@ -54,6 +54,7 @@ class NetworkPair:
         self._tapes: dict[int, tuple[list[Tensor], tuple[Tensor | None, Tensor | None]]] = {}
         self._total = Sum(0)
         self._draws: Draws | None = None
+        self._frozen: set[int] = set()
         self._found, self._found_again = Checksum(), Checksum()
 
     def prepare(
@@ -76,6 +77,7 @@ class NetworkPair:
                     captured = captured or facts.captured
         certain = [t for t in met.values() if all(t is not leaf for leaf in leaves)]
         contents = contents_of(*self.functions.values())
+        self._frozen = {id(p) for m in contents.modules for p in m.parameters(recurse=False) if not p.requires_grad}
         self.inputs = Inputs(certain, possible_inputs(contents, certain, known, behind_known))
         return captured
 
@@ -107,7 +109,10 @@ class NetworkPair:
         if t not in self._tapes and self.functions:
             with torch.enable_grad(), self._draws.repeated(t):
                 self._tapes[t] = self._tape(rows)
-            self._found_again.add(t, *self._tapes[t][1], want_size=False)
+            leaves, outputs = self._tapes[t]
+            self._found_again.add(t, *outputs, want_size=False)
+            known = [*leaves, *self.inputs.tensors]
+            refuse_strangers(self._layer, "a network", [o for o in outputs if o is not None], known, self._frozen)
         _, outputs = self._tapes.get(t, ((), (None, None)))
         return tuple(None if o is None else o.detach() for o in outputs)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
-from .._once import refuse_derivative
+from .._once import refuse_batched, refuse_derivative
 from .._slow_paths import note_slow_path
 from ..fields import (
     AffineForce,
@@ -101,7 +101,7 @@ class _Unroll(torch.autograd.Function):
         args, saved, grads = tensors[: ctx.n_args], tensors[first:second], tensors[second:third]
         program, side = ctx.program, ctx.side
         wants = ctx.needs_input_grad[3:]
-        refuse_batched(cotangents)
+        refuse_batched()
         raise_pending()
         with torch.no_grad():
             try:
@@ -261,15 +261,6 @@ def refuse_transforms(layer: str, args: Sequence[Tensor | None]) -> None:
         raise RuntimeError(
             f"{layer}: torch.func transforms (grad, jacrev, vmap, ...) do not go through the dynamics: use "
             f"torch.autograd.grad, or the functions of ade_fast.reference"
-        )
-
-
-def refuse_batched(cotangents: Sequence[Tensor | None]) -> None:
-    """Raises RuntimeError where many cotangents are pulled back at once."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise RuntimeError(
-            "batched gradients (is_grads_batched=True, jacobian(vectorize=True), torch.func.vmap of a backward pass) "
-            "do not go through the dynamics: take them one by one, jacobian(vectorize=False) say"
         )
 
 

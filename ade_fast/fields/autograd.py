@@ -15,9 +15,10 @@ from .affine import AffineForce
 from .agreement import OtherGradient, agrees
 from .contents import modules_of
 from .engine import derivatives
-from .graph import GraphFacts, inspect_graph, saved_bytes, sequence_number
+from .graph import GraphFacts, inspect_graph, leaves_behind, saved_bytes, sequence_number
 from .layout import Layout
 from .tangent import tangent
+
 
 @dataclass
 class Evaluation:
@@ -182,7 +183,7 @@ class AutogradField:
 
     def _refuse_strangers(self, y: Tensor, x: Tensor, inputs: Sequence[Tensor]) -> None:
         """Values do not tell whose tensors they are: a clone in a weight's place would take its gradient away."""
-        refuse_strangers(self.layer, "potential", y, x, inputs, self._frozen)
+        refuse_strangers(self.layer, "potential", [y], [x, *inputs], self._frozen)
 
     def _kinks(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...] | None:
         facts = inspect_graph(y, x, self.known)
@@ -252,10 +253,10 @@ class FirstValue:
 
 
 def refuse_strangers(
-    layer: str, name: str, y: Tensor, x: Tensor, inputs: Sequence[Tensor], frozen: Collection[int]
+    layer: str, name: str, outputs: Sequence[Tensor], inputs: Sequence[Tensor], frozen: Collection[int]
 ) -> None:
-    """Raises OtherGradient if `y` depends on a leaf that is none of the unroll's inputs: its gradient would be lost."""
-    for leaf in inspect_graph(y, x, inputs).leaves:
+    """Raises OtherGradient if outputs depend on a leaf that is none of the inputs: its gradient would be lost."""
+    for leaf in leaves_behind(outputs, inputs):
         if id(leaf) not in frozen:
             raise OtherGradient(
                 layer,

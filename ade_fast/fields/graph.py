@@ -179,6 +179,25 @@ def _kink_values(kinked: list) -> tuple[Tensor, ...] | None:
     return tuple(values)
 
 
+def leaves_behind(outputs: Sequence[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
+    """The leaves that the outputs depend on, other than by the known tensors."""
+    known_edges = {(t.grad_fn, t.output_nr) for t in known if t.grad_fn is not None}
+    there = {id(t) for t in known}
+    leaves, seen = {}, set()
+    stack = [(t.grad_fn, t.output_nr) for t in outputs if t.grad_fn is not None]
+    while stack:
+        edge = stack.pop()
+        node = edge[0]
+        if edge in known_edges or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, _Leaf):
+            leaves[id(node.variable)] = node.variable
+        else:
+            stack += [after for after in node.next_functions if after[0] is not None]
+    return [leaf for key, leaf in leaves.items() if key not in there]
+
+
 def saved_bytes(y: Tensor, exempt: Sequence[Tensor]) -> int:
     """Bytes that autograd saved for `y`: storages once each, those of `exempt` tensors and of leaves not at all.
 
@@ -197,6 +216,8 @@ def saved_bytes(y: Tensor, exempt: Sequence[Tensor]) -> int:
         for tensor in _saved_by(node):
             if tensor.is_leaf and tensor.requires_grad:  # a parameter: there anyway
                 continue
+            while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # of `torch.func` inside of a potential
+                tensor = torch._C._functorch.get_unwrapped(tensor)
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in seen:
                 seen.add(storage.data_ptr())

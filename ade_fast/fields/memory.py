@@ -7,6 +7,7 @@ import os
 
 import torch
 
+from .._integers import as_integer
 from .._ops import pool_bytes, release_pool
 
 _budget: int | None = None
@@ -18,9 +19,13 @@ def set_memory_budget(n_bytes: int | None) -> None:
     Default: a quarter of the device's memory (of the machine's, for the CPU).
     """
     global _budget
-    if n_bytes is not None and (isinstance(n_bytes, bool) or not isinstance(n_bytes, int) or n_bytes < 0):
+    try:
+        budget = None if n_bytes is None else as_integer(n_bytes)
+    except TypeError:
+        budget = -1
+    if budget is not None and budget < 0:
         raise ValueError(f"set_memory_budget: n_bytes must be a non-negative integer or None, got {n_bytes!r}")
-    _budget = n_bytes
+    _budget = budget
 
 
 def memory_budget(device: torch.device) -> int:

@@ -240,9 +240,10 @@ class GradientSide:
                 note_no_time_batch(self._field.potential, why)
             self._total.add(derivatives)
             self._cotangents = []
+        found = self.inputs.derivatives(self._field.layer, self._total.terms)
         if self._found is not None:
             self._found.compare(self._found_again, OtherGradient(self._field.layer))
-        return self.inputs.derivatives(self._field.layer, self._total.terms)
+        return found
 
     def as_smooth(self) -> None:
         """From now on, Hessian-vector products step by step, on evaluations made in the backward pass."""

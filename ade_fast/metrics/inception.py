@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..initial.base import as_count
+
 
 class InceptionScore(NamedTuple):
     """Mean and (population) standard deviation of the score over the splits, Python floats."""
@@ -42,10 +44,7 @@ def inception_score(
     if not callable(classifier):
         raise TypeError(f"inception_score: classifier must be callable, got {type(classifier).__name__}")
     for name, count in (("splits", splits), ("batch_size", batch_size)):
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise TypeError(f"inception_score: {name} must be an int, got {type(count).__name__}")
-        if count < 1:
-            raise ValueError(f"inception_score: {name} must be at least 1, got {count}")
+        as_count("inception_score", name, count, least=1)
     if images.ndim < 1 or len(images) < splits:
         raise ValueError(
             f"inception_score: images must hold at least {splits} images, one per split, got {tuple(images.shape)}"

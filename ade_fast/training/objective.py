@@ -337,7 +337,8 @@ class ADE(nn.Module):
                 sample, cut = self.sampler.sample_cut(*request) if apart else (self.sampler.sample(*request), None)
             _check_like(data, sample.x)
             base = self._draw_base(len(sample.x), generator)
-            f = evaluate(self.potential, data, base, sample.x, self.gradient_penalty, self.value_penalty, apart)
+            penalties = (self.gradient_penalty, self.value_penalty)
+            f = evaluate(self.potential, data, base, sample.x, *penalties, apart, separately=context is not None)
             model = self._model_terms(sample, f.samples)
             f_data, penalty = f.data.mean(), f.penalty
             defence = None if base is None else Defence(f.base - self.potential.log_base(base), self.bounds.defensive)
