@@ -162,7 +162,7 @@ class _Flow:
     @contextlib.contextmanager
     def backward_context(self) -> Iterator[None]:
         refuse_observed(self.layer, self.inputs)
-        with self.held():
+        with self._surroundings.held():
             again = Checksum()
             again.add(0, self.rate(self._at), want_size=False)
             self._found.compare(again, OtherGradient(self.layer, "the rate of change"))

@@ -188,7 +188,7 @@ class _LogDet(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor):
         field, (x, eta, *_) = ctx.field, ctx.saved_tensors
-        refuse_batched()
+        refuse_batched(cotangent)
         refuse_observed(field.layer, ctx.inputs)
         retain = torch._C._autograd._get_current_graph_task_keep_graph()
         with field.surroundings.held():

@@ -202,7 +202,7 @@ class _Adjoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor, dlog_det: Tensor):
-        refuse_batched()
+        refuse_batched(dx, dlog_det)
         x, time, *rest = ctx.saved_tensors
         end, *states = rest[ctx.n_inputs :]
         problem, wants = ctx.problem, ctx.needs_input_grad[1:]

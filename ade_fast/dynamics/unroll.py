@@ -101,7 +101,7 @@ class _Unroll(torch.autograd.Function):
         args, saved, grads = tensors[: ctx.n_args], tensors[first:second], tensors[second:third]
         program, side = ctx.program, ctx.side
         wants = ctx.needs_input_grad[3:]
-        refuse_batched()
+        refuse_batched(*cotangents)
         raise_pending()
         with torch.no_grad():
             try:

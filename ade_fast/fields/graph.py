@@ -216,8 +216,9 @@ def saved_bytes(y: Tensor, exempt: Sequence[Tensor]) -> int:
         for tensor in _saved_by(node):
             if tensor.is_leaf and tensor.requires_grad:  # a parameter: there anyway
                 continue
-            while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # of `torch.func` inside of a potential
-                tensor = torch._C._functorch.get_unwrapped(tensor)
+            tensor = torch._C._functorch.unwrap_if_dead(tensor)  # of `torch.func` inside of a potential
+            if tensor._is_zerotensor():  # has no memory
+                continue
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in seen:
                 seen.add(storage.data_ptr())
