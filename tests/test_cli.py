@@ -416,6 +416,16 @@ def test_a_directory_without_permission_is_one_line_that_names_it(run):
             assert code == 1 and said.count("\n") == 1 and wanted in said and "--resume goes on" not in said, arguments
 
 
+def test_any_terminal_will_do(tmp_path):
+    """One without our letters, inside of a notebook's server."""
+    command = [sys.executable, "-m", "ade_fast.cli", *train("--out", str(tmp_path / "out"), "--updates", "2")]
+    for encoding, arguments in (("ascii", command), ("latin-1", [*command[:3], "info"])):
+        odd = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONIOENCODING": encoding}
+        done = subprocess.run(arguments, capture_output=True, timeout=120, env=os.environ | odd)
+        assert done.returncode == 0 and b"Error" not in done.stderr, done.stderr
+    assert (tmp_path / "out" / "figure.png").exists()
+
+
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(ade.training.CheckpointError):
         main(["sample", str(tmp_path), "--out", "s.npy", "--debug"])

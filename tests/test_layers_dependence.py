@@ -504,7 +504,7 @@ def test_a_constant_of_a_network_is_watched() -> None:
         lambda x: F.silu(a(x)).sum(1), x0, v0, STEP, 3, scale_x=lambda v: torch.tanh(v + k), memory="states"
     )
     k.add_(1.0)
-    with pytest.raises(RuntimeError, match="output of a network .* was modified"):
+    with pytest.raises(RuntimeError, match=r"output of a network .* was modified"):
         out.x.square().sum().backward()
 
 

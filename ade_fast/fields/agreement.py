@@ -1,7 +1,7 @@
 """Does the backward pass differentiate the function that the forward pass saw?
 
 Whatever is evaluated again is compared, by one rule, with what the forward pass found there: by the gradients where
-they are kept, else by a checksum. On CUDA nobody waits for a checksum's answer: it is looked at when another unroll, forward
+they are kept, else by a checksum. On CUDA nobody waits for that: it is looked at when another unroll, forward
 or backward, begins (`raise_pending`).
 """
 

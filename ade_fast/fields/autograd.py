@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import types
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -140,7 +141,13 @@ class AutogradField:
         return (None if found[0] is None else self.layout.rows(found[0])), found[1:]
 
     def mixed(
-        self, rows: Tensor, u: Tensor, inputs: Sequence[Tensor], kinks: Sequence[Tensor] | None, grads: Tensor
+        self,
+        rows: Tensor,
+        u: Tensor,
+        inputs: Sequence[Tensor],
+        kinks: Sequence[Tensor] | None,
+        grads: Tensor,
+        again: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> Sequence[Tensor | None]:
         """∂_inputs Σ ⟨∇f(x), u⟩ of a piecewise-linear f over any number of rows [N, D].
 
@@ -149,24 +156,27 @@ class AutogradField:
 
         grads: ∇f(x) rows as the forward pass found them, with which what is differentiated here has to agree: a tangent
         pass may have missed something, and f may not be a function of each row alone.
+        again: entered around every evaluation, which draws in it what it drew in the forward pass.
 
         Raises: NotPiecewiseLinear if the evaluation at these rows is not piecewise linear; OtherGradient.
         """
         x = y = None
         no_gradients = (None,) * len(inputs)
         if kinks is None:
-            x, y = self._evaluate(rows)
+            with again():
+                x, y = self._evaluate(rows)
             kinks = self._kinks(x, y)
         involved = (*inputs, *(kinks or ()))
         slope = None
         if kinks is not None:
-            with torch.enable_grad():
+            with torch.enable_grad(), again():
                 slope = tangent(self.potential, self.layout.events(u), kinks)
             if slope is not None and agrees(slope, u, grads, involved):
                 self._refuse_strangers(slope, u, inputs)
                 return derivatives([slope], inputs, [torch.ones_like(slope)]) if slope.requires_grad else no_gradients
         if y is None:
-            x, y = self._evaluate(rows)
+            with again():
+                x, y = self._evaluate(rows)
         evaluation = self._gradient(x, y, keep_graph=True)
         if not agrees((evaluation.grad * u).sum(1), u, grads, involved):
             raise OtherGradient(self.layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -265,8 +266,8 @@ class GradientSide:
                 kinks = [_batch(kink) for kink in zip(*(tape.kinks for tape in tapes), strict=True)]
             x, u = _batch([x for _, x, _ in part]), _batch([u for _, _, u in part])
             grads = _batch([self._grads[t] for t, _, _ in part])
-            with self._draws.repeated(part[0][0]):
-                totals.add(self._field.mixed(x, u, self.inputs.tensors, kinks, grads))
+            again = functools.partial(self._draws.repeated, part[0][0])  # which are of one step where anything is drawn
+            totals.add(self._field.mixed(x, u, self.inputs.tensors, kinks, grads, again))
         return totals.terms
 
 

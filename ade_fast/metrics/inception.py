@@ -43,8 +43,8 @@ def inception_score(
         raise TypeError(f"inception_score: images must be a tensor, got {type(images).__name__}")
     if not callable(classifier):
         raise TypeError(f"inception_score: classifier must be callable, got {type(classifier).__name__}")
-    for name, count in (("splits", splits), ("batch_size", batch_size)):
-        as_count("inception_score", name, count, least=1)
+    splits = as_count("inception_score", "splits", splits, least=1)
+    batch_size = as_count("inception_score", "batch_size", batch_size, least=1)
     if images.ndim < 1 or len(images) < splits:
         raise ValueError(
             f"inception_score: images must hold at least {splits} images, one per split, got {tuple(images.shape)}"
