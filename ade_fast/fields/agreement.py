@@ -31,9 +31,9 @@ class OtherGradient(RuntimeError):
 
 
 class Checksum:
-    """Per sample, Σ_t w_t ⟨r, y_t⟩ and Σ_t |y_t|² of rows y_t [B, D] (∇f(x_t), say): 16 bytes, whatever T.
+    """Per sample, Σ_t w_t ⟨r, y_t⟩ and Σ_t ⟨r, y_t⟩² of rows y_t [B, D] (∇f(x_t), say): 16 bytes, whatever T.
 
-    The weights w_t tell the steps apart, and r the dimensions.
+    The weights w_t tell the steps apart, and r the dimensions; the squares tell the size.
     """
 
     def __init__(self) -> None:
@@ -53,9 +53,10 @@ class Checksum:
             if self._sum is None:
                 self._sum = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
                 self._size = torch.zeros_like(self._sum) if want_size else None
-            self._sum.add_(torch.mv(rows, _directions(rows.shape[1], rows.dtype, rows.device)), alpha=_weight(t))
+            along = torch.mv(rows, _directions(rows.shape[1], rows.dtype, rows.device))
+            self._sum.add_(along, alpha=_weight(t))
             if want_size:
-                self._size.add_(torch.linalg.vector_norm(rows, dim=1).square_())
+                self._size.addcmul_(along, along)
 
     def compare(self, later: Checksum, error: OtherGradient) -> None:
         """Raises `error` if what was found later is something else; on CUDA, when the next unroll begins."""
