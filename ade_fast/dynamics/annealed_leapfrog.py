@@ -385,6 +385,7 @@ class AnnealedLeapfrog(Dynamics):
         inner = self.bridge_logits.softmax(0).cumsum(0)[:-1]
         return torch.cat([inner, inner.new_ones(1)])
 
+    @base.conditional
     def forward(
         self,
         potential: Callable,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..fields import GradientMode, Layout, Plan, Schedule, generalized_kicks, probe_potential
+from ..potentials.conditioned import conditioned
 
 _STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _GRADIENTS = ("full", "truncated", "stopped", "none")
@@ -347,6 +348,20 @@ def outside_of_graphs(run: Callable) -> Callable:
     @functools.wraps(run)
     def call(*args, **kwargs):
         return (eager if torch.compiler.is_dynamo_compiling() else run)(*args, **kwargs)
+
+    return call
+
+
+def conditional(forward: Callable) -> Callable:
+    """Gives a layer's ``forward`` an argument ``condition=``, of a potential that is called as f(x, condition)."""
+
+    @functools.wraps(forward)
+    def call(layer: nn.Module, potential: Callable, x0: Tensor, v0: Tensor | None = None, *, condition=None, **options):
+        if condition is not None:
+            name = type(layer).__name__
+            check_x0(name, x0)
+            potential = conditioned(name, potential, condition, len(x0), x0.device)
+        return forward(layer, potential, x0, v0, **options)
 
     return call
 

@@ -369,6 +369,7 @@ class ContinuousLangevin(_Continuous):
         options = SolverOptions(solver, rtol, atol, adjoint, max_steps)
         super().__init__(time, learn_time, options, Divergence(divergence, n_probes), check_potential)
 
+    @base.conditional
     def forward(
         self,
         potential: Callable,
@@ -412,6 +413,7 @@ class GeneralizedContinuousLangevin(_Continuous):
         super().__init__(time, learn_time, options, Divergence(divergence, n_probes), check_potential)
         self.h = check_h("GeneralizedContinuousLangevin", h)
 
+    @base.conditional
     def forward(
         self,
         potential: Callable,

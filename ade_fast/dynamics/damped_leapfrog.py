@@ -82,6 +82,7 @@ class DampedLeapfrog(Dynamics):
         drift_step = base.check_step_size("DampedLeapfrog", drift_step, "drift_step", torch.float64)
         self.register_buffer("drift_step", drift_step)  # cast to the states' dtype at every call
 
+    @base.conditional
     def forward(
         self,
         potential: Callable,

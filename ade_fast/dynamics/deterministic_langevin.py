@@ -243,6 +243,7 @@ class DeterministicLangevin(Dynamics):
         """There is no momentum."""
         return None
 
+    @base.conditional
     def forward(
         self,
         potential: Callable,

@@ -411,6 +411,7 @@ class GeneralizedLeapfrog(Dynamics):
     def momentum_shape(self, event: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(event) if self._momentum_shape is None else self._momentum_shape
 
+    @base.conditional
     def forward(
         self,
         potential: Callable,

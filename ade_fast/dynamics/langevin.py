@@ -351,6 +351,7 @@ class Langevin(Dynamics):
         per_step = variance.dim() == 1 + len(momentum)
         return 1 / (variance.flatten(1).mean(1) if per_step else variance.mean()).expand(self.n_steps)
 
+    @base.conditional
     def forward(
         self,
         potential: Callable,

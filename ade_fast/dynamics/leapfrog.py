@@ -175,6 +175,7 @@ class Leapfrog(Dynamics):
         options = Options(grad_clip, momentum_clip, sample_range, gradient, memory, check_finite, check_potential)
         super().__init__(n_steps, step_size, learn_step_size, options)
 
+    @base.conditional
     def forward(
         self,
         potential: Callable,

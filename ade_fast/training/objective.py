@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from ..dynamics import NonFiniteError
 from ..fields import pinned
 from ..initial import Empirical
 from ..initial.base import standard_normal_log_density
+from ..potentials.conditioned import Condition, conditioned, first_length
 from ..weights import (
     as_momentum_weight,
     default_momentum_weight,
@@ -217,6 +218,7 @@ class ADE(nn.Module):
         *,
         generator: torch.Generator | None = None,
         context: tuple[Tensor, ...] | None = None,
+        condition: Condition | None = None,
     ) -> Tensor:
         """ell of (20), or with the bounds that were asked for, as a scalar, its gradient ready for both players.
 
@@ -224,8 +226,12 @@ class ADE(nn.Module):
             data: [B, *event], B >= 1; ``samples_per_point`` times as many samples are drawn.
             generator: source of the sampler's randomness.
             context: non-leaf tensors that the potential depends on.
+            condition: a tensor of B rows, or a tuple of such (labels, features), one for each of the data, of a
+                potential that is called as f(x, condition). Samples are drawn at the data's conditions. Both bounds
+                have to be "elbo": weights of samples at different conditions have no common log Z.
         """
-        terms, _, _ = self._objective(data, generator, context)
+        with self._given(condition, data):
+            terms, _, _ = self._objective(data, generator, context)
         if self.check_finite and not math.isfinite(terms.loss.detach().item()):
             raise self._non_finite("the objective", data, terms)
         return terms.loss
@@ -236,12 +242,13 @@ class ADE(nn.Module):
         *,
         generator: torch.Generator | None = None,
         context: tuple[Tensor, ...] | None = None,
+        condition: Condition | None = None,
         phase: Callable[[str], AbstractContextManager[None]] = nullcontext,
     ) -> dict[str, float]:
         """One update of the potential and ``sampler_steps`` of the sampler.
 
         Args:
-            data, generator, context: as for ``loss``.
+            data, generator, context, condition: as for ``loss``.
             phase: entered around each part with its name, "sampler updates" or "joint updates", to time them.
 
         Returns:
@@ -260,12 +267,36 @@ class ADE(nn.Module):
             raise ValueError(
                 "ADE.step: neither the potential nor the sampler has parameters; pass potential_optimizer="
             )
-        if self.sampler_optimizer is not None:
-            for _ in range(self.sampler_steps - 1):
-                with phase("sampler updates"):
-                    self._sampler_update(data, generator, context)
-        with phase("joint updates"):
-            return self._joint_update(data, generator, context)
+        with self._given(condition, data):
+            if self.sampler_optimizer is not None:
+                for _ in range(self.sampler_steps - 1):
+                    with phase("sampler updates"):
+                        self._sampler_update(data, generator, context)
+            with phase("joint updates"):
+                return self._joint_update(data, generator, context)
+
+    @contextmanager
+    def _given(self, condition: Condition | None, data: Tensor) -> Iterator[None]:
+        """Within this block, the potential is that at a condition."""
+        if condition is None:
+            yield
+            return
+        if self.bounds.potential != "elbo" or self.bounds.sampler != "elbo" or self.ess_pace is not None:
+            raise ValueError(
+                f"ADE: condition needs bound='elbo' and sampler_bound='elbo', and no ess_pace: weights of samples at "
+                f"different conditions have no common log Z, got bound={self.bounds.potential!r}, "
+                f"sampler_bound={self.bounds.sampler!r}, ess_pace={self.ess_pace}"
+            )
+        n = self._batch_size(data)
+        if first_length(condition) not in (None, n):
+            raise ValueError(f"ADE: condition must have a row for each of the {n} data, got {first_length(condition)}")
+        whole, has_weights = self.potential, self._has_weights
+        place = self._modules if "potential" in self._modules else self.__dict__
+        place["potential"], self._has_weights = conditioned("ADE", whole, condition, n, data.device), False
+        try:
+            yield
+        finally:
+            place["potential"], self._has_weights = whole, has_weights
 
     def _joint_update(self, data: Tensor, generator, context) -> dict[str, float]:
         """One unroll, one backward pass, one update of each player."""
