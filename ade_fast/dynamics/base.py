@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..fields import GradientMode, Layout, Plan, Schedule, generalized_kicks, probe_potential
 from ..potentials.conditioned import conditioned
 
+_STEPS = ("step_size", "momentum_step_size")
 _STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _GRADIENTS = ("full", "truncated", "stopped", "none")
 _MEMORY = ("graph", "states", "auto")
@@ -379,9 +380,19 @@ class Dynamics(nn.Module):
     has_momentum = True
     estimates_log_det = False
 
-    def __init__(self, n_steps: int, step_size: float | Tensor, learn_step_size: bool, options: Options) -> None:
+    def __init__(
+        self,
+        n_steps: int,
+        step_size: float | Tensor,
+        learn_step_size: bool,
+        options: Options,
+        step_size_positive: bool = False,
+    ) -> None:
         super().__init__()
         layer = type(self).__name__
+        if not isinstance(step_size_positive, bool):
+            raise TypeError(f"{layer}: step_size_positive must be True or False, got {step_size_positive!r}")
+        self._step_size_positive = step_size_positive
         self.n_steps = check_n_steps(layer, n_steps)
         options.validate(layer)
         self.options = options
@@ -394,10 +405,19 @@ class Dynamics(nn.Module):
         return output
 
     def _register_step(self, name: str, step: Tensor, learn: bool) -> None:
+        if self._step_size_positive and name in _STEPS:
+            name, step = f"log_{name}", step.log()
         if learn:
             self.register_parameter(name, nn.Parameter(step))
         else:
             self.register_buffer(name, step)
+
+    def __getattr__(self, name: str) -> object:
+        if name in _STEPS and self.__dict__.get("_step_size_positive"):
+            for part in (self._parameters, self._buffers):
+                if (log_step := part.get(f"log_{name}")) is not None:
+                    return log_step.exp()
+        return super().__getattr__(name)
 
     def momentum_shape(self, event: tuple[int, ...]) -> tuple[int, ...] | None:
         """Shape of one sample's momentum, for samples of shape `event`."""
@@ -410,4 +430,6 @@ class Dynamics(nn.Module):
             value = getattr(self.options, name)
             if value != getattr(default, name):
                 shown.append(f"{name}={value}")
+        if self._step_size_positive:
+            shown.append("step_size_positive=True")
         return ", ".join(shown)
