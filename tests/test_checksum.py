@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -73,6 +74,22 @@ def test_steps_and_dimensions_are_told_apart(dtype: torch.dtype) -> None:
         compared(then, [g.flip(1) for g in then])
     with pytest.raises(OtherGradient):
         compared(then, [*then[:-1], torch.zeros_like(then[-1])])
+
+
+@every_dtype
+@pytest.mark.parametrize("rows", [1, 40, 1000])
+def test_a_tangent_may_round_otherwise_and_differ_by_no_more(rows: int, dtype: torch.dtype) -> None:
+    """⟨∇f(x), u⟩ by other operations, on the rows of several steps."""
+    grads, u = torch.randn(rows, 30, dtype=dtype), torch.randn(rows, 30, dtype=dtype)
+    slope, eps = (grads * u).sum(1), torch.finfo(dtype).eps
+    size = grads.norm(dim=1) * u.norm(dim=1)
+    assert agreement.agrees(slope + 50 * eps * size * torch.randn(rows, dtype=dtype), u, grads, [])
+    flipped = slope.clone()
+    flipped[::60] += 0.1 * size[::60]
+    assert agreement.agrees(flipped, u, grads, []) == (rows > 50)
+    assert not agreement.agrees(slope + 0.02 * size, u, grads, [])
+    noise = 0.01 * size * torch.randn(rows, dtype=dtype)
+    assert rows == 1 or not agreement.agrees(slope + noise, u, grads, [])
 
 
 def test_a_sample_near_a_mode_is_measured_by_the_others() -> None:
@@ -210,8 +227,10 @@ def test_functions_that_stay_the_same_pass(batch: int, activation: type[nn.Modul
         nn.Conv2d(1, 6, 3), activation(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(24, 8), activation(), nn.Linear(8, 1)
     ).to(dtype)
     x0 = torch.randn(batch, 1, 6, 6, dtype=dtype)
-    out = ade.functional.leapfrog(lambda x: inner(x), x0, torch.randn_like(x0), 0.1, 12, memory="states")
-    (out.x.square().sum() + out.v.square().sum()).backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ade.SlowPathWarning)
+        out = ade.functional.leapfrog(lambda x: inner(x), x0, torch.randn_like(x0), 0.1, 12, memory="states")
+        (out.x.square().sum() + out.v.square().sum()).backward()
     assert inner[0].weight.grad.isfinite().all() and inner[0].weight.grad.any()
 
 
