@@ -184,6 +184,7 @@ class ADE(nn.Module):
         self.ess_pace = fraction("ess_pace", ess_pace)
         why = why_no_weights(sampler, self.momentum_weight)
         self._has_weights = why is None
+        self._data_weights: Tensor | None = None
         if self.ess_pace is not None and why is not None:
             raise ValueError(f"ADE: ess_pace needs weights: {why}")
         if grad_norm_clip is not None:
@@ -219,6 +220,7 @@ class ADE(nn.Module):
         generator: torch.Generator | None = None,
         context: tuple[Tensor, ...] | None = None,
         condition: Condition | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """ell of (20), or with the bounds that were asked for, as a scalar, its gradient ready for both players.
 
@@ -229,8 +231,9 @@ class ADE(nn.Module):
             condition: a tensor of B rows, or a tuple of such (labels, features), one for each of the data, of a
                 potential that is called as f(x, condition). Samples are drawn at the data's conditions. Both bounds
                 have to be "elbo": weights of samples at different conditions have no common log Z.
+            weights: of the data, [B], >= 0 with a positive sum; E f(data) is their weighted mean. Penalties are not.
         """
-        with self._given(condition, data):
+        with self._given(condition, data), self._weighing(weights, data):
             terms, _, _ = self._objective(data, generator, context)
         if self.check_finite and not math.isfinite(terms.loss.detach().item()):
             raise self._non_finite("the objective", data, terms)
@@ -243,12 +246,13 @@ class ADE(nn.Module):
         generator: torch.Generator | None = None,
         context: tuple[Tensor, ...] | None = None,
         condition: Condition | None = None,
+        weights: Tensor | None = None,
         phase: Callable[[str], AbstractContextManager[None]] = nullcontext,
     ) -> dict[str, float]:
         """One update of the potential and ``sampler_steps`` of the sampler.
 
         Args:
-            data, generator, context, condition: as for ``loss``.
+            data, generator, context, condition, weights: as for ``loss``.
             phase: entered around each part with its name, "sampler updates" or "joint updates", to time them.
 
         Returns:
@@ -267,7 +271,7 @@ class ADE(nn.Module):
             raise ValueError(
                 "ADE.step: neither the potential nor the sampler has parameters; pass potential_optimizer="
             )
-        with self._given(condition, data):
+        with self._given(condition, data), self._weighing(weights, data):
             if self.sampler_optimizer is not None:
                 for _ in range(self.sampler_steps - 1):
                     with phase("sampler updates"):
@@ -297,6 +301,34 @@ class ADE(nn.Module):
             yield
         finally:
             place["potential"], self._has_weights = whole, has_weights
+
+    @contextmanager
+    def _weighing(self, weights: Tensor | None, data: Tensor) -> Iterator[None]:
+        """Within this block, means over the data are weighted."""
+        if weights is not None:
+            n = self._batch_size(data)
+            if not isinstance(weights, Tensor) or not weights.is_floating_point():
+                kind = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+                raise TypeError(f"ADE: weights must be a floating-point tensor ({n},), got {kind}")
+            if tuple(weights.shape) != (n,):
+                raise ValueError(
+                    f"ADE: weights must have shape ({n},), one for each of the data, got {(*weights.shape,)}"
+                )
+            weights = weights.detach().to(data)
+            if not bool((weights >= 0).all() & weights.isfinite().all() & (weights.sum() > 0)):
+                raise ValueError("ADE: weights must be finite and >= 0, with a positive sum")
+        self._data_weights = weights
+        try:
+            yield
+        finally:
+            self._data_weights = None
+
+    def _over_data(self, values: Tensor, every: int = 1) -> Tensor:
+        """The mean of values at the data, or at each ``every``-th of them."""
+        if self._data_weights is None:
+            return values.mean()
+        weights = self._data_weights / self._data_weights.mean()
+        return (weights[::every] * values).mean()
 
     def _joint_update(self, data: Tensor, generator, context) -> dict[str, float]:
         """One unroll, one backward pass, one update of each player."""
@@ -371,7 +403,7 @@ class ADE(nn.Module):
             penalties = (self.gradient_penalty, self.value_penalty)
             f = evaluate(self.potential, data, base, sample.x, *penalties, apart, separately=context is not None)
             model = self._model_terms(sample, f.samples)
-            f_data, penalty = f.data.mean(), f.penalty
+            f_data, penalty = self._over_data(f.data), f.penalty
             defence = None if base is None else Defence(f.base - self.potential.log_base(base), self.bounds.defensive)
             beta = self.bounds.beta(model.log_w)
             loss = f_data - self.bounds.of_potential(model.model, model.log_w, beta, defence) - penalty
@@ -380,7 +412,8 @@ class ADE(nn.Module):
                 parameters = [p for p in self.sampler_parameters() if p.requires_grad]
                 loss = with_other_gradient(loss, other, parameters, cut, weights)
             if self.coverage and self.updates % _COVERAGE_EVERY == 0:
-                covered = self.coverage * self.sampler.initial.log_prob(data[::_COVERAGE_EVERY].detach()).mean()
+                log_q0 = self.sampler.initial.log_prob(data[::_COVERAGE_EVERY].detach())
+                covered = self.coverage * self._over_data(log_q0, _COVERAGE_EVERY)
                 loss = loss - (covered - covered.detach())
             figures = self._figures(sample, model, beta, defence) if want_figures else {}
         return _Terms(loss, f_data, model.f_samples, model.kinetic, model.entropy, penalty), sample, figures
