@@ -154,6 +154,28 @@ def test_a_swapped_tensor_that_no_module_holds_is_refused(activation) -> None:
         loss.backward()
 
 
+@every_memory
+@every_activation
+@pytest.mark.parametrize("part", ["factor", "term"])
+def test_a_constant_in_the_place_of_a_tensor_is_refused(part: str, activation, memory: str) -> None:
+    """Of equal value, it would leave a zero where a gradient was."""
+    first, held, (x0, v0) = nn.Linear(2, 7).double(), {"w": torch.randn(7, dtype=D, requires_grad=True)}, start()
+    if part == "factor":
+        f = lambda x: (activation()(first(x)) * held["w"]).sum(1)  # noqa: E731
+    else:
+        f = lambda x: activation()(first(x) + held["w"]).sum(1)  # noqa: E731
+    old = held["w"]
+    targets = [old, first.weight]
+    wanted = torch.autograd.grad(ours(f, x0, v0, memory=memory), targets, allow_unused=True)
+    loss = ours(f, x0, v0, memory=memory)
+    held["w"] = held["w"].detach().clone()
+    if memory == "graph" and activation is nn.SiLU:  # nothing is evaluated again
+        assert_same(torch.autograd.grad(loss, targets), wanted)
+        return
+    with pytest.raises(OtherGradient, match=r"a tensor of shape \(7,\) was there at the first step, and is not met"):
+        loss.backward()
+
+
 def test_a_leaf_that_only_a_later_step_makes_is_refused() -> None:
     first, made, (x0, v0) = nn.Linear(2, 7).double(), [], start()
 

@@ -14,6 +14,7 @@ from .._slow_paths import note_slow_path
 from ..fields import (
     AutogradField,
     Checksum,
+    Dependence,
     Draws,
     Layout,
     MLPField,
@@ -21,7 +22,6 @@ from ..fields import (
     Surroundings,
     memory_budget,
     refuse_observed,
-    refuse_strangers,
     without_base,
 )
 from ..fields.engine import derivatives
@@ -195,13 +195,14 @@ class _LogDet(torch.autograd.Function):
             if ctx.tape is None:
                 at = Points(x.detach().requires_grad_(), eta.detach().requires_grad_(), *ctx.drawn)
                 with torch.enable_grad(), field.draws.repeated(ctx.key):
-                    tape = field.evaluate(at)[0]
+                    tape, facts = field.evaluate(at)
                 again = Checksum()
                 again.add(0, tape.unsqueeze(1), want_size=False)
                 ctx.found.compare(again, OtherGradient(field.layer, "the log-determinant"))
                 if ctx.inputs.tensors:
-                    known = [at.x, at.eta, *ctx.inputs.tensors]
-                    refuse_strangers(field.layer, "potential", [tape], known, field.surroundings.frozen)
+                    of = Dependence(field.layer, "potential", ctx.inputs, field.surroundings.frozen)
+                    of.note([tape], at.x, at.eta, used=[id(t) for t in (*facts.known, *facts.leaves)])
+                    of.check()
             else:
                 at, tape = ctx.tape
                 ctx.tape = ctx.tape if retain else None

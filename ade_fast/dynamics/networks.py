@@ -10,6 +10,7 @@ from torch import Tensor
 from ..fields import (
     Ancestry,
     Checksum,
+    Dependence,
     Draws,
     Inputs,
     Layout,
@@ -18,7 +19,6 @@ from ..fields import (
     contents_of,
     possible_inputs,
     refuse_observed,
-    refuse_strangers,
 )
 from ..fields.engine import derivatives
 from ..fields.graph import inspect_graph, sequence_number
@@ -79,6 +79,7 @@ class NetworkPair:
         contents = contents_of(*self.functions.values())
         self._frozen = {id(p) for m in contents.modules for p in m.parameters(recurse=False) if not p.requires_grad}
         self.inputs = Inputs(certain, possible_inputs(contents, certain, known, behind_known))
+        self._met = Dependence(self._layer, "a network", self.inputs, self._frozen)
         return captured
 
     def __call__(self, t: int, *rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -92,6 +93,7 @@ class NetworkPair:
             self._tapes[t] = tape
         else:
             self._found.add(t, *tape[1])
+            self._met.note([o for o in tape[1] if o is not None], *tape[0])
         return tuple(None if o is None else o.detach() for o in tape[1])
 
     def begin_backward(self) -> None:
@@ -99,6 +101,7 @@ class NetworkPair:
         refuse_observed(self._layer, self.inputs)
         self._total = Sum(len(self.inputs.tensors))
         self._found_again = Checksum()
+        self._dependence = Dependence(self._layer, "a network", self.inputs, self._frozen)
         if not self._keep:
             self._tapes.clear()
         # Freed as the pass goes, unless autograd retains its graph. (A tape that is gone is recorded again.)
@@ -111,8 +114,7 @@ class NetworkPair:
                 self._tapes[t] = self._tape(rows)
             leaves, outputs = self._tapes[t]
             self._found_again.add(t, *outputs, want_size=False)
-            known = [*leaves, *self.inputs.tensors]
-            refuse_strangers(self._layer, "a network", [o for o in outputs if o is not None], known, self._frozen)
+            self._dependence.note([o for o in outputs if o is not None], *leaves)
         _, outputs = self._tapes.get(t, ((), (None, None)))
         return tuple(None if o is None else o.detach() for o in outputs)
 
@@ -132,6 +134,7 @@ class NetworkPair:
     def finish(self) -> list[Tensor | None]:
         if not self._keep:
             self._found.compare(self._found_again, OtherGradient(self._layer, "the output of a network"))
+            self._dependence.check(self._met)
         return self.inputs.derivatives(self._layer, self._total.terms)
 
     def _tape(self, rows: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Tensor | None, Tensor | None]]:

@@ -174,7 +174,7 @@ def differentiate(
     known = tuple(t for t in (*surroundings.weights, *context) if t.requires_grad)
     behind_known = Ancestry(known)
     draws = Draws(x0.device)
-    field = AutogradField(layer, inner, layout, known, base, surroundings.frozen)
+    field = AutogradField(layer, inner, layout, known, base)
     with surroundings.held():
         with draws.recorded(0):
             first_value = field.first_value(x0)

@@ -1,8 +1,8 @@
 """Gradient fields: everything the dynamics need of a potential f, ∇f(x) and its derivatives."""
 
 from .affine import AffineForce, without_base
-from .agreement import Checksum, OtherGradient, raise_pending
-from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear, refuse_strangers
+from .agreement import Checksum, Dependence, OtherGradient, raise_pending
+from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear
 from .contents import Contents, contents_of, modules_of
 from .graph import Ancestry
 from .layout import Layout
@@ -19,6 +19,7 @@ __all__ = [
     "AutogradField",
     "Checksum",
     "Contents",
+    "Dependence",
     "Draws",
     "Evaluation",
     "FirstValue",
@@ -48,7 +49,6 @@ __all__ = [
     "probe_potential",
     "raise_pending",
     "refuse_observed",
-    "refuse_strangers",
     "release_memory",
     "set_memory_budget",
     "without_base",

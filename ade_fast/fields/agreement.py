@@ -8,10 +8,16 @@ or backward, begins (`raise_pending`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from .graph import dependence
+
+if TYPE_CHECKING:
+    from .surroundings import Inputs
 
 # Tolerances are these powers of the precision: 3e-4 in float32 and 1.5e-8 in float64 for what is evaluated again as it
 # was; 2e-3 and 5e-7 for other operations on other batches, whose rounding turns kinks over. Far above rounding, far
@@ -31,6 +37,51 @@ class OtherGradient(RuntimeError):
             f"{layer}: {name} at the same x is another in the backward pass than in the forward pass: "
             + (why or "something that it depends on was modified between the forward and the backward pass, or it is ")
             + ("" if why else "random (with a generator of its own), or samples of a batch mix")
+        )
+
+
+class Dependence:
+    """Whose tensors the backward pass's evaluations depend on: values do not tell. A clone in a weight's place would
+    take its gradient away, and so would a constant.
+
+    Args:
+        layer, name: who asks and what is evaluated, for error messages.
+        inputs: what the unroll has derivatives for.
+        frozen: ids of leaves that had none, though they may have been made to require grad since.
+    """
+
+    def __init__(self, layer: str, name: str, inputs: Inputs, frozen: Collection[int]) -> None:
+        self.inputs = inputs
+        self._layer, self._name, self._frozen = layer, f"what {name} depends on", frozen
+        self._met: set[int] = set()
+
+    def note(self, outputs: Sequence[Tensor], *own: Tensor, used: Collection[int] = ()) -> bool:
+        """Notes what an evaluation depends on, beside its `own` leaves, by its graph, and by ids; returns whether all
+        that the first evaluation met was met again so far.
+
+        Raises: OtherGradient if there is a leaf that requires grad and is no input.
+        """
+        met = dependence(outputs, [*own, *self.inputs.tensors])
+        for key in met.keys() - {id(t) for t in (*own, *self.inputs.tensors)} - set(self._frozen):
+            raise self._error(met[key], "that requires grad was not there at the first step")
+        self._met |= met.keys() | set(used)
+        return not self._missing()
+
+    def check(self, then: Dependence | None = None) -> None:
+        """Raises OtherGradient if an input was not met again (of those that were met `then`)."""
+        for tensor in self._missing():
+            if then is not None and id(tensor) not in then._met:
+                continue
+            raise self._error(tensor, "was there at the first step, and is not met again")
+
+    def _missing(self) -> list[Tensor]:
+        return [t for t in self.inputs.certain if t.requires_grad and id(t) not in self._met]
+
+    def _error(self, tensor: Tensor, what: str) -> OtherGradient:
+        return OtherGradient(
+            self._layer,
+            self._name,
+            f"a tensor of shape {tuple(tensor.shape)} {what}. Keep parameters in modules, and swap none in between",
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from .._slow_paths import note_slow_path
 from .affine import AffineForce
-from .agreement import OtherGradient, agrees
+from .agreement import Dependence, OtherGradient, agrees
 from .contents import modules_of
 from .engine import derivatives
-from .graph import GraphFacts, inspect_graph, leaves_behind, saved_bytes, sequence_number
+from .graph import GraphFacts, inspect_graph, saved_bytes, sequence_number
 from .layout import Layout
 from .tangent import tangent
 
@@ -47,7 +47,6 @@ class AutogradField:
         potential: callable, [B, *event] -> [B] or [B, 1].
         layout: how rows [B, D] map to events.
         known: differentiable inputs known beforehand (effective weights, `context=` tensors).
-        frozen: ids of leaves that get no gradient, whether or not they are made to require one in between.
         base: what `whole` and `whole_vjp` add to the potential's own part (`WithBase`), or None. All other methods are
             about the potential alone: so it is still seen to be piecewise linear.
     """
@@ -59,14 +58,12 @@ class AutogradField:
         layout: Layout,
         known: Sequence[Tensor] = (),
         base: AffineForce | None = None,
-        frozen: Collection[int] = (),
     ) -> None:
         self.layer = layer
         self.potential = potential
         self.layout = layout
         self.known = tuple(known)
         self._base = base
-        self._frozen = frozen
 
     def whole(self, grad: Tensor, x: Tensor) -> Tensor:
         """The force at x, rows [B, D], from the potential's own ∇f(x)."""
@@ -105,16 +102,16 @@ class AutogradField:
         keep_graph: bool = False,
         keep_kinks: bool = False,
         check_linear: bool = False,
-        inputs: Sequence[Tensor] | None = None,
+        dependence: Dependence | None = None,
     ) -> Evaluation:
         """∇f at rows [B, D], keeping what `vjp` needs or what `mixed` needs.
 
         Raises: NotPiecewiseLinear if kinks are to be kept, or it is to be checked, and f is not piecewise linear there;
-        OtherGradient if `inputs` are given and f depends on something else.
+        OtherGradient if f depends on something that it did not depend on (`dependence`).
         """
         x, y = self._evaluate(rows)
-        if inputs is not None:
-            self._refuse_strangers(y, x, inputs)
+        if dependence is not None:
+            dependence.note([y], x)
         kinks = self._kinks(x, y) if keep_kinks or check_linear else None
         return self._gradient(x, y, keep_graph, kinks if keep_kinks else None)
 
@@ -144,12 +141,12 @@ class AutogradField:
         self,
         rows: Tensor,
         u: Tensor,
-        inputs: Sequence[Tensor],
+        dependence: Dependence,
         kinks: Sequence[Tensor] | None,
         grads: Tensor,
         again: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> Sequence[Tensor | None]:
-        """∂_inputs Σ ⟨∇f(x), u⟩ of a piecewise-linear f over any number of rows [N, D].
+        """∂_inputs Σ ⟨∇f(x), u⟩ of a piecewise-linear f over any number of rows [N, D], for the inputs of `dependence`.
 
         3 U with the kinks of the forward pass, 4 U when f is evaluated here to get them, 6 U by double backward
         where the tangent pass does not know one of the potential's functions.
@@ -161,6 +158,7 @@ class AutogradField:
         Raises: NotPiecewiseLinear if the evaluation at these rows is not piecewise linear; OtherGradient.
         """
         x = y = None
+        inputs = dependence.inputs.tensors
         no_gradients = (None,) * len(inputs)
         if kinks is None:
             with again():
@@ -170,9 +168,9 @@ class AutogradField:
         slope = None
         if kinks is not None:
             with torch.enable_grad(), again():
-                slope = tangent(self.potential, self.layout.events(u), kinks)
-            if slope is not None and agrees(slope, u, grads, involved):
-                self._refuse_strangers(slope, u, inputs)
+                slope, used = tangent(self.potential, self.layout.events(u), kinks)
+            # Values do not tell whose tensors they are: what is not seen to be used is looked for in f's own graph.
+            if slope is not None and agrees(slope, u, grads, involved) and dependence.note([slope], u, used=used):
                 return derivatives([slope], inputs, [torch.ones_like(slope)]) if slope.requires_grad else no_gradients
         if y is None:
             with again():
@@ -180,8 +178,8 @@ class AutogradField:
         evaluation = self._gradient(x, y, keep_graph=True)
         if not agrees((evaluation.grad * u).sum(1), u, grads, involved):
             raise OtherGradient(self.layer)
-        self._refuse_strangers(y, x, inputs)
-        if slope is not None:
+        complete = dependence.note([y], x)
+        if slope is not None and complete:
             _note_missed(self.potential)
         return self.vjp(evaluation, u, inputs, want_x=False)[1]
 
@@ -190,10 +188,6 @@ class AutogradField:
         with torch.enable_grad():
             x = self.layout.events(rows.detach()).requires_grad_()
             return x, self.value(x)
-
-    def _refuse_strangers(self, y: Tensor, x: Tensor, inputs: Sequence[Tensor]) -> None:
-        """Values do not tell whose tensors they are: a clone in a weight's place would take its gradient away."""
-        refuse_strangers(self.layer, "potential", [y], [x, *inputs], self._frozen)
 
     def _kinks(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...] | None:
         facts = inspect_graph(y, x, self.known)
@@ -260,20 +254,6 @@ class FirstValue:
 
     def gradient(self, *, keep_graph: bool, keep_kinks: bool) -> Evaluation:
         return self.field._gradient(self.x, self.y, keep_graph, self.facts.kinks if keep_kinks else None)
-
-
-def refuse_strangers(
-    layer: str, name: str, outputs: Sequence[Tensor], inputs: Sequence[Tensor], frozen: Collection[int]
-) -> None:
-    """Raises OtherGradient if outputs depend on a leaf that is none of the inputs: its gradient would be lost."""
-    for leaf in leaves_behind(outputs, inputs):
-        if id(leaf) not in frozen:
-            raise OtherGradient(
-                layer,
-                f"what {name} depends on",
-                f"a tensor of shape {tuple(leaf.shape)} that requires grad was not there at the first step. Keep "
-                f"parameters in modules, swap none between the passes, and freeze none in between",
-            )
 
 
 def _note_missed(potential: Callable) -> None:

@@ -179,23 +179,23 @@ def _kink_values(kinked: list) -> tuple[Tensor, ...] | None:
     return tuple(values)
 
 
-def leaves_behind(outputs: Sequence[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
-    """The leaves that the outputs depend on, other than by the known tensors."""
-    known_edges = {(t.grad_fn, t.output_nr) for t in known if t.grad_fn is not None}
-    there = {id(t) for t in known}
-    leaves, seen = {}, set()
+def dependence(outputs: Sequence[Tensor], known: Sequence[Tensor]) -> dict[int, Tensor]:
+    """What the outputs depend on, by id: those of the known tensors that are met, and leaves that are none of them."""
+    known_edges = {(t.grad_fn, t.output_nr): t for t in known if t.grad_fn is not None}
+    met, seen = {}, set()
     stack = [(t.grad_fn, t.output_nr) for t in outputs if t.grad_fn is not None]
     while stack:
         edge = stack.pop()
         node = edge[0]
-        if edge in known_edges or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, _Leaf):
-            leaves[id(node.variable)] = node.variable
-        else:
-            stack += [after for after in node.next_functions if after[0] is not None]
-    return [leaf for key, leaf in leaves.items() if key not in there]
+        if edge in known_edges:
+            met[id(known_edges[edge])] = known_edges[edge]
+        elif node not in seen:
+            seen.add(node)
+            if isinstance(node, _Leaf):
+                met[id(node.variable)] = node.variable
+            else:
+                stack += [after for after in node.next_functions if after[0] is not None]
+    return met
 
 
 def saved_bytes(y: Tensor, exempt: Sequence[Tensor]) -> int:

@@ -228,6 +228,7 @@ class Inputs:
     """
 
     def __init__(self, certain: Sequence[Tensor] = (), possible: Sequence[Tensor] = ()) -> None:
+        self.certain = list(certain)
         self.tensors = [*certain, *possible]
         self.possible = list(possible)
         self._versions = [t._version for t in possible]

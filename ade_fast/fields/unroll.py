@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .agreement import Checksum, OtherGradient
+from .agreement import Checksum, Dependence, OtherGradient
 from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear, note_no_time_batch
 from .memory import memory_budget
 from .surroundings import Draws, Inputs, Surroundings, is_observed
@@ -115,11 +115,6 @@ class GradientSide:
         return self.keeps_grads or self.plan.memory == "graph"
 
     @property
-    def _known(self) -> list[Tensor] | None:
-        """All that f may depend on, if gradients for it are wanted."""
-        return self.inputs.tensors if self._mode == "full" else None
-
-    @property
     def _keeps_graph(self) -> bool:
         return not self.keeps_grads and self.plan.memory == "graph"
 
@@ -150,7 +145,7 @@ class GradientSide:
         try:
             return self._field.evaluate(
                 x, keep_graph=self._keeps_graph, keep_kinks=self._keeps_kinks, check_linear=unseen,
-                inputs=self._known if self._keeps_graph else None,
+                dependence=self._dependence if self._keeps_graph else None,
             )  # fmt: skip
         except NotPiecewiseLinear:  # the backward pass will go step by step
             self._bends = True
@@ -166,6 +161,9 @@ class GradientSide:
         self._total = Sum(len(self.inputs.tensors))
         self._cotangents: list[tuple[int, Tensor, Tensor]] = []
         self._found_again = Checksum()
+        self._dependence: Dependence | None = None  # of gradients that nobody wants
+        if self._mode == "full":
+            self._dependence = Dependence(self._field.layer, "potential", self.inputs, self._surroundings.frozen)
         self._retain = True
         self._current: Evaluation | None = None
 
@@ -194,7 +192,7 @@ class GradientSide:
         if self._tapes[t] is not None:
             return self._tapes[t].grad
         with self._draws.repeated(t):
-            self._current = self._field.evaluate(x, keep_graph=True, inputs=self._known)
+            self._current = self._field.evaluate(x, keep_graph=True, dependence=self._dependence)
         self._found_again.add(t, self._current.grad, want_size=False)
         return self._current.grad
 
@@ -241,9 +239,12 @@ class GradientSide:
                 note_no_time_batch(self._field.potential, why)
             self._total.add(derivatives)
             self._cotangents = []
+            self._dependence.check()
         found = self.inputs.derivatives(self._field.layer, self._total.terms)
         if self._found is not None:
             self._found.compare(self._found_again, OtherGradient(self._field.layer))
+            if self._dependence is not None:
+                self._dependence.check()
         return found
 
     def as_smooth(self) -> None:
@@ -267,7 +268,7 @@ class GradientSide:
             x, u = _batch([x for _, x, _ in part]), _batch([u for _, _, u in part])
             grads = _batch([self._grads[t] for t, _, _ in part])
             again = functools.partial(self._draws.repeated, part[0][0])  # which are of one step where anything is drawn
-            totals.add(self._field.mixed(x, u, self.inputs.tensors, kinks, grads, again))
+            totals.add(self._field.mixed(x, u, self._dependence, kinks, grads, again))
         return totals.terms
 
 
