@@ -55,6 +55,7 @@ class NetworkPair:
         self._total = Sum(0)
         self._draws: Draws | None = None
         self._frozen: set[int] = set()
+        self._met = Dependence(layer, "a network", self.inputs, self._frozen)
         self._found, self._found_again = Checksum(), Checksum()
 
     def prepare(
