@@ -26,7 +26,7 @@ from .dynamics import (
 )
 from .fields import memory_in_use, release_memory, set_memory_budget
 from .potentials import ConvPotential, GaussianPotential, MLPPotential, NegativeEnergy, WithBase
-from .training import ADE, DualSample, DualSampler, TrainedModel, fit, load, recipe
+from .training import ADE, DualSample, DualSampler, TrainedModel, fit, load, recipe, restore, save
 
 __version__ = "0.1.0"
 
@@ -66,6 +66,8 @@ __all__ = [
     "recipe",
     "reference",
     "release_memory",
+    "restore",
+    "save",
     "set_memory_budget",
     "slow_paths",
 ]

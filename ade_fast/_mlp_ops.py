@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._once import refuse_derivative
+from ._once import refuse_batched, refuse_derivative
 from ._ops import _Function, _library, _skipping_autograd, below_autograd, ops
 
 Tensors = list[Tensor]
@@ -181,6 +181,7 @@ class _Unroll(_Function):
 
     @staticmethod
     def backward(ctx, dx_end: Tensor | None, dv_end: Tensor | None, _dx: None, dv_all: Tensor | None, *_):
+        refuse_batched(dx_end, dv_end)
         *saved, x, v, bits, products = ctx.saved_tensors
         inputs, weights, biases = _split(saved, _UNROLL_TENSORS)
         (x0, v0, *steps), bridge = inputs[:_STEP_TENSORS], inputs[_STEP_TENSORS:]
@@ -229,6 +230,7 @@ class _ScheduledUnroll(_Function):
 
     @staticmethod
     def backward(ctx, dx_end: Tensor | None, dv_end: Tensor | None):
+        refuse_batched(dx_end, dv_end)
         saved = list(ctx.saved_tensors)
         gaussian = [saved.pop() for _ in range(ctx.gaussian)][::-1]
         *saved, kick, drift, x, v, bits, products = saved
@@ -292,6 +294,7 @@ class _Field(_Function):
 
     @staticmethod
     def backward(ctx, dvalue: Tensor | None, dgrad: Tensor | None, *_: None):
+        refuse_batched(dvalue, dgrad)
         *saved, pull, centre, bits, products = ctx.saved_tensors
         (x,), weights, biases = _split(saved, 1)
         *network, want_value, want_grad = ctx.numbers

@@ -9,6 +9,17 @@ import torch
 from torch import Tensor
 
 
+def refuse_batched(*cotangents: Tensor | None) -> None:
+    """Raises RuntimeError where many cotangents are pulled back at once: kernels take them one by one."""
+    functorch = torch._C._functorch
+    batched = any(c is not None and functorch.is_legacy_batchedtensor(c) for c in cotangents)
+    if batched or functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "batched gradients (is_grads_batched=True, jacobian(vectorize=True), torch.func transforms of a backward "
+            "pass) do not go through the dynamics and their kernels: take them one by one, with vectorize=False say"
+        )
+
+
 class _Refusal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, n: int, *tensors: Tensor):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import io
+import os
 import signal
 import sys
 import warnings
@@ -44,6 +45,7 @@ _MISTAKES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
+    _take_any_terminal()
     arguments = _parsed(argv)
     try:
         with _plain_warnings():
@@ -61,6 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ade-fast {arguments.command}: {line}{_kept(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _take_any_terminal() -> None:
+    """A terminal's encoding may not have our letters, and its environment may ask for a notebook's pictures: neither is
+    worth a run. (Pictures go to files alone.)"""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if "matplotlib" not in sys.modules:
+        os.environ["MPLBACKEND"] = "agg"
 
 
 def _one_line(error: Exception) -> str | None:

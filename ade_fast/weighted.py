@@ -12,6 +12,7 @@ from torch import Tensor
 from .dynamics import NonFiniteError
 from .fields import pinned
 from .potentials._checks import per_sample
+from .potentials.conditioned import Condition, conditioned, first_length
 from .weights import as_momentum_weight, default_momentum_weight, log_weights, warn_of_thin_sheet, why_no_weights
 
 # At most so many elements of x, and so many rows, at a time: 64 MiB for each hidden layer of 1,000 units in float64.
@@ -40,6 +41,13 @@ def evaluate(layer: str, potential: Callable, x: Tensor) -> Tensor:
     values = torch.cat(parts).double()
     _check_below_infinity(layer, "f", values)
     return values
+
+
+def at_one_condition(layer: str, potential: Callable, condition: Condition | None) -> Callable:
+    """f at a condition of one row: every condition has a density and a log Z of its own."""
+    if (rows := first_length(condition)) not in (None, 1):
+        raise ValueError(f"{layer}: condition must be one row, [1, ...], whose density this is, got {rows} rows")
+    return conditioned(layer, potential, condition)
 
 
 class WeightedSampler:

@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -414,6 +415,22 @@ def test_a_directory_without_permission_is_one_line_that_names_it(run):
         assert done.returncode == 0, done.stderr
         for (arguments, wanted), (code, said) in zip(cases, json.loads(done.stdout), strict=True):
             assert code == 1 and said.count("\n") == 1 and wanted in said and "--resume goes on" not in said, arguments
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_our_letters_will_do(encoding, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["info"]) == 0
+    stream.flush()
+    assert b"autograd's ?f" in stream.buffer.getvalue()
+
+
+def test_a_notebooks_pictures_are_not_asked_for(monkeypatch):
+    """Before matplotlib reads its environment, which may name what only a notebook has."""
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.delitem(sys.modules, "matplotlib", raising=False)
+    assert main(["info"]) == 0 and os.environ["MPLBACKEND"] == "agg"
 
 
 def test_debug_shows_the_traceback(tmp_path):

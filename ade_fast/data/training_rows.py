@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 from typing import NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ def split(X: Tensor, validation: float = 0.1, test: float = 0.0, *, generator: t
         got = tuple(X.shape) if isinstance(X, Tensor) else type(X).__name__
         raise ValueError(f"data.split: X must be a tensor (n, d), got {got}")
     for name, fraction in (("validation", validation), ("test", test)):
-        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 <= fraction <= _MOST:
+        if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real) or not 0 <= fraction <= _MOST:
             raise ValueError(f"data.split: {name} must be a fraction in [0, {_MOST}], got {fraction!r}")
     if validation + test > _MOST + 1e-12:  # 0.6 + 0.3 is no more than 0.9
         raise ValueError(f"data.split: validation + test must be at most {_MOST}, got {validation} + {test}")

@@ -354,6 +354,7 @@ class AnnealedLeapfrog(Dynamics):
         refresh: float = 0.5,
         bridges: Sequence[float] | Tensor | None = None,
         learn_step_size: bool = True,
+        step_size_positive: bool = False,
         learn_refresh: bool = True,
         learn_bridges: bool = True,
         grad_clip: Clip | None = None,
@@ -363,7 +364,7 @@ class AnnealedLeapfrog(Dynamics):
         check_potential: bool = False,
     ) -> None:
         options = Options(grad_clip, None, None, gradient, memory, check_finite, check_potential)
-        super().__init__(n_steps, step_size, learn_step_size, options)
+        super().__init__(n_steps, step_size, learn_step_size, options, step_size_positive)
         layer = "AnnealedLeapfrog"
         refresh = torch.tensor(check_refresh(layer, refresh), dtype=torch.float64)
         increments = check_bridges(layer, bridges, self.n_steps).diff(prepend=refresh.new_zeros(1))
@@ -385,6 +386,7 @@ class AnnealedLeapfrog(Dynamics):
         inner = self.bridge_logits.softmax(0).cumsum(0)[:-1]
         return torch.cat([inner, inner.new_ones(1)])
 
+    @base.conditional
     def forward(
         self,
         potential: Callable,

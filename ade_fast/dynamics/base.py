@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..fields import GradientMode, Layout, Plan, Schedule, generalized_kicks, probe_potential
+from ..potentials.conditioned import conditioned
 
+_STEPS = ("step_size", "momentum_step_size")
 _STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _GRADIENTS = ("full", "truncated", "stopped", "none")
 _MEMORY = ("graph", "states", "auto")
@@ -351,6 +353,20 @@ def outside_of_graphs(run: Callable) -> Callable:
     return call
 
 
+def conditional(forward: Callable) -> Callable:
+    """Gives a layer's ``forward`` an argument ``condition=``, of a potential that is called as f(x, condition)."""
+
+    @functools.wraps(forward)
+    def call(layer: nn.Module, potential: Callable, x0: Tensor, v0: Tensor | None = None, *, condition=None, **options):
+        if condition is not None:
+            name = type(layer).__name__
+            check_x0(name, x0)
+            potential = conditioned(name, potential, condition, len(x0), x0.device)
+        return forward(layer, potential, x0, v0, **options)
+
+    return call
+
+
 class Dynamics(nn.Module):
     """Base of the dynamics layers: number of steps, step size, options.
 
@@ -364,9 +380,19 @@ class Dynamics(nn.Module):
     has_momentum = True
     estimates_log_det = False
 
-    def __init__(self, n_steps: int, step_size: float | Tensor, learn_step_size: bool, options: Options) -> None:
+    def __init__(
+        self,
+        n_steps: int,
+        step_size: float | Tensor,
+        learn_step_size: bool,
+        options: Options,
+        step_size_positive: bool = False,
+    ) -> None:
         super().__init__()
         layer = type(self).__name__
+        if not isinstance(step_size_positive, bool):
+            raise TypeError(f"{layer}: step_size_positive must be True or False, got {step_size_positive!r}")
+        self._step_size_positive = step_size_positive
         self.n_steps = check_n_steps(layer, n_steps)
         options.validate(layer)
         self.options = options
@@ -379,10 +405,19 @@ class Dynamics(nn.Module):
         return output
 
     def _register_step(self, name: str, step: Tensor, learn: bool) -> None:
+        if self._step_size_positive and name in _STEPS:
+            name, step = f"log_{name}", step.log()
         if learn:
             self.register_parameter(name, nn.Parameter(step))
         else:
             self.register_buffer(name, step)
+
+    def __getattr__(self, name: str) -> object:
+        if name in _STEPS and self.__dict__.get("_step_size_positive"):
+            for part in (self._parameters, self._buffers):
+                if (log_step := part.get(f"log_{name}")) is not None:
+                    return log_step.exp()
+        return super().__getattr__(name)
 
     def momentum_shape(self, event: tuple[int, ...]) -> tuple[int, ...] | None:
         """Shape of one sample's momentum, for samples of shape `event`."""
@@ -395,4 +430,6 @@ class Dynamics(nn.Module):
             value = getattr(self.options, name)
             if value != getattr(default, name):
                 shown.append(f"{name}={value}")
+        if self._step_size_positive:
+            shown.append("step_size_positive=True")
         return ", ".join(shown)

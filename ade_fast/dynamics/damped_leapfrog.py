@@ -68,6 +68,7 @@ class DampedLeapfrog(Dynamics):
         *,
         drift_step: float | Tensor = 1.0,
         learn_step_size: bool = True,
+        step_size_positive: bool = False,
         grad_clip: Clip | None = None,
         momentum_clip: Clip | None = None,
         sample_range: tuple[float, float] | None = None,
@@ -77,11 +78,12 @@ class DampedLeapfrog(Dynamics):
         check_potential: bool = False,
     ) -> None:
         options = Options(grad_clip, momentum_clip, sample_range, gradient, memory, check_finite, check_potential)
-        super().__init__(n_steps, step_size, learn_step_size, options)
+        super().__init__(n_steps, step_size, learn_step_size, options, step_size_positive)
         self.damping = check_damping("DampedLeapfrog", damping)
         drift_step = base.check_step_size("DampedLeapfrog", drift_step, "drift_step", torch.float64)
         self.register_buffer("drift_step", drift_step)  # cast to the states' dtype at every call
 
+    @base.conditional
     def forward(
         self,
         potential: Callable,

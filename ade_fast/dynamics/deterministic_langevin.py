@@ -225,13 +225,14 @@ class DeterministicLangevin(Dynamics):
         n_probes: int = 1,
         spectral_bound: float | None = None,
         learn_step_size: bool = True,
+        step_size_positive: bool = False,
         gradient: Literal["full", "truncated", "stopped", "none"] = "full",
         memory: Literal["graph", "states", "auto"] = "auto",
         check_finite: bool = False,
         check_potential: bool = False,
     ) -> None:
         options = Options(None, None, None, gradient, memory, check_finite, check_potential)
-        super().__init__(n_steps, step_size, learn_step_size, options)
+        super().__init__(n_steps, step_size, learn_step_size, options, step_size_positive)
         self._how = LogDet.of("DeterministicLangevin", log_det, order, n_probes, spectral_bound)
 
     @property
@@ -243,6 +244,7 @@ class DeterministicLangevin(Dynamics):
         """There is no momentum."""
         return None
 
+    @base.conditional
     def forward(
         self,
         potential: Callable,

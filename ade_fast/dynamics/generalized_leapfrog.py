@@ -371,6 +371,7 @@ class GeneralizedLeapfrog(Dynamics):
         momentum_shape: int | tuple[int, ...] | None = None,
         momentum_step_size: float | Tensor | None = None,
         learn_step_size: bool = True,
+        step_size_positive: bool = False,
         grad_clip: Clip | None = None,
         momentum_clip: Clip | None = None,
         sample_range: tuple[float, float] | None = None,
@@ -381,7 +382,7 @@ class GeneralizedLeapfrog(Dynamics):
     ) -> None:
         layer = "GeneralizedLeapfrog"
         options = Options(grad_clip, momentum_clip, sample_range, gradient, memory, check_finite, check_potential)
-        super().__init__(n_steps, step_size, learn_step_size, options)
+        super().__init__(n_steps, step_size, learn_step_size, options, step_size_positive)
         check_couplings(layer, Couplings(scale_v, scale_x, shift_v, shift_x))
         self._momentum_shape = check_momentum_shape(layer, momentum_shape)
         if momentum_step_size is None:
@@ -399,13 +400,19 @@ class GeneralizedLeapfrog(Dynamics):
         if isinstance(scale, Tensor):
             check_finite_scale("GeneralizedLeapfrog", scale, name)
         if isinstance(scale, Tensor) and not isinstance(scale, nn.Parameter):
-            self.register_buffer(name, scale)
+            if scale.requires_grad:
+                raise ValueError(
+                    f"GeneralizedLeapfrog: {name} must not require grad as a tensor: pass an nn.Parameter, or a module "
+                    f"that computes it at every call"
+                )
+            self.register_buffer(name, scale.clone())  # the caller's may change
         else:  # None, a parameter, a module or a plain callable
             setattr(self, name, scale)
 
     def momentum_shape(self, event: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(event) if self._momentum_shape is None else self._momentum_shape
 
+    @base.conditional
     def forward(
         self,
         potential: Callable,

@@ -340,6 +340,7 @@ class Langevin(Dynamics):
         noise_std: float | Tensor | None = None,
         learn_noise_std: bool = False,
         learn_step_size: bool = True,
+        step_size_positive: bool = False,
         shift_v: Callable | None = None,
         shift_x: Callable | None = None,
         momentum_shape: int | tuple[int, ...] | None = None,
@@ -353,7 +354,7 @@ class Langevin(Dynamics):
     ) -> None:
         layer = "Langevin"
         options = Options(grad_clip, momentum_clip, sample_range, gradient, memory, check_finite, check_potential)
-        super().__init__(n_steps, step_size, learn_step_size, options)
+        super().__init__(n_steps, step_size, learn_step_size, options, step_size_positive)
         if not isinstance(learn_noise_std, bool):
             raise TypeError(f"{layer}: learn_noise_std must be True or False, got {learn_noise_std!r}")
         check_shifts(layer, Shifts(shift_v, shift_x))
@@ -384,6 +385,7 @@ class Langevin(Dynamics):
         per_step = variance.dim() == 1 + len(momentum)
         return 1 / (variance.flatten(1).mean(1) if per_step else variance.mean()).expand(self.n_steps)
 
+    @base.conditional
     def forward(
         self,
         potential: Callable,

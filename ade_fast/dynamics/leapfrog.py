@@ -144,6 +144,8 @@ class Leapfrog(Dynamics):
         step_size: η > 0, in units of x per unit of momentum: a number, a tensor broadcastable to the event (one per
             dimension), or with a leading axis of length T (one per step). Kept raw as ``self.step_size``.
         learn_step_size: whether ``step_size`` is a parameter or a buffer.
+        step_size_positive: keep its logarithm instead, ``log_step_size``: raw ones may turn negative as they are
+            learned (a leapfrog backwards in time). ``step_size`` is then computed from it.
         grad_clip: `Clip` of ∇f where v is updated.
         momentum_clip: `Clip` of v where x is updated; the state v itself is never clipped.
         sample_range: (lo, hi): x is clamped after every drift. log_det ignores this clip.
@@ -164,6 +166,7 @@ class Leapfrog(Dynamics):
         step_size: float | Tensor = 0.1,
         *,
         learn_step_size: bool = True,
+        step_size_positive: bool = False,
         grad_clip: Clip | None = None,
         momentum_clip: Clip | None = None,
         sample_range: tuple[float, float] | None = None,
@@ -173,8 +176,9 @@ class Leapfrog(Dynamics):
         check_potential: bool = False,
     ) -> None:
         options = Options(grad_clip, momentum_clip, sample_range, gradient, memory, check_finite, check_potential)
-        super().__init__(n_steps, step_size, learn_step_size, options)
+        super().__init__(n_steps, step_size, learn_step_size, options, step_size_positive)
 
+    @base.conditional
     def forward(
         self,
         potential: Callable,

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._once import refuse_derivative
+from .._once import refuse_batched, refuse_derivative
 from .._slow_paths import note_slow_path
-from ..fields import AutogradField, Layout, MLPField, Surroundings, Watch, memory_budget, refuse_observed, without_base
+from ..fields import (
+    AutogradField,
+    Checksum,
+    Dependence,
+    Draws,
+    Layout,
+    MLPField,
+    OtherGradient,
+    Surroundings,
+    memory_budget,
+    refuse_observed,
+    without_base,
+)
 from ..fields.engine import derivatives
-from ..fields.graph import Ancestry, GraphFacts, inspect_graph, sequence_number
-from ..fields.memory import SavedBytes
+from ..fields.graph import Ancestry, GraphFacts, inspect_graph, saved_bytes, sequence_number
 from ..fields.surroundings import Inputs
 from .base import Options, accumulation_dtype
 from .log_det import LogDet, exact, folds, power_iteration, warn_bound, warn_folds, warn_kinks
@@ -63,11 +73,9 @@ class LogDetField:
         self.surroundings = Surroundings(layer, {"potential": potential}, x0.device)
         known = tuple(t for t in (*self.surroundings.weights, *context) if t.requires_grad)
         self.behind_known = Ancestry(known)
-        self.watch = Watch()
-        for constant in self.surroundings.constants():
-            self.watch.note(constant)
+        self.draws = Draws(x0.device)
         self.potential, self._base = without_base(layer, potential, layout, x0, accumulation_dtype(x0.dtype))
-        self._field = AutogradField(layer, self.potential, layout, known, self.watch, self._base)
+        self._field = AutogradField(layer, self.potential, layout, known, self._base)
         self.kinked = False
         self.folded: list[Tensor] = []
         self.bounds: list[Tensor] = []
@@ -103,7 +111,7 @@ class LogDetField:
         return (1 - eta * self._base.pull).abs().log().sum(1)
 
     def _value(self, x: Tensor) -> Tensor:
-        with torch.enable_grad(), self.watch.noting():
+        with torch.enable_grad():
             return self._field.value(self._layout.events(x))
 
     def _of_smooth(self, y: Tensor, at: Points) -> Tensor:
@@ -165,40 +173,47 @@ class _LogDet(torch.autograd.Function):
         field: LogDetField,
         drawn: tuple[Tensor | None, Tensor | None],
         tape: tuple[Points, Tensor] | None,  # a tuple, so that autograd does not see it
+        key: object,  # of what was drawn
         value: Tensor,
         inputs: Inputs,
         *tensors: Tensor,
     ) -> Tensor:
-        ctx.field, ctx.drawn, ctx.tape, ctx.inputs = field, drawn, tape, inputs
+        ctx.field, ctx.drawn, ctx.tape, ctx.key, ctx.inputs = field, drawn, tape, key, inputs
+        if tape is None:
+            ctx.found = Checksum()
+            ctx.found.add(0, value.unsqueeze(1))
         ctx.save_for_backward(*tensors)
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor):
         field, (x, eta, *_) = ctx.field, ctx.saved_tensors
-        if field.watch.changed():
-            raise RuntimeError(
-                f"{field.layer}: a captured tensor, a buffer or a frozen parameter of the potential was modified "
-                f"between the forward and the backward pass"
-            )
+        refuse_batched(cotangent)
         refuse_observed(field.layer, ctx.inputs)
         retain = torch._C._autograd._get_current_graph_task_keep_graph()
         with field.surroundings.held():
             if ctx.tape is None:
                 at = Points(x.detach().requires_grad_(), eta.detach().requires_grad_(), *ctx.drawn)
-                with torch.enable_grad():
-                    tape = field.evaluate(at)[0]
+                with torch.enable_grad(), field.draws.repeated(ctx.key):
+                    tape, facts = field.evaluate(at)
+                again = Checksum()
+                again.add(0, tape.unsqueeze(1), want_size=False)
+                ctx.found.compare(again, OtherGradient(field.layer, "the log-determinant"))
+                if ctx.inputs.tensors:
+                    of = Dependence(field.layer, "potential", ctx.inputs, field.surroundings.frozen)
+                    of.note([tape], at.x, at.eta, used=[id(t) for t in (*facts.known, *facts.leaves)])
+                    of.check()
             else:
                 at, tape = ctx.tape
                 ctx.tape = ctx.tape if retain else None
             found = derivatives([tape], [at.x, at.eta, *ctx.inputs.tensors], [cotangent], retain_graph=retain)
         totals = [torch.zeros_like(t) if d is None else d for t, d in zip((at.x, at.eta), found[:2], strict=True)]
         totals += ctx.inputs.derivatives(field.layer, found[2:])
-        wanted = ctx.needs_input_grad[5:]
+        wanted = ctx.needs_input_grad[6:]
         totals = [d if want else None for d, want in zip(totals, wanted, strict=True)]
         if torch.is_grad_enabled():
             totals = refuse_derivative(totals, [*ctx.saved_tensors, cotangent])
-        return None, None, None, None, None, *totals
+        return None, None, None, None, None, None, *totals
 
 
 def log_det_along(
@@ -235,41 +250,40 @@ def log_det_along(
             with field.surroundings.held():
                 total = _step_by_step(field, states, rows, drawn, options)
                 field.surroundings.refuse_changed_buffers()
-            field.watch.begin()
         field.warn()
     return total
 
 
 def _step_by_step(field: LogDetField, states: Tensor, eta: Tensor, drawn: Drawn, options: Options) -> Tensor:
     """The sum over steps, [B]. How much their graphs take is measured at the first one, and decides on the others'."""
-    saved = SavedBytes((), lambda tensor: None)
     keep = options.memory != "states"
     total = eta.new_zeros(states.shape[1])
     for t, x in enumerate(states.unbind()):
-        counting = saved.counting() if t == 0 else nullcontext()
-        total = total + _at(field, Points(x, eta[t], *drawn.step(t)), keep, options, counting)
+        value, graph_bytes = _at(field, Points(x, eta[t], *drawn.step(t)), keep, options)
+        total = total + value
         if t == 0 and options.memory == "auto":
-            keep = saved.total * len(states) <= memory_budget(states.device)
+            keep = graph_bytes * len(states) <= memory_budget(states.device)
     return total
 
 
-def _at(field: LogDetField, at: Points, keep: bool, options: Options, counting: AbstractContextManager[None]) -> Tensor:
-    """log|det| at some points, [N], differentiable as `options` say. counting: entered around the evaluation alone,
-    since hooks on saved tensors keep autograd from seeing changes in place."""
+def _at(field: LogDetField, at: Points, keep: bool, options: Options) -> tuple[Tensor, int]:
+    """log|det| at some points, [N], differentiable as `options` say; and the bytes of its graph."""
     learning = torch.is_grad_enabled()
     leaves = at.at(at.x.detach().requires_grad_(), at.eta.detach().requires_grad_(learning))
-    with counting:
+    key = object()
+    with field.draws.recorded(key):
         value, facts = field.evaluate(leaves)
+    graph_bytes = saved_bytes(value, ())
     if not value.requires_grad:
-        return value
+        return value, graph_bytes
     inputs = Inputs()
     if options.gradient == "full" and not facts.piecewise_linear:
         inputs = Inputs([*facts.known, *facts.leaves])
         if (why := why_under_autograd(inputs.tensors, field.behind_known, facts.captured)) is not None:
             note_slow_path(f"{field.layer}: {why}", f"{field.layer}: {why}")
-            return field.evaluate_under_autograd(at)
+            return field.evaluate_under_autograd(at), graph_bytes
     tensors = (at.x, at.eta, *inputs.tensors)
     if not any(t.requires_grad for t in tensors):
-        return value.detach()
+        return value.detach(), graph_bytes
     tape = (leaves, value) if keep else None
-    return _LogDet.apply(field, (at.probes, at.start), tape, value.detach(), inputs, *tensors)
+    return _LogDet.apply(field, (at.probes, at.start), tape, key, value.detach(), inputs, *tensors), graph_bytes

@@ -7,7 +7,19 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..fields import Ancestry, Inputs, Layout, Sum, contents_of, possible_inputs, refuse_observed
+from ..fields import (
+    Ancestry,
+    Checksum,
+    Dependence,
+    Draws,
+    Inputs,
+    Layout,
+    OtherGradient,
+    Sum,
+    contents_of,
+    possible_inputs,
+    refuse_observed,
+)
 from ..fields.engine import derivatives
 from ..fields.graph import inspect_graph, sequence_number
 
@@ -41,12 +53,17 @@ class NetworkPair:
         self._retain = False
         self._tapes: dict[int, tuple[list[Tensor], tuple[Tensor | None, Tensor | None]]] = {}
         self._total = Sum(0)
+        self._draws: Draws | None = None
+        self._frozen: set[int] = set()
+        self._met = Dependence(layer, "a network", self.inputs, self._frozen)
+        self._found, self._found_again = Checksum(), Checksum()
 
     def prepare(
         self, known: Sequence[Tensor], behind_known: Ancestry, rows: tuple[Tensor, ...], keep: bool
     ) -> str | None:
         """Finds the tensors the networks depend on (`inputs`), by one evaluation; returns a captured node's name."""
         self._keep = keep
+        self._draws = Draws(rows[0].device)
         if not self.functions:
             return None
         with torch.enable_grad():
@@ -61,22 +78,31 @@ class NetworkPair:
                     captured = captured or facts.captured
         certain = [t for t in met.values() if all(t is not leaf for leaf in leaves)]
         contents = contents_of(*self.functions.values())
+        self._frozen = {id(p) for m in contents.modules for p in m.parameters(recurse=False) if not p.requires_grad}
         self.inputs = Inputs(certain, possible_inputs(contents, certain, known, behind_known))
+        self._met = Dependence(self._layer, "a network", self.inputs, self._frozen)
         return captured
 
     def __call__(self, t: int, *rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if self._keep is None or torch.is_grad_enabled():  # not differentiable, or under autograd's own graph
             return self._evaluate([layout.events(r) for layout, r in zip(self._arguments, rows, strict=True)])
-        with torch.enable_grad():  # a network may call autograd itself
+        if not self.functions:
+            return None, None
+        with torch.enable_grad(), self._draws.recorded(t):  # a network may call autograd itself
             tape = self._tape(rows)
         if self._keep:
             self._tapes[t] = tape
+        else:
+            self._found.add(t, *tape[1])
+            self._met.note([o for o in tape[1] if o is not None], *tape[0])
         return tuple(None if o is None else o.detach() for o in tape[1])
 
     def begin_backward(self) -> None:
         """Another backward pass may have come before, and stopped midway."""
         refuse_observed(self._layer, self.inputs)
         self._total = Sum(len(self.inputs.tensors))
+        self._found_again = Checksum()
+        self._dependence = Dependence(self._layer, "a network", self.inputs, self._frozen)
         if not self._keep:
             self._tapes.clear()
         # Freed as the pass goes, unless autograd retains its graph. (A tape that is gone is recorded again.)
@@ -85,8 +111,11 @@ class NetworkPair:
     def recall(self, t: int, *rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """S and g at step t in the backward pass: from the tape, or evaluated again."""
         if t not in self._tapes and self.functions:
-            with torch.enable_grad():
+            with torch.enable_grad(), self._draws.repeated(t):
                 self._tapes[t] = self._tape(rows)
+            leaves, outputs = self._tapes[t]
+            self._found_again.add(t, *outputs, want_size=False)
+            self._dependence.note([o for o in outputs if o is not None], *leaves)
         _, outputs = self._tapes.get(t, ((), (None, None)))
         return tuple(None if o is None else o.detach() for o in outputs)
 
@@ -104,6 +133,9 @@ class NetworkPair:
         return [None if d is None else layout.rows(d) for layout, d in zip(self._arguments, found, strict=False)]
 
     def finish(self) -> list[Tensor | None]:
+        if not self._keep:
+            self._found.compare(self._found_again, OtherGradient(self._layer, "the output of a network"))
+            self._dependence.check(self._met)
         return self.inputs.derivatives(self._layer, self._total.terms)
 
     def _tape(self, rows: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Tensor | None, Tensor | None]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._integers import as_integer
-from .._once import refuse_derivative
+from .._once import refuse_batched, refuse_derivative
 from ..fields import Inputs
 from ..fields.engine import derivatives
 from .base import NonFiniteError, is_number
@@ -202,6 +202,7 @@ class _Adjoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor, dlog_det: Tensor):
+        refuse_batched(dx, dlog_det)
         x, time, *rest = ctx.saved_tensors
         end, *states = rest[ctx.n_inputs :]
         problem, wants = ctx.problem, ctx.needs_input_grad[1:]

@@ -127,6 +127,7 @@ class Sequential(nn.Module):
     def _name(self, i: int) -> str:
         return f"layer {i} ({type(self.layers[i]).__name__})"
 
+    @base.conditional
     def forward(
         self,
         potential: Callable,

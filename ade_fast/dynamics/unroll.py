@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
-from .._once import refuse_derivative
+from .._once import refuse_batched, refuse_derivative
 from .._slow_paths import note_slow_path
 from ..fields import (
     AffineForce,
     Ancestry,
     AutogradField,
+    Draws,
     GradientSide,
     Inputs,
     Layout,
@@ -23,12 +24,12 @@ from ..fields import (
     NotPiecewiseLinear,
     Plan,
     Surroundings,
-    Watch,
     choose_plan,
     is_observed,
     keeps_kinks,
     memory_budget,
     possible_inputs,
+    raise_pending,
     without_base,
 )
 from ..potentials import MLPPotential
@@ -100,6 +101,8 @@ class _Unroll(torch.autograd.Function):
         args, saved, grads = tensors[: ctx.n_args], tensors[first:second], tensors[second:third]
         program, side = ctx.program, ctx.side
         wants = ctx.needs_input_grad[3:]
+        refuse_batched(*cotangents)
+        raise_pending()
         with torch.no_grad():
             try:
                 derivatives = _adjoint(program, side, args, saved, grads, cotangents, wants)
@@ -150,6 +153,7 @@ def differentiate(
     effective weights, the leaves that its graph leads to, and the networks' parameters.
     """
     refuse_transforms(layer, args)
+    raise_pending()
     args = savable(args)
     if torch.is_inference_mode_enabled():  # where ∇f could not be computed either
         with torch.inference_mode(False), torch.no_grad():
@@ -169,12 +173,11 @@ def differentiate(
     surroundings = Surroundings(layer, functions, x0.device)
     known = tuple(t for t in (*surroundings.weights, *context) if t.requires_grad)
     behind_known = Ancestry(known)
-    watch, of_networks = Watch(), Watch()
-    for constant in surroundings.constants():
-        watch.note(constant)
-    field = AutogradField(layer, inner, layout, known, watch, base)
+    draws = Draws(x0.device)
+    field = AutogradField(layer, inner, layout, known, base)
     with surroundings.held():
-        first_value = field.first_value(x0)
+        with draws.recorded(0):
+            first_value = field.first_value(x0)
         reached = [*first_value.facts.known, *first_value.facts.leaves]
         inputs = Inputs()
         if mode == "full":
@@ -183,18 +186,15 @@ def differentiate(
         kinks = keeps_kinks(plan, mode, inputs.tensors)
         tape = plan.memory == "graph" and not plan.piecewise_linear and mode != "stopped"
         first = first_value.gradient(keep_graph=tape, keep_kinks=kinks)
-        with of_networks.noting():
-            grad = field.whole(first.grad, x0)
-            captured = program.prepare(known, behind_known, args, grad, plan.memory == "graph")
+        grad = field.whole(first.grad, x0)
+        captured = program.prepare(known, behind_known, args, grad, plan.memory == "graph")
         if mode == "full":
             captured = first_value.facts.captured or captured
         network_inputs = [t for network in program.networks() for t in network.inputs.tensors]
         if (why := why_under_autograd([*inputs.tensors, *network_inputs], behind_known, captured)) is not None:
             outputs = _under_autograd(layer, field, program, args, layout, mode, why)
             return outputs, Plan("graph", captured=captured)
-        # A stopped gradient is not computed again: f may change as it likes.
-        watched = of_networks if mode == "stopped" else watch.with_those_of(of_networks)
-        side = GradientSide(field, first, inputs, plan, mode, program.n_kicks, surroundings, watched)
+        side = GradientSide(field, first, inputs, plan, mode, program.n_kicks, surroundings, draws)
         side.guarded = tuple(reached) if mode == "truncated" else ()
         differentiable = any(t is not None and t.requires_grad for t in (*args, *network_inputs, *inputs.tensors))
         if not differentiable:
@@ -211,7 +211,7 @@ def savable(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
 def _without_gradients(
     field: AutogradField, program: Program, args: tuple, functions: dict[str, Callable]
 ) -> tuple[Tensor, ...]:
-    surroundings = Surroundings(field.layer, functions, args[0].device)
+    surroundings = Surroundings(field.layer, functions, args[0].device, differentiable=False)
 
     def grad(t: int, x: Tensor) -> Tensor:
         if t > 0:

@@ -1,6 +1,7 @@
 """Gradient fields: everything the dynamics need of a potential f, ∇f(x) and its derivatives."""
 
 from .affine import AffineForce, without_base
+from .agreement import Checksum, Dependence, OtherGradient, raise_pending
 from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear
 from .contents import Contents, contents_of, modules_of
 from .graph import Ancestry
@@ -8,16 +9,18 @@ from .layout import Layout
 from .memory import memory_budget, memory_in_use, release_memory, set_memory_budget
 from .mlp import MLPField, Schedule, generalized_kicks
 from .modules import pinned, probe_potential
-from .surroundings import Inputs, Surroundings, is_observed, possible_inputs
+from .surroundings import Draws, Inputs, Surroundings, is_observed, possible_inputs
 from .unroll import GradientMode, GradientSide, Plan, Sum, choose_plan, keeps_kinks, refuse_observed
 from .values import fused_value, fused_value_and_grad
-from .watch import Watch
 
 __all__ = [
     "AffineForce",
     "Ancestry",
     "AutogradField",
+    "Checksum",
     "Contents",
+    "Dependence",
+    "Draws",
     "Evaluation",
     "FirstValue",
     "GradientMode",
@@ -26,11 +29,11 @@ __all__ = [
     "Layout",
     "MLPField",
     "NotPiecewiseLinear",
+    "OtherGradient",
     "Plan",
     "Schedule",
     "Sum",
     "Surroundings",
-    "Watch",
     "choose_plan",
     "contents_of",
     "fused_value",
@@ -44,6 +47,7 @@ __all__ = [
     "pinned",
     "possible_inputs",
     "probe_potential",
+    "raise_pending",
     "refuse_observed",
     "release_memory",
     "set_memory_budget",

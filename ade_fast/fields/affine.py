@@ -20,12 +20,10 @@ class AffineForce:
     """∇_x log N(x; centre, diag(1/pull)) = -pull ⊙ (x - centre), along one unroll.
 
     pull, centre: rows [D], in the accumulation dtype, where the arithmetic is; results are in their arguments' dtype.
-    buffers: what they were computed from.
     """
 
     pull: Tensor
     centre: Tensor
-    buffers: tuple[Tensor, Tensor]
 
     def added_to(self, grad: Tensor, x: Tensor) -> Tensor:
         """grad + the force at x, rows [B, D]; autograd sees it."""
@@ -60,7 +58,7 @@ def without_base(
     # A copy: the backward pass has the force of the forward pass, whatever is written to the buffers.
     both = torch.stack([values.to(x0.device) for values in potential.base(layout.event, dtype)])
     mean, std = layout.rows(both).unbind()
-    return potential.potential, AffineForce(std.square().reciprocal(), mean, (potential.mean, potential.std))
+    return potential.potential, AffineForce(std.square().reciprocal(), mean)
 
 
 def why_whole(potential: WithBase) -> str | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import types
-import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -13,17 +13,12 @@ from torch import Tensor
 
 from .._slow_paths import note_slow_path
 from .affine import AffineForce
-from .agreement import agrees
+from .agreement import Dependence, OtherGradient, agrees
 from .contents import modules_of
 from .engine import derivatives
-from .graph import GraphFacts, inspect_graph, sequence_number
+from .graph import GraphFacts, inspect_graph, saved_bytes, sequence_number
 from .layout import Layout
-from .memory import SavedBytes
 from .tangent import tangent
-from .watch import Watch
-
-# Potentials that the tangent pass cannot follow (see tangent.py), so that it is not tried at every call.
-_WITHOUT_TANGENT: weakref.WeakKeyDictionary[object, bool] = weakref.WeakKeyDictionary()
 
 
 @dataclass
@@ -44,10 +39,6 @@ class NotPiecewiseLinear(Exception):
     """A potential that looked piecewise linear at the first step is not so at another."""
 
 
-class OtherGradient(RuntimeError):
-    """The backward pass found another ∇f(x) than the forward pass."""
-
-
 class AutogradField:
     """∇_x f, its vector-Jacobian products and its mixed derivative, for one unroll.
 
@@ -56,7 +47,6 @@ class AutogradField:
         potential: callable, [B, *event] -> [B] or [B, 1].
         layout: how rows [B, D] map to events.
         known: differentiable inputs known beforehand (effective weights, `context=` tensors).
-        watch: notes what the first evaluation depends on and autograd does not watch.
         base: what `whole` and `whole_vjp` add to the potential's own part (`WithBase`), or None. All other methods are
             about the potential alone: so it is still seen to be piecewise linear.
     """
@@ -67,17 +57,13 @@ class AutogradField:
         potential: Callable,
         layout: Layout,
         known: Sequence[Tensor] = (),
-        watch: Watch | None = None,
         base: AffineForce | None = None,
     ) -> None:
-        self._watch = watch or Watch()
         self.layer = layer
         self.potential = potential
         self.layout = layout
         self.known = tuple(known)
         self._base = base
-        for buffer in base.buffers if base is not None else ():
-            self._watch.note(buffer)
 
     def whole(self, grad: Tensor, x: Tensor) -> Tensor:
         """The force at x, rows [B, D], from the potential's own ∇f(x)."""
@@ -89,14 +75,12 @@ class AutogradField:
 
     def first_value(self, rows: Tensor) -> FirstValue:
         """f at the first point of an unroll, with everything that is to be learned from it."""
-        saved = SavedBytes(self.known, self._watch.note)
         born_after = sequence_number()
-        with saved.counting(), self._watch.noting():
-            x, y = self._evaluate(rows)
+        x, y = self._evaluate(rows)
         facts = inspect_graph(y, x, self.known, born_after)
         if not facts.reaches_x:
             raise self._independent_of_x()
-        return FirstValue(self, x, y, facts, saved.total)
+        return FirstValue(self, x, y, facts, saved_bytes(y, self.known))
 
     def gradient(self, rows: Tensor) -> Tensor:
         """∇f at rows [B, D], and nothing kept."""
@@ -112,13 +96,22 @@ class AutogradField:
         )
 
     def evaluate(
-        self, rows: Tensor, *, keep_graph: bool = False, keep_kinks: bool = False, check_linear: bool = False
+        self,
+        rows: Tensor,
+        *,
+        keep_graph: bool = False,
+        keep_kinks: bool = False,
+        check_linear: bool = False,
+        dependence: Dependence | None = None,
     ) -> Evaluation:
         """∇f at rows [B, D], keeping what `vjp` needs or what `mixed` needs.
 
-        Raises: NotPiecewiseLinear if kinks are to be kept, or it is to be checked, and f is not piecewise linear there.
+        Raises: NotPiecewiseLinear if kinks are to be kept, or it is to be checked, and f is not piecewise linear there;
+        OtherGradient if f depends on something that it did not depend on (`dependence`).
         """
         x, y = self._evaluate(rows)
+        if dependence is not None:
+            dependence.note([y], x)
         kinks = self._kinks(x, y) if keep_kinks or check_linear else None
         return self._gradient(x, y, keep_graph, kinks if keep_kinks else None)
 
@@ -145,39 +138,49 @@ class AutogradField:
         return (None if found[0] is None else self.layout.rows(found[0])), found[1:]
 
     def mixed(
-        self, rows: Tensor, u: Tensor, inputs: Sequence[Tensor], kinks: Sequence[Tensor] | None, grads: Tensor
+        self,
+        rows: Tensor,
+        u: Tensor,
+        dependence: Dependence,
+        kinks: Sequence[Tensor] | None,
+        grads: Tensor,
+        again: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> Sequence[Tensor | None]:
-        """∂_inputs Σ ⟨∇f(x), u⟩ of a piecewise-linear f over any number of rows [N, D].
+        """∂_inputs Σ ⟨∇f(x), u⟩ of a piecewise-linear f over any number of rows [N, D], for the inputs of `dependence`.
 
         3 U with the kinks of the forward pass, 4 U when f is evaluated here to get them, 6 U by double backward
         where the tangent pass does not know one of the potential's functions.
 
         grads: ∇f(x) rows as the forward pass found them, with which what is differentiated here has to agree: a tangent
         pass may have missed something, and f may not be a function of each row alone.
+        again: entered around every evaluation, which draws in it what it drew in the forward pass.
 
         Raises: NotPiecewiseLinear if the evaluation at these rows is not piecewise linear; OtherGradient.
         """
         x = y = None
+        inputs = dependence.inputs.tensors
         no_gradients = (None,) * len(inputs)
         if kinks is None:
-            x, y = self._evaluate(rows)
+            with again():
+                x, y = self._evaluate(rows)
             kinks = self._kinks(x, y)
         involved = (*inputs, *(kinks or ()))
         slope = None
-        if kinks is not None and has_tangent(self.potential):
-            with torch.enable_grad():
-                slope = tangent(self.potential, self.layout.events(u), kinks)
-            if slope is not None and agrees(slope, u, grads, involved):
+        if kinks is not None:
+            with torch.enable_grad(), again():
+                slope, used = tangent(self.potential, self.layout.events(u), kinks)
+            # Values do not tell whose tensors they are: what is not seen to be used is looked for in f's own graph.
+            if slope is not None and agrees(slope, u, grads, involved) and dependence.note([slope], u, used=used):
                 return derivatives([slope], inputs, [torch.ones_like(slope)]) if slope.requires_grad else no_gradients
         if y is None:
-            x, y = self._evaluate(rows)
+            with again():
+                x, y = self._evaluate(rows)
         evaluation = self._gradient(x, y, keep_graph=True)
         if not agrees((evaluation.grad * u).sum(1), u, grads, involved):
-            raise OtherGradient(
-                f"{self.layer}: potential's gradient at the same x is another in the backward pass than in the forward "
-                f"pass: it is random, or something that it depends on was changed, or samples of a batch mix"
-            )
-        forget_tangent(self.potential, missed_something=slope is not None)
+            raise OtherGradient(self.layer)
+        complete = dependence.note([y], x)
+        if slope is not None and complete:
+            _note_missed(self.potential)
         return self.vjp(evaluation, u, inputs, want_x=False)[1]
 
     def _evaluate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,23 +256,12 @@ class FirstValue:
         return self.field._gradient(self.x, self.y, keep_graph, self.facts.kinks if keep_kinks else None)
 
 
-def has_tangent(potential: Callable) -> bool:
-    """False once the tangent pass could not follow this potential."""
-    try:
-        return _lasting(potential) not in _WITHOUT_TANGENT
-    except TypeError:  # no weak reference, or not hashable
-        return True
-
-
-def forget_tangent(potential: Callable, missed_something: bool) -> None:
-    if missed_something:
-        note_slow_path(
-            f"tangent {id(_lasting(potential))}",
-            f"potential {_name_of(potential)} is piecewise linear, but calls functions that cannot be seen through "
-            f"(torch.vmap, scripted modules): its mixed derivative is taken by double backward",
-        )
-    with contextlib.suppress(TypeError):
-        _WITHOUT_TANGENT[_lasting(potential)] = True
+def _note_missed(potential: Callable) -> None:
+    note_slow_path(
+        f"tangent {id(_lasting(potential))}",
+        f"potential {_name_of(potential)} is piecewise linear, but calls functions that cannot be seen through "
+        f"(torch.vmap, scripted modules): its mixed derivative is taken by double backward",
+    )
 
 
 def _lasting(potential: Callable) -> object:

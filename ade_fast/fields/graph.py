@@ -13,7 +13,8 @@ Three questions are answered in one walk over ``y.grad_fn``:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,15 +100,18 @@ def _is_smooth(node, kind: str, depends: Sequence[bool]) -> bool:
     return True
 
 
-def inspect_graph(y: Tensor, x: Tensor, known: Sequence[Tensor] = (), born_after: int = 0) -> GraphFacts:
+def inspect_graph(y: Tensor, x: Tensor, known: Sequence[Tensor] = (), born_after: int | None = None) -> GraphFacts:
     """Walks the graph of ``y``, which was evaluated from the leaf ``x``.
 
     Args:
         y: result of the evaluation, any shape.
         x: the leaf it was evaluated at.
         known: tensors (leaves or not) that are already inputs; the walk stops there and does not report them.
-        born_after: autograd sequence number before the evaluation; older nodes are captured ones.
+        born_after: autograd sequence number before the evaluation, which has just come to its end, in this thread.
+            Older nodes are captured ones; so are those of other threads, as far as their numbers tell.
     """
+    born_before = sequence_number()
+    numbers: set[int] = set()
     if y.grad_fn is None:
         leaves = (y,) if y.requires_grad and y is not x else ()
         return GraphFacts(leaves, (), None, y is x, None, ())
@@ -132,10 +136,15 @@ def inspect_graph(y: Tensor, x: Tensor, known: Sequence[Tensor] = (), born_after
             continue
         edges = node.next_functions
         if not visited:
-            if node._sequence_nr() < born_after and not _is_cached_cast(node):
-                captured = captured or node.name()
-                depends[node] = False
-                continue
+            if born_after is not None and not _is_cached_cast(node):
+                number = node._sequence_nr()
+                # Numbers are unique in a thread. (On a GPU, derivatives inside of f are another thread's.)
+                foreign = not x.is_cuda and (number >= born_before or number in numbers)
+                numbers.add(number)
+                if number < born_after or foreign:
+                    captured = captured or node.name()
+                    depends[node] = False
+                    continue
             depends[node] = False
             stack.append((node, True))
             for edge in edges:
@@ -168,6 +177,67 @@ def _kink_values(kinked: list) -> tuple[Tensor, ...] | None:
             return None
         values.append(getattr(node, f"_saved_{name}").detach())  # without its history, which would keep the graph alive
     return tuple(values)
+
+
+def dependence(outputs: Sequence[Tensor], known: Sequence[Tensor]) -> dict[int, Tensor]:
+    """What the outputs depend on, by id: those of the known tensors that are met, and leaves that are none of them."""
+    known_edges = {(t.grad_fn, t.output_nr): t for t in known if t.grad_fn is not None}
+    met, seen = {}, set()
+    stack = [(t.grad_fn, t.output_nr) for t in outputs if t.grad_fn is not None]
+    while stack:
+        edge = stack.pop()
+        node = edge[0]
+        if edge in known_edges:
+            met[id(known_edges[edge])] = known_edges[edge]
+        elif node not in seen:
+            seen.add(node)
+            if isinstance(node, _Leaf):
+                met[id(node.variable)] = node.variable
+            else:
+                stack += [after for after in node.next_functions if after[0] is not None]
+    return met
+
+
+def saved_bytes(y: Tensor, exempt: Sequence[Tensor]) -> int:
+    """Bytes that autograd saved for `y`: storages once each, those of `exempt` tensors and of leaves not at all.
+
+    (By the nodes themselves: hooks on saved tensors would keep autograd from seeing changes in place, and forbid
+    `torch.func` inside of a potential.)
+    """
+    seen = {t.untyped_storage().data_ptr() for t in exempt}
+    total, stack = 0, [y.grad_fn]
+    visited = {None}
+    while stack:
+        node = stack.pop()
+        if node in visited or isinstance(node, _Leaf):
+            continue
+        visited.add(node)
+        stack += [edge[0] for edge in node.next_functions]
+        for tensor in _saved_by(node):
+            if tensor.is_leaf and tensor.requires_grad:  # a parameter: there anyway
+                continue
+            tensor = torch._C._functorch.unwrap_if_dead(tensor)  # of `torch.func` inside of a potential
+            if tensor._is_zerotensor():  # has no memory
+                continue
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                total += storage.nbytes()
+    return total
+
+
+def _saved_by(node) -> Iterator[Tensor]:
+    for name in _names_of_saved(type(node)):
+        raw = getattr(node, name)
+        for saved in raw if isinstance(raw, (list, tuple)) else (raw,):
+            tensor = getattr(saved, "data", None)  # whoever saves something else than tensors (checkpoints) has others
+            if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
+                yield tensor
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_of_saved(kind: type) -> tuple[str, ...]:
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
 
 
 def _is_cached_cast(node) -> bool:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
 
+from .._integers import as_integer
 from .._ops import pool_bytes, release_pool
 
 _budget: int | None = None
@@ -21,9 +19,13 @@ def set_memory_budget(n_bytes: int | None) -> None:
     Default: a quarter of the device's memory (of the machine's, for the CPU).
     """
     global _budget
-    if n_bytes is not None and (isinstance(n_bytes, bool) or not isinstance(n_bytes, int) or n_bytes < 0):
+    try:
+        budget = None if n_bytes is None else as_integer(n_bytes)
+    except TypeError:
+        budget = -1
+    if budget is not None and budget < 0:
         raise ValueError(f"set_memory_budget: n_bytes must be a non-negative integer or None, got {n_bytes!r}")
-    _budget = n_bytes
+    _budget = budget
 
 
 def memory_budget(device: torch.device) -> int:
@@ -55,31 +57,3 @@ def release_memory() -> None:
     memory. (On CUDA there is torch's own pool: `torch.cuda.empty_cache`.)
     """
     release_pool()
-
-
-class SavedBytes:
-    """Counts the bytes that autograd saves, storages once each, those of `exempt` tensors (weights, x) not at all.
-
-    `note` is called with every tensor that is saved and gets no gradient.
-    """
-
-    def __init__(self, exempt: Sequence[Tensor], note: Callable[[Tensor], None]) -> None:
-        self.total = 0
-        self._note = note
-        self._seen = {t.untyped_storage().data_ptr() for t in exempt}
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        if tensor.is_leaf and tensor.requires_grad:  # a parameter: there anyway
-            return tensor
-        if not tensor.requires_grad:
-            self._note(tensor)
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self.total += storage.nbytes()
-        return tensor
-
-    @contextlib.contextmanager
-    def counting(self) -> Iterator[None]:
-        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
-            yield

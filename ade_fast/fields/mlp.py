@@ -15,16 +15,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.parametrize import is_parametrized
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from .._mlp_ops import Schedule, field_columns, product_columns, scheduled_unroll, wants_grad
 from .._ops import build_info, ops
 from .._slow_paths import note_slow_path
 from ..potentials.mlp import MLPPotential
 from .memory import memory_budget
-from .modules import is_tampered_with
+from .modules import is_patched, is_tampered_with
 
 MAX_DIM = 128
 MAX_LAYERS = 4
@@ -38,6 +41,7 @@ _TILE = 16  # to which the kernels pad
 _RESERVED_SHARED_MEMORY = 1024  # csrc/cuda/device.cuh
 _PRECISIONS = {"medium": 1, "high": 2, "highest": 3}
 _NO_CLIP = (0, 0.0)
+_LINEAR = torch._C._nn.linear
 _NO_RANGE = (-math.inf, math.inf)
 
 
@@ -161,6 +165,12 @@ class MLPField:
         if len(kinds) > 1 or None in kinds:
             names = ", ".join(sorted({type(module).__name__ for module in activations}))
             return f"its activations ({names}) are not one of {', '.join(_CODES)} with torch's defaults throughout"
+        if is_patched(nn.Sequential, nn.Linear, type(activations[0])) or F.linear is not _LINEAR:
+            return "torch's own modules or functions are replaced (Linear.forward, say)"
+        if any(mode for mode in _get_current_function_mode_stack() if type(mode) is not DeviceContext):
+            return "a torch function mode is on, which the kernels do not call"
+        if not all(map(_has_plain_weights, linears)):
+            return "its weights are of a class of their own"
         spec = _spec_of(
             tuple([linear.in_features for linear in linears]),
             tuple([linear.out_features for linear in linears]),
@@ -361,6 +371,11 @@ def generalized_kicks(half: Tensor, scale: Tensor | None) -> tuple[Tensor, Tenso
     scale = scale.expand(len(half), -1)
     kick = torch.cat([half[:1], half[:-1] * scale[1:].exp() + half[1:], half[-1:]])
     return kick, torch.cat([scale[:1], scale[:-1] + scale[1:], scale[-1:]])
+
+
+def _has_plain_weights(linear: nn.Linear) -> bool:
+    plain = (Tensor, nn.Parameter)
+    return _is_parametrized(linear) or (type(linear.weight) in plain and type(linear.bias) in plain)
 
 
 def _is_parametrized(module: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
@@ -77,6 +78,18 @@ def is_tampered_with(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or "forward" in module.__dict__
     )
+
+
+def is_patched(*kinds: type[nn.Module]) -> bool:
+    """Whether torch's module classes do something else than torch wrote: `forward` or `__call__` replaced for all."""
+    return not all(_is_torchs_own(kind.forward, kind) for kind in kinds) or not _is_torchs_own(
+        nn.Module.__call__, nn.Module
+    )
+
+
+def _is_torchs_own(function: Callable, kind: type) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is not None and code.co_filename == sys.modules[kind.__module__].__file__
 
 
 Versions = list[tuple[Tensor, int]]
@@ -164,6 +177,11 @@ def _fixed(parametrization: nn.Module, weight: Tensor) -> AbstractContextManager
     return _forward_as(parametrization, pinned_weight)
 
 
+def _takes_any_rows(potential: Callable) -> bool:
+    """False where rows after the first few alone would be taken for these (a condition's)."""
+    return getattr(potential, "takes_any_rows", True)
+
+
 def probe_potential(layer: str, potential: Callable, x: Tensor) -> None:
     """Evaluates a potential on x and on the two halves of x: raises ValueError if it is random or mixes samples.
 
@@ -171,10 +189,16 @@ def probe_potential(layer: str, potential: Callable, x: Tensor) -> None:
     """
     if x.shape[0] < 2:
         return
-    with torch.no_grad(), pinned(potential):
-        first, second = potential(x).reshape(-1), potential(x).reshape(-1)
+
+    def value(points: Tensor) -> Tensor:
+        with torch.enable_grad():  # f may differentiate inside of itself
+            return potential(points.detach().requires_grad_()).detach().reshape(-1)
+
+    with torch.inference_mode(False), pinned(potential):
+        x = x.clone() if x.is_inference() else x
+        first, second = value(x), value(x)
         half = x.shape[0] // 2
-        parts = torch.cat([potential(x[:half]).reshape(-1), potential(x[half:]).reshape(-1)])
+        parts = torch.cat([value(x[:half]), value(x[half:]) if _takes_any_rows(potential) else first[half:]])
     if not torch.equal(first, second):
         raise ValueError(
             f"{layer}: potential is random: two evaluations at the same x differ by up to "

@@ -2,60 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 
+from .._slow_paths import note_slow_path
 from .contents import Contents, contents_of
 from .graph import Ancestry
 from .modules import buffer_versions, changed, effective_weights, in_modes, own_parameters, pinned_to, refusing, unfit
 
 
 class Surroundings:
-    """The modules behind the functions of an unroll, their effective weights and modes, and autocast, as of now.
+    """Everything around the functions of an unroll, as of now: their modules' parts (the parameters and buffers that
+    `functional_call` put there, say), effective weights and modes, autocast, torch's settings, function modes.
 
     Args:
         layer: name of the dynamics, for error messages.
         functions: the potential and the networks, by their names.
         device: of the states.
+        differentiable: whether second derivatives are taken (which compiled code does not have).
 
     Attributes:
-        contents: what can be seen from each function, by its name. weights: the effective ones, computed here.
+        contents: what can be seen from each function, by its name. weights: those that are no leaves: effective ones,
+            computed here, and others that were put in the place of parameters. frozen: ids of visible parameters that
+            get no gradient.
     """
 
-    def __init__(self, layer: str, functions: dict[str, Callable], device: torch.device) -> None:
+    def __init__(
+        self, layer: str, functions: dict[str, Callable], device: torch.device, differentiable: bool = True
+    ) -> None:
         self._layer = layer
         self.contents = {name: contents_of(function) for name, function in functions.items()}
         modules = {id(m): m for contents in self.contents.values() for m in contents.modules}
         self._modules = list(modules.values())
         self._refused = [(m, why) for name, c in self.contents.items() for m, why in unfit(c.modules, name)]
-        if self._refused and any(contents.compiled for contents in self.contents.values()):
+        compiled = any(contents.compiled for contents in self.contents.values())
+        if self._refused and compiled:
             raise ValueError(f"{layer}: {self._refused[0][1]}")
-        self.weights = effective_weights(self._modules)
+        self._uncompiled = compiled and differentiable
+        if self._uncompiled:
+            note_slow_path(
+                f"{layer} compiled",
+                f"{layer}: torch.compile's code has no second derivatives: what it was made of is called instead. Pass "
+                f"the uncompiled function, and compile what is around the layer",
+            )
+        self._effective = effective_weights(self._modules)
+        self.weights = (*self._effective, *_put_in(self._modules))
+        self.frozen = {id(p) for m in self._modules for p in m._parameters.values() if p is not None and _is_frozen(p)}
+        self._parts = [
+            (part, dict(part))
+            for m in self._modules
+            if not isinstance(m, torch.jit.ScriptModule)
+            for part in (m._parameters, m._buffers, m._modules)
+            if part
+        ]
         self._modes = [(m, m.training) for m in self._modules]
         self._buffers = {name: buffer_versions(c.modules) for name, c in self.contents.items()}
-        kind = device.type
-        self._autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        kinds = dict.fromkeys((device.type, "cpu"))
+        self._autocast = [(k, torch.get_autocast_dtype(k), torch.is_autocast_enabled(k)) for k in kinds]
+        self._settings = _settings()
+        self._function_modes = _get_current_function_mode_stack()
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Within this block, everything is as it was; calling a module that is unfit for an unroll raises."""
-        kind, dtype, enabled = self._autocast
-        with (
-            pinned_to(self._modules, self.weights),
-            in_modes(self._modes),
-            refusing(self._layer, self._refused),
-            torch.autocast(kind, dtype=dtype, enabled=enabled),
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(_with_parts(self._parts))
+            stack.enter_context(pinned_to(self._modules, self._effective))
+            stack.enter_context(in_modes(self._modes))
+            stack.enter_context(refusing(self._layer, self._refused))
+            for kind, dtype, enabled in self._autocast:
+                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
+            stack.enter_context(_with_settings(self._settings))
+            stack.enter_context(_under_function_modes(self._function_modes))
+            if self._uncompiled:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             yield
-
-    def constants(self) -> Iterator[Tensor]:
-        """Tensors of scripted modules, which call functions unseen."""
-        for module in self._modules:
-            if isinstance(module, torch.jit.ScriptModule):
-                yield from (*module.parameters(recurse=False), *module.buffers(recurse=False))
 
     def refuse_changed_buffers(self) -> None:
         """Raises ValueError if a function changed its own buffers."""
@@ -68,6 +94,132 @@ class Surroundings:
                 )
 
 
+def _put_in(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Tensors in the place of parameters and buffers that were computed from others (`functional_call`)."""
+    behind = {id(m) for owner in modules if is_parametrized(owner) for m in owner.parametrizations.modules()}
+    parts = [part for m in modules if id(m) not in behind for part in (m._parameters, m._buffers)]
+    tensors = {id(t): t for part in parts for t in part.values() if t is not None}
+    return [t for t in tensors.values() if t.requires_grad and not t.is_leaf]
+
+
+def _is_frozen(parameter: Tensor) -> bool:
+    return not parameter.requires_grad
+
+
+@contextmanager
+def _with_parts(parts: Sequence[tuple[dict, dict]]) -> Iterator[None]:
+    """Within this block, these dictionaries of modules have these contents."""
+    other = [(part, dict(part), then) for part, then in parts if not _is_same(part, then)]
+    try:
+        for part, _, then in other:
+            part.clear()
+            part.update(then)
+        yield
+    finally:
+        for part, now, _ in other:
+            part.clear()
+            part.update(now)
+
+
+def _is_same(part: dict, then: dict) -> bool:
+    return len(part) == len(then) and all(part.get(name) is value for name, value in then.items())
+
+
+def _settings() -> tuple:
+    """Torch's settings that decide what a function computes: attention's backends, the default dtype."""
+    cuda = torch.backends.cuda
+    return (
+        cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled(),
+        torch.get_default_dtype(),
+    )  # fmt: skip
+
+
+def _set(settings: tuple) -> None:
+    cuda = torch.backends.cuda
+    flash, mem_efficient, math, cudnn, dtype = settings
+    cuda.enable_flash_sdp(flash)
+    cuda.enable_mem_efficient_sdp(mem_efficient)
+    cuda.enable_math_sdp(math)
+    cuda.enable_cudnn_sdp(cudnn)
+    torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def _with_settings(then: tuple) -> Iterator[None]:
+    now = _settings()
+    if now == then:
+        yield
+        return
+    _set(then)
+    try:
+        yield
+    finally:
+        _set(now)
+
+
+@contextmanager
+def _under_function_modes(modes: Sequence) -> Iterator[None]:
+    """Within this block, these are torch's function modes (`with torch.device(...)` is one), and no others."""
+    now = _get_current_function_mode_stack()
+    if len(now) == len(modes) and all(a is b for a, b in zip(now, modes, strict=True)):
+        yield
+        return
+    _stack_up(modes)
+    try:
+        yield
+    finally:
+        _stack_up(now)
+
+
+def _stack_up(modes: Sequence) -> None:
+    for _ in _get_current_function_mode_stack():
+        _pop_mode()
+    for mode in modes:
+        _push_mode(mode)
+
+
+class Draws:
+    """What evaluations draw from torch's generators, so that they draw the same again, as `torch.utils.checkpoint` has
+    it: the generators' states before each one that drew anything."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before: dict[Hashable, tuple[Tensor, Tensor | None]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._before)
+
+    def _state(self) -> tuple[Tensor, Tensor | None]:
+        on_gpu = self._device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+        return torch.get_rng_state(), torch.cuda.get_rng_state(self._device) if on_gpu else None
+
+    def _restore(self, state: tuple[Tensor, Tensor | None]) -> None:
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.cuda.set_rng_state(state[1], self._device)
+
+    @contextmanager
+    def recorded(self, key: Hashable) -> Iterator[None]:
+        before = self._state()
+        yield
+        after = self._state()
+        if any(a is not None and not torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+            self._before[key] = before
+
+    @contextmanager
+    def repeated(self, key: Hashable) -> Iterator[None]:
+        """Within this block, what was drawn under this key is drawn again."""
+        if key not in self._before:
+            yield
+            return
+        now = self._state()
+        self._restore(self._before[key])
+        try:
+            yield
+        finally:
+            self._restore(now)
+
+
 class Inputs:
     """Tensors whose derivatives an unroll returns.
 
@@ -76,6 +228,7 @@ class Inputs:
     """
 
     def __init__(self, certain: Sequence[Tensor] = (), possible: Sequence[Tensor] = ()) -> None:
+        self.certain = list(certain)
         self.tensors = [*certain, *possible]
         self.possible = list(possible)
         self._versions = [t._version for t in possible]

@@ -68,6 +68,7 @@ class _Tangent(TorchFunctionMode):
         self._rows = u.shape[0]
         self._kinks = iter(kinks)
         self._hooks = _saving_hooks()
+        self.used: dict[int, Tensor] = {}
 
     def followed_to(self, result: object) -> bool:
         """Whether `result` is a value that was followed all the way, past every kink that was recorded."""
@@ -78,6 +79,10 @@ class _Tangent(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        for value in (*args, *kwargs.values()):
+            for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(tensor, Tensor):
+                    self.used[id(tensor)] = tensor
         if any(any(map(self._depends, v)) for v in kwargs.values() if isinstance(v, (list, tuple))):
             raise _Unsupported("a list by keyword")
         if any(map(self._depends, args)) or any(map(self._depends, kwargs.values())):
@@ -175,16 +180,17 @@ def _saving_hooks() -> object:
     return torch._C._autograd._top_saved_tensors_default_hooks(True)
 
 
-def tangent(potential: Callable, u: Tensor, kinks: Sequence[Tensor]) -> Tensor | None:
+def tangent(potential: Callable, u: Tensor, kinks: Sequence[Tensor]) -> tuple[Tensor | None, dict[int, Tensor]]:
     """⟨∇_x f(x), u⟩ for each row, [N]: f's tangent at the x where `kinks` were recorded, applied to u [N, *event].
 
     kinks: `GraphFacts.kinks` at those rows. Differentiable with respect to whatever f depends on. None if the
-    potential is made of functions whose tangents are not known here.
+    potential is made of functions whose tangents are not known here. And the tensors that it used, by id, zeros in the
+    tangent (biases) included.
     """
     mode = _Tangent(u, kinks)
     try:
         with mode:
             slope = potential(u).reshape(-1)
     except _Unsupported:
-        return None
-    return slope if mode.followed_to(slope) else None
+        return None, {}
+    return slope if mode.followed_to(slope) else None, mode.used

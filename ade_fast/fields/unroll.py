@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .agreement import Checksum, Dependence, OtherGradient
 from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear, note_no_time_batch
 from .memory import memory_budget
-from .surroundings import Inputs, Surroundings, is_observed
-from .watch import Watch
+from .surroundings import Draws, Inputs, Surroundings, is_observed
 
 GradientMode = Literal["full", "truncated", "stopped"]
 
@@ -73,7 +74,7 @@ class GradientSide:
         mode: "full"; "truncated" (no `inputs`: H u alone, eq. (38)); "stopped" (∇f is a constant).
         n_kicks: T + 1.
         surroundings: of the potential and of whatever else is evaluated along the unroll.
-        watch: tensors that must not change before the backward pass.
+        draws: what evaluations draw; the first one's are there.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class GradientSide:
         mode: GradientMode,
         n_kicks: int,
         surroundings: Surroundings,
-        watch: Watch,
+        draws: Draws,
     ) -> None:
         self.plan = plan
         self.inputs = inputs
@@ -95,7 +96,8 @@ class GradientSide:
         self._mode = mode
         self._n_kicks = n_kicks
         self._surroundings = surroundings
-        self._watch = watch
+        self._draws = draws
+        self._found: Checksum | None = None if self._keeps_all else Checksum()
         self._tapes: list[Evaluation | None] = [None] * n_kicks
         self._grads: list[Tensor] = []
         self._bends = False  # a step was found at which f is not piecewise linear after all
@@ -106,6 +108,11 @@ class GradientSide:
     def keeps_grads(self) -> bool:
         """Whether ∇f(x_t) is saved with the states, because the adjoint does not evaluate it again."""
         return self.plan.piecewise_linear or self._mode == "stopped"
+
+    @property
+    def _keeps_all(self) -> bool:
+        """Whether the backward pass evaluates no gradient again that it does not compare with one that was kept."""
+        return self.keeps_grads or self.plan.memory == "graph"
 
     @property
     def _keeps_graph(self) -> bool:
@@ -121,8 +128,11 @@ class GradientSide:
         if self._first is not None and t == 0:
             evaluation, self._first = self._first, None
         else:
-            evaluation = self._evaluate(x)
+            with self._draws.recorded(t):
+                evaluation = self._evaluate(x)
             self._surroundings.refuse_changed_buffers()
+        if self._found is not None:
+            self._found.add(t, evaluation.grad)
         if self._keeps_graph or self._keeps_kinks:
             self._tapes[t] = evaluation
         if self.keeps_grads:
@@ -134,15 +144,15 @@ class GradientSide:
         unseen = self.plan.piecewise_linear and not self.inputs.tensors and self._mode != "stopped"
         try:
             return self._field.evaluate(
-                x, keep_graph=self._keeps_graph, keep_kinks=self._keeps_kinks, check_linear=unseen
-            )
+                x, keep_graph=self._keeps_graph, keep_kinks=self._keeps_kinks, check_linear=unseen,
+                dependence=self._dependence if self._keeps_graph else None,
+            )  # fmt: skip
         except NotPiecewiseLinear:  # the backward pass will go step by step
             self._bends = True
             return self._field.evaluate(x)
 
     def end_forward(self) -> list[Tensor]:
         """∇f(x_t) that the backward pass will need and that are not evaluated again, to be saved with the states."""
-        self._watch.begin()
         grads, self._grads = self._grads, []
         return grads
 
@@ -150,20 +160,19 @@ class GradientSide:
     def _begin_backward(self) -> None:
         self._total = Sum(len(self.inputs.tensors))
         self._cotangents: list[tuple[int, Tensor, Tensor]] = []
+        self._found_again = Checksum()
+        self._dependence: Dependence | None = None  # of gradients that nobody wants
+        if self._mode == "full":
+            self._dependence = Dependence(self._field.layer, "potential", self.inputs, self._surroundings.frozen)
         self._retain = True
         self._current: Evaluation | None = None
 
     @contextlib.contextmanager
     def backward_context(self, grads: Sequence[Tensor]) -> Iterator[None]:
-        """The potential as the forward pass saw it: same effective weights, modes and autocast, nothing written to.
+        """The potential as the forward pass saw it, in the same surroundings.
 
         grads: what `end_forward` gave.
         """
-        if self._watch.changed():
-            raise RuntimeError(
-                f"{self._field.layer}: a captured tensor, a buffer or a frozen parameter of the potential or of a "
-                f"network was modified between the forward and the backward pass"
-            )
         refuse_observed(self._field.layer, self.inputs)
         with self._surroundings.held():
             self._begin_backward()
@@ -182,7 +191,9 @@ class GradientSide:
             return self._grads[t]
         if self._tapes[t] is not None:
             return self._tapes[t].grad
-        self._current = self._field.evaluate(x, keep_graph=True)
+        with self._draws.repeated(t):
+            self._current = self._field.evaluate(x, keep_graph=True, dependence=self._dependence)
+        self._found_again.add(t, self._current.grad, want_size=False)
         return self._current.grad
 
     def pull(self, t: int, x: Tensor, u: Tensor, want_x: bool) -> Tensor | None:
@@ -216,6 +227,7 @@ class GradientSide:
         """Derivatives for `inputs`."""
         if self._cotangents:
             steps = max(self.plan.chunk_rows // max(self._cotangents[0][1].shape[0], 1), 1)
+            steps = 1 if self._draws else steps
             try:
                 derivatives = self._mixed(steps)
             except torch.OutOfMemoryError:
@@ -223,15 +235,24 @@ class GradientSide:
             except (RuntimeError, ValueError, TypeError, IndexError) as why:
                 if min(steps, len(self._cotangents)) == 1:
                     raise
-                note_no_time_batch(self._field.potential, why)
                 derivatives = self._mixed(1)
+                note_no_time_batch(self._field.potential, why)
             self._total.add(derivatives)
             self._cotangents = []
-        return self.inputs.derivatives(self._field.layer, self._total.terms)
+            self._dependence.check()
+        found = self.inputs.derivatives(self._field.layer, self._total.terms)
+        if self._found is not None:
+            self._found.compare(self._found_again, OtherGradient(self._field.layer))
+            if self._dependence is not None:
+                self._dependence.check()
+        return found
 
     def as_smooth(self) -> None:
         """From now on, Hessian-vector products step by step, on evaluations made in the backward pass."""
         self.plan = replace(self.plan, piecewise_linear=False, memory="states")
+        self._found = Checksum()
+        for t, grad in enumerate(self._grads):
+            self._found.add(t, grad)
         self._tapes = [None] * self._n_kicks
         self._begin_backward()
 
@@ -246,7 +267,8 @@ class GradientSide:
                 kinks = [_batch(kink) for kink in zip(*(tape.kinks for tape in tapes), strict=True)]
             x, u = _batch([x for _, x, _ in part]), _batch([u for _, _, u in part])
             grads = _batch([self._grads[t] for t, _, _ in part])
-            totals.add(self._field.mixed(x, u, self.inputs.tensors, kinks, grads))
+            again = functools.partial(self._draws.repeated, part[0][0])  # which are of one step where anything is drawn
+            totals.add(self._field.mixed(x, u, self._dependence, kinks, grads, again))
         return totals.terms
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,14 +27,16 @@ class InitialSample(NamedTuple):
 
 def as_shape(layer: str, argument: str, value: int | Sequence[int]) -> tuple[int, ...]:
     """``value`` as a shape: an int is a vector's length. Every size must be at least 1."""
-    sizes = (value,) if isinstance(value, int) else value
+    sizes = (value,) if isinstance(value, numbers.Integral) else value
     if isinstance(value, (bool, str)) or not isinstance(sizes, Sequence):
         raise TypeError(f"{layer}: {argument} must be an int or a tuple of ints, got {value!r}")
-    if any(isinstance(size, bool) or not isinstance(size, int) for size in sizes):
-        raise TypeError(f"{layer}: {argument} must be an int or a tuple of ints, got {value!r}")
+    try:
+        sizes = tuple(map(as_integer, sizes))
+    except TypeError:
+        raise TypeError(f"{layer}: {argument} must be an int or a tuple of ints, got {value!r}") from None
     if any(size < 1 for size in sizes):
         raise ValueError(f"{layer}: {argument} must have sizes of at least 1, got {value!r}")
-    return tuple(sizes)
+    return sizes
 
 
 def as_count(layer: str, argument: str, value: int, least: int) -> int:
@@ -49,7 +52,7 @@ def as_count(layer: str, argument: str, value: int, least: int) -> int:
 
 def as_std(layer: str, argument: str, value: float) -> float:
     """``value`` as a positive, finite float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{layer}: {argument} must be a number, got {type(value).__name__}")
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{layer}: {argument} must be positive and finite, got {value}")

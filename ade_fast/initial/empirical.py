@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,7 @@ class Empirical(InitialDistribution):
             raise TypeError(f"Empirical: data must be floating point, got {data.dtype}")
         if data.ndim < 1 or len(data) < 1:
             raise ValueError(f"Empirical: data must be (N, *event) with N at least 1, got {tuple(data.shape)}")
-        if isinstance(reinit, bool) or not isinstance(reinit, (int, float)):
+        if isinstance(reinit, bool) or not isinstance(reinit, numbers.Real):
             raise TypeError(f"Empirical: reinit must be a number, got {type(reinit).__name__}")
         if not 0 <= reinit <= 1:
             raise ValueError(f"Empirical: reinit must be a probability in [0, 1], got {reinit}")

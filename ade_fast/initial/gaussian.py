@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -57,7 +58,7 @@ class Gaussian(InitialDistribution):
 
 def _broadcast(argument: str, value: float | Tensor, event: tuple[int, ...], like: Tensor) -> Tensor:
     """``value`` as a new tensor of shape ``event``, with the dtype and device of ``like``."""
-    if not isinstance(value, (int, float, Tensor)) or isinstance(value, bool):
+    if not isinstance(value, (numbers.Real, Tensor)) or isinstance(value, bool):
         raise TypeError(f"Gaussian: {argument} must be a number or a tensor, got {type(value).__name__}")
     if isinstance(value, Tensor) and not value.is_floating_point():
         raise TypeError(f"Gaussian: {argument} must be floating point, got {value.dtype}")

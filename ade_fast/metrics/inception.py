@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..initial.base import as_count
+
 
 class InceptionScore(NamedTuple):
     """Mean and (population) standard deviation of the score over the splits, Python floats."""
@@ -41,11 +43,8 @@ def inception_score(
         raise TypeError(f"inception_score: images must be a tensor, got {type(images).__name__}")
     if not callable(classifier):
         raise TypeError(f"inception_score: classifier must be callable, got {type(classifier).__name__}")
-    for name, count in (("splits", splits), ("batch_size", batch_size)):
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise TypeError(f"inception_score: {name} must be an int, got {type(count).__name__}")
-        if count < 1:
-            raise ValueError(f"inception_score: {name} must be at least 1, got {count}")
+    splits = as_count("inception_score", "splits", splits, least=1)
+    batch_size = as_count("inception_score", "batch_size", batch_size, least=1)
     if images.ndim < 1 or len(images) < splits:
         raise ValueError(
             f"inception_score: images must hold at least {splits} images, one per split, got {tuple(images.shape)}"

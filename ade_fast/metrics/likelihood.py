@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..initial.base import as_count
-from ..weighted import WeightedSampler, evaluate, evaluating
+from ..potentials.conditioned import Condition
+from ..weighted import WeightedSampler, at_one_condition, evaluate, evaluating
 from ..weights import effective_sample_size, log_mean_exp, log_mean_exp_error
 
 _FEW = 100  # effective samples, below which the figures cannot be trusted
@@ -49,6 +50,7 @@ def log_z(
     n_samples: int = 100_000,
     momentum_weight: float | Tensor | None = None,
     generator: torch.Generator | None = None,
+    condition: Condition | None = None,
 ) -> LogZ:
     """Estimate of ``log ∫ exp f(x) dx`` by importance sampling with the dual sampler.
 
@@ -66,6 +68,7 @@ def log_z(
             `ade.ADE` takes it. The truth does not depend on it, the effective sample size does: the best one is that
             of the training.
         generator: source of all randomness.
+        condition: one row, of an f that is called as f(x, condition): each has a log Z of its own.
 
     Warns:
         UserWarning: fewer than 100 effective samples (``n_samples · ess``): the error is then underestimated too.
@@ -75,6 +78,7 @@ def log_z(
             λ = 0).
         NonFiniteError: f or a weight is NaN or infinite.
     """
+    potential = at_one_condition("log_z", potential, condition)
     source = WeightedSampler("log_z", potential, sampler, momentum_weight)
     n_samples = as_count("log_z", "n_samples", n_samples, least=2)
     with evaluating(potential):
@@ -88,6 +92,7 @@ def log_likelihood(
     n_samples: int = 100_000,
     momentum_weight: float | Tensor | None = None,
     generator: torch.Generator | None = None,
+    condition: Condition | None = None,
 ) -> LogLikelihood:
     """Mean of ``log p_f(x) = f(x) - log Z`` over the data, in nats: the density itself, at temperature 1.
 
@@ -95,12 +100,13 @@ def log_likelihood(
     standard errors are of independent draws and combine as ``sqrt(Var(f(data)) / n_data + se(log Z)²)``.
 
     Args:
-        potential, sampler, n_samples, momentum_weight, generator: as in `log_z`.
+        potential, sampler, n_samples, momentum_weight, generator, condition: as in `log_z`.
         data: ``(n_data, *event)``, at least 2, on the sampler's device and in its dtype: independent points that f was
             not trained on.
 
     Warns, raises: as `log_z`; ValueError also for data of another shape or not finite.
     """
+    potential = at_one_condition("log_likelihood", potential, condition)
     source = WeightedSampler("log_likelihood", potential, sampler, momentum_weight)
     n_samples = as_count("log_likelihood", "n_samples", n_samples, least=2)
     _check_data(data, sampler)

@@ -5,11 +5,15 @@ import numbers
 
 from torch import Tensor
 
+from .._integers import as_integer
+
 
 def positive_int(layer: str, argument: str, value: int) -> int:
     """``value`` as an int of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{layer}: {argument} must be an int, got {type(value).__name__}")
+    try:
+        value = as_integer(value)
+    except TypeError:
+        raise TypeError(f"{layer}: {argument} must be an int, got {type(value).__name__}") from None
     if value < 1:
         raise ValueError(f"{layer}: {argument} must be at least 1, got {value}")
     return value

@@ -1,5 +1,6 @@
 """The convolutional potential of the image experiments."""
 
+import numbers
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -44,17 +45,17 @@ class ConvPotential(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = positive_int("ConvPotential", "channels", channels)
-        sizes = (image_size, image_size) if isinstance(image_size, int) else image_size
+        sizes = (image_size, image_size) if isinstance(image_size, numbers.Integral) else image_size
         if isinstance(sizes, str) or not isinstance(sizes, Sequence) or len(sizes) != 2:
             raise ValueError(f"ConvPotential: image_size must be an int or (height, width), got {image_size!r}")
+        sizes = tuple(positive_int("ConvPotential", "image_size", size) for size in sizes)
         for size in sizes:
-            positive_int("ConvPotential", "image_size", size)
             if size // 4 // 7 != 1:
                 raise ValueError(
                     "ConvPotential: image_size must be 28 to 55 "
                     f"(two 2x2 pools and one 7x7 pool leave one position), got {image_size!r}"
                 )
-        self.image_size = tuple(sizes)
+        self.image_size = sizes
         self.spectral_norm = bool(spectral_norm)
         self.negative_slope = float(negative_slope)
         self.features = nn.Sequential(

@@ -27,5 +27,5 @@ class NegativeEnergy(nn.Module):
             raise TypeError(f"NegativeEnergy: module must be a module or a callable, got {type(module).__name__}")
         self.module = module
 
-    def forward(self, x: Tensor) -> Tensor:
-        return -per_sample("NegativeEnergy", "module", self.module(x), len(x))
+    def forward(self, x: Tensor, *condition: object) -> Tensor:
+        return -per_sample("NegativeEnergy", "module", self.module(x, *condition), len(x))

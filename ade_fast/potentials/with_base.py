@@ -59,8 +59,8 @@ class WithBase(nn.Module):
         # Follows .to(): the dtype and the device to draw in.
         self.register_buffer("_anchor", torch.empty(0).to(like), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return per_sample("WithBase", "potential", self.potential(x), len(x)) + self.log_base(x)
+    def forward(self, x: Tensor, *condition: object) -> Tensor:
+        return per_sample("WithBase", "potential", self.potential(x, *condition), len(x)) + self.log_base(x)
 
     def log_base(self, x: Tensor) -> Tensor:
         """``log N(x; mean, diag(std²))``, ``(B, *event) -> (B,)``, in x's dtype, at least float32."""

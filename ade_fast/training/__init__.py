@@ -11,6 +11,7 @@ from .loop import train
 from .objective import ADE
 from .recipe import recipe
 from .sampler import DualSample, DualSampler, MetropolisSamples, Resampled
+from .saved import restore, save
 from .summary import Summary
 from .trained import NoDensityError, TrainedModel, load
 from .trainer import Trainer
@@ -35,5 +36,7 @@ __all__ = [
     "fit",
     "load",
     "recipe",
+    "restore",
+    "save",
     "train",
 ]

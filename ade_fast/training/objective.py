@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from ..dynamics import NonFiniteError
 from ..fields import pinned
 from ..initial import Empirical
 from ..initial.base import standard_normal_log_density
+from ..potentials.conditioned import Condition, conditioned, first_length
 from ..weights import (
     as_momentum_weight,
     default_momentum_weight,
@@ -183,6 +184,7 @@ class ADE(nn.Module):
         self.ess_pace = fraction("ess_pace", ess_pace)
         why = why_no_weights(sampler, self.momentum_weight)
         self._has_weights = why is None
+        self._data_weights: Tensor | None = None
         if self.ess_pace is not None and why is not None:
             raise ValueError(f"ADE: ess_pace needs weights: {why}")
         if grad_norm_clip is not None:
@@ -217,6 +219,8 @@ class ADE(nn.Module):
         *,
         generator: torch.Generator | None = None,
         context: tuple[Tensor, ...] | None = None,
+        condition: Condition | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """ell of (20), or with the bounds that were asked for, as a scalar, its gradient ready for both players.
 
@@ -224,8 +228,13 @@ class ADE(nn.Module):
             data: [B, *event], B >= 1; ``samples_per_point`` times as many samples are drawn.
             generator: source of the sampler's randomness.
             context: non-leaf tensors that the potential depends on.
+            condition: a tensor of B rows, or a tuple of such (labels, features), one for each of the data, of a
+                potential that is called as f(x, condition). Samples are drawn at the data's conditions. Both bounds
+                have to be "elbo": weights of samples at different conditions have no common log Z.
+            weights: of the data, [B], >= 0 with a positive sum; E f(data) is their weighted mean. Penalties are not.
         """
-        terms, _, _ = self._objective(data, generator, context)
+        with self._given(condition, data), self._weighing(weights, data):
+            terms, _, _ = self._objective(data, generator, context)
         if self.check_finite and not math.isfinite(terms.loss.detach().item()):
             raise self._non_finite("the objective", data, terms)
         return terms.loss
@@ -236,12 +245,14 @@ class ADE(nn.Module):
         *,
         generator: torch.Generator | None = None,
         context: tuple[Tensor, ...] | None = None,
+        condition: Condition | None = None,
+        weights: Tensor | None = None,
         phase: Callable[[str], AbstractContextManager[None]] = nullcontext,
     ) -> dict[str, float]:
         """One update of the potential and ``sampler_steps`` of the sampler.
 
         Args:
-            data, generator, context: as for ``loss``.
+            data, generator, context, condition, weights: as for ``loss``.
             phase: entered around each part with its name, "sampler updates" or "joint updates", to time them.
 
         Returns:
@@ -260,12 +271,64 @@ class ADE(nn.Module):
             raise ValueError(
                 "ADE.step: neither the potential nor the sampler has parameters; pass potential_optimizer="
             )
-        if self.sampler_optimizer is not None:
-            for _ in range(self.sampler_steps - 1):
-                with phase("sampler updates"):
-                    self._sampler_update(data, generator, context)
-        with phase("joint updates"):
-            return self._joint_update(data, generator, context)
+        with self._given(condition, data), self._weighing(weights, data):
+            if self.sampler_optimizer is not None:
+                for _ in range(self.sampler_steps - 1):
+                    with phase("sampler updates"):
+                        self._sampler_update(data, generator, context)
+            with phase("joint updates"):
+                return self._joint_update(data, generator, context)
+
+    @contextmanager
+    def _given(self, condition: Condition | None, data: Tensor) -> Iterator[None]:
+        """Within this block, the potential is that at a condition."""
+        if condition is None:
+            yield
+            return
+        if self.bounds.potential != "elbo" or self.bounds.sampler != "elbo" or self.ess_pace is not None:
+            raise ValueError(
+                f"ADE: condition needs bound='elbo' and sampler_bound='elbo', and no ess_pace: weights of samples at "
+                f"different conditions have no common log Z, got bound={self.bounds.potential!r}, "
+                f"sampler_bound={self.bounds.sampler!r}, ess_pace={self.ess_pace}"
+            )
+        n = self._batch_size(data)
+        if first_length(condition) not in (None, n):
+            raise ValueError(f"ADE: condition must have a row for each of the {n} data, got {first_length(condition)}")
+        whole, has_weights = self.potential, self._has_weights
+        place = self._modules if "potential" in self._modules else self.__dict__
+        place["potential"], self._has_weights = conditioned("ADE", whole, condition, n, data.device), False
+        try:
+            yield
+        finally:
+            place["potential"], self._has_weights = whole, has_weights
+
+    @contextmanager
+    def _weighing(self, weights: Tensor | None, data: Tensor) -> Iterator[None]:
+        """Within this block, means over the data are weighted."""
+        if weights is not None:
+            n = self._batch_size(data)
+            if not isinstance(weights, Tensor) or not weights.is_floating_point():
+                kind = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+                raise TypeError(f"ADE: weights must be a floating-point tensor ({n},), got {kind}")
+            if tuple(weights.shape) != (n,):
+                raise ValueError(
+                    f"ADE: weights must have shape ({n},), one for each of the data, got {(*weights.shape,)}"
+                )
+            weights = weights.detach().to(data)
+            if not bool((weights >= 0).all() & weights.isfinite().all() & (weights.sum() > 0)):
+                raise ValueError("ADE: weights must be finite and >= 0, with a positive sum")
+        self._data_weights = weights
+        try:
+            yield
+        finally:
+            self._data_weights = None
+
+    def _over_data(self, values: Tensor, every: int = 1) -> Tensor:
+        """The mean of values at the data, or at each ``every``-th of them."""
+        if self._data_weights is None:
+            return values.mean()
+        weights = self._data_weights / self._data_weights.mean()
+        return (weights[::every] * values).mean()
 
     def _joint_update(self, data: Tensor, generator, context) -> dict[str, float]:
         """One unroll, one backward pass, one update of each player."""
@@ -337,9 +400,10 @@ class ADE(nn.Module):
                 sample, cut = self.sampler.sample_cut(*request) if apart else (self.sampler.sample(*request), None)
             _check_like(data, sample.x)
             base = self._draw_base(len(sample.x), generator)
-            f = evaluate(self.potential, data, base, sample.x, self.gradient_penalty, self.value_penalty, apart)
+            penalties = (self.gradient_penalty, self.value_penalty)
+            f = evaluate(self.potential, data, base, sample.x, *penalties, apart, separately=context is not None)
             model = self._model_terms(sample, f.samples)
-            f_data, penalty = f.data.mean(), f.penalty
+            f_data, penalty = self._over_data(f.data), f.penalty
             defence = None if base is None else Defence(f.base - self.potential.log_base(base), self.bounds.defensive)
             beta = self.bounds.beta(model.log_w)
             loss = f_data - self.bounds.of_potential(model.model, model.log_w, beta, defence) - penalty
@@ -350,7 +414,7 @@ class ADE(nn.Module):
             if self.coverage and self.updates % _COVERAGE_EVERY == 0:
                 start = self.sampler.initial
                 density = getattr(start, "log_prob_once", None) or start.log_prob
-                covered = self.coverage * density(data[::_COVERAGE_EVERY].detach()).mean()
+                covered = self.coverage * self._over_data(density(data[::_COVERAGE_EVERY].detach()), _COVERAGE_EVERY)
                 loss = loss - (covered - covered.detach())
             figures = self._figures(sample, model, beta, defence) if want_figures else {}
         return _Terms(loss, f_data, model.f_samples, model.kinetic, model.entropy, penalty), sample, figures

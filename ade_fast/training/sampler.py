@@ -14,7 +14,8 @@ from ..dynamics import DynamicsOutput
 from ..dynamics.sequential import clips_samples
 from ..initial import Flow, Gaussian
 from ..potentials._checks import per_sample
-from ..weighted import WeightedSampler, evaluating
+from ..potentials.conditioned import Condition, conditioned
+from ..weighted import WeightedSampler, at_one_condition, evaluating
 from ..weights import effective_sample_size
 from ._arguments import integer
 
@@ -150,6 +151,7 @@ class DualSampler(nn.Module):
         n: int,
         generator: torch.Generator | None = None,
         context: tuple[Tensor, ...] | None = None,
+        condition: Condition | None = None,
     ) -> DualSample:
         """Draw n samples; differentiable with respect to everything they depend on.
 
@@ -158,8 +160,11 @@ class DualSampler(nn.Module):
             n: number of samples, >= 0.
             generator: the source of all randomness (torch's global one if None).
             context: non-leaf tensors that f depends on; passed on to the dynamics.
+            condition: a tensor of B rows, or a tuple of such, of an f that is called as f(x, condition); n is a
+                multiple of B, and sample i has row i mod B.
         """
         n = integer("DualSampler", "n", n, low=0)
+        potential = conditioned("DualSampler", potential, condition, n)
         annealed = _anneals(self.dynamics)
         flow = self.initial if annealed and isinstance(self.initial, Flow) else None
         start, target = (self.initial, potential) if flow is None else (flow.base, _InBaseVariables(potential, flow))
@@ -221,6 +226,7 @@ class DualSampler(nn.Module):
         momentum_weight: float | Tensor | None = None,
         generator: torch.Generator | None = None,
         context: tuple[Tensor, ...] | None = None,
+        condition: Condition | None = None,
     ) -> Resampled:
         """n samples of p_f: draws of this sampler, chosen with probabilities proportional to their weights.
 
@@ -235,6 +241,7 @@ class DualSampler(nn.Module):
             momentum_weight: lambda as in `ADE`, also for None. Only the effective sample size depends on it.
             generator: the source of all randomness (torch's global one if None).
             context: passed on to the dynamics. No gradients are recorded.
+            condition: one row, of an f that is called as f(x, condition).
 
         Warns:
             UserWarning: fewer effective proposals (``n_proposals * ess``) than n, or than 100.
@@ -244,6 +251,7 @@ class DualSampler(nn.Module):
                 ``sample_range``, lambda = 0; or f is -inf at all proposals).
             NonFiniteError: a weight is NaN or infinite.
         """
+        potential = at_one_condition("DualSampler.resample", potential, condition)
         source = WeightedSampler("DualSampler.resample", potential, self, momentum_weight)
         n = integer("DualSampler.resample", "n", n, low=1)
         if n_proposals is None:
@@ -274,6 +282,7 @@ class DualSampler(nn.Module):
         momentum_weight: float | Tensor | None = None,
         generator: torch.Generator | None = None,
         context: tuple[Tensor, ...] | None = None,
+        condition: Condition | None = None,
     ) -> MetropolisSamples:
         """n samples of p_f by Metropolis-Hastings on (x, v), with draws of this sampler as independent proposals.
 
@@ -289,11 +298,12 @@ class DualSampler(nn.Module):
             n_steps: steps before a chain's first sample, and between its samples, >= 1.
             n_chains: chains side by side, 1 to n; None is n, each then gives its end point, and the samples are
                 independent. Proposals cost the same either way, ``n_steps`` for each sample.
-            momentum_weight, generator, context: as for ``resample``.
+            momentum_weight, generator, context, condition: as for ``resample``.
 
         Raises:
             TypeError, ValueError, NonFiniteError: as ``resample``.
         """
+        potential = at_one_condition("DualSampler.metropolis", potential, condition)
         source = WeightedSampler("DualSampler.metropolis", potential, self, momentum_weight)
         n = integer("DualSampler.metropolis", "n", n, low=1)
         n_steps = integer("DualSampler.metropolis", "n_steps", n_steps, low=1)

@@ -28,6 +28,7 @@ def evaluate(
     gradient_penalty: float,
     value_penalty: float,
     apart: bool,
+    separately: bool = False,
 ) -> Evaluations:
     """f at the data, the samples x and the base samples, and the weighted penalties of `ADE`.
 
@@ -35,7 +36,10 @@ def evaluate(
 
     apart: the derivatives by x and by f's parameters will be asked for one after the other, and each shall cost its
         own part alone.
+    separately: f takes the rows of one of the three at a time (it captured tensors with as many).
     """
+    if separately:
+        return _evaluate_separately(potential, data, base, x, gradient_penalty, value_penalty)
     n, k, parts = len(data), len(x), [] if base is None else [base]
     penalty = torch.zeros((), dtype=x.dtype, device=x.device)
     points = torch.cat([data, x, *parts])
@@ -62,6 +66,28 @@ def evaluate(
     if value_penalty:
         penalty = penalty + value_penalty * penalised.square().mean()
     return Evaluations(at_data, at_x, None if base is None else values[n + k :], penalty)
+
+
+def _evaluate_separately(
+    potential: Callable[[Tensor], Tensor],
+    data: Tensor,
+    base: Tensor | None,
+    x: Tensor,
+    gradient_penalty: float,
+    value_penalty: float,
+) -> Evaluations:
+    penalty = torch.zeros((), dtype=x.dtype, device=x.device)
+    n, at_x = len(data), values_of(potential, x)
+    if gradient_penalty:
+        (at_data, grad), (penalised, more) = (_values_and_grad(potential, part.detach()) for part in (data, x))
+        norms = torch.cat([grad, more[:n]]).flatten(1).square().sum(1)
+        penalty = gradient_penalty * norms.mean()
+    else:
+        at_data = values_of(potential, data)
+        penalised = values_of(potential, x.detach()) if value_penalty else at_x
+    if value_penalty:
+        penalty = penalty + value_penalty * torch.cat([at_data, penalised[:n]]).square().mean()
+    return Evaluations(at_data, at_x, None if base is None else values_of(potential, base), penalty)
 
 
 def values_of(potential: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -1,0 +1,65 @@
+"""An `ADE` in a file, optimizers included, so that hand-written training goes on where it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from .checkpoint import CheckpointError, check_finite, load_checkpoint, save_checkpoint, understanding
+from .objective import ADE
+
+_KIND = "ADE"
+_OPTIMIZERS = ("potential_optimizer", "sampler_optimizer")
+
+
+def save(model: ADE, path: str | Path) -> None:
+    """Writes both players, both optimizers and the number of updates, atomically. (No random state, and no settings:
+    `restore` fills a model that was built the same way.)
+
+    Raises: TypeError if ``model`` is no ADE; ValueError if its potential is no module, whose parameters nobody knows.
+    """
+    _check("save", model)
+    optimizers = {name: getattr(model, name) for name in _OPTIMIZERS}
+    save_checkpoint(
+        path,
+        {
+            "kind": _KIND,
+            "players": model.state_dict(),
+            "updates": model.updates,
+            **{name: None if o is None else o.state_dict() for name, o in optimizers.items()},
+        },
+    )
+
+
+def restore(model: ADE, path: str | Path) -> ADE:
+    """Fills a model, built as the one that was saved, from the file; returns it.
+
+    Raises: TypeError, ValueError as `save`; CheckpointError if the file is missing, damaged, or of another model. What
+        was loaded by then is overwritten: build the model anew.
+    """
+    _check("restore", model)
+    state = load_checkpoint(path)
+    if state.get("kind") != _KIND:
+        raise CheckpointError(f"checkpoint: {path} was not written by ade.save; ade.load reads the directories of runs")
+    with understanding(path):
+        check_finite(state["players"])
+        model.load_state_dict(state["players"])
+        for name in _OPTIMIZERS:
+            optimizer = getattr(model, name)
+            if (optimizer is None) != (state[name] is None):
+                raise ValueError(f"{name} is there in one of model and file alone")
+            if optimizer is not None:
+                optimizer.load_state_dict(state[name])
+        model.updates = int(state["updates"])
+    return model
+
+
+def _check(name: str, model: object) -> None:
+    if not isinstance(model, ADE):
+        raise TypeError(f"{name}: model must be an ade.ADE, got {type(model).__name__}")
+    if not isinstance(model.potential, nn.Module):
+        raise ValueError(
+            f"{name}: potential must be an nn.Module, so that its parameters can be seen, got "
+            f"{type(model.potential).__name__}"
+        )
