@@ -107,6 +107,30 @@ def test_float32_is_as_near_to_float64_as_states_is() -> None:
         assert error <= max(3 * errors[0][name], 1e-6), name
 
 
+@pytest.mark.parametrize("bounds", [(-0.7, 0.9), (-0.5, float("inf")), (-0.01, 0.01)], ids=str)
+@pytest.mark.parametrize("damping", [1.0, 0.5])
+def test_sample_range(damping: float, bounds: tuple[float, float]) -> None:
+    """Entries come to both bounds, stay, leave, and jump from one to the other."""
+    x0, v0, potential = normal(6, 3, seed=1), 2 * normal(6, 3, seed=2), make_potential("silu")
+    options = {"step_size": 0.4, "sample_range": bounds}
+    found = {m: results(layer_of(damping, 25, m, **options), potential, x0, v0) for m in ("states", "reversible")}
+    x = found["reversible"]["x"]
+    assert ((x >= bounds[0]) & (x <= bounds[1])).all() and ((x - bounds[0]).abs() < 1e-12).any()
+    assert_close(found["reversible"], found["states"], 1e-9)
+
+
+def test_what_stays_on_a_bound_costs_nothing() -> None:
+    """Momenta that are damped to nothing leave most entries on a bound."""
+    potential, x0 = nn.Sequential(nn.Linear(50, 8), nn.SiLU(), nn.Linear(8, 1)), normal(8, 50, seed=1)
+    x0 = x0.float().requires_grad_()
+    layers = [layer_of(0.5, n, "reversible", 0.05, sample_range=(-0.05, 0.05)).float() for n in (100, 600)]
+    kept = [kept_bytes(layer, potential, x0) for layer in layers]
+    with torch.no_grad():
+        x = layers[1](potential, x0).x
+    assert (x.abs() > 0.0499).float().mean() > 0.5
+    assert (kept[1] - kept[0]) / 500 / (2 * x0.numel() * x0.element_size()) < 0.06
+
+
 def test_without_gradients_the_states_are_the_same() -> None:
     x0, v0, potential = normal(4, 3, seed=1), normal(4, 3, seed=2), make_potential("silu")
     layer = layer_of(0.5, 30, "reversible")
@@ -229,10 +253,6 @@ def test_misuses_are_named() -> None:
         ValueError, match="GeneralizedLeapfrog: memory='reversible' is there for Leapfrog and DampedLeapf"
     ):
         ade.GeneralizedLeapfrog(2, memory="reversible")
-    with pytest.raises(
-        ValueError, match="Leapfrog: memory='reversible' does not take sample_range: a state that was cl"
-    ):
-        ade.Leapfrog(2, memory="reversible", sample_range=(0, 1))
     with pytest.raises(ValueError, match="DampedLeapfrog: memory='reversible' takes a damping that is a fraction n/d"):
         ade.DampedLeapfrog(2, damping=0.1234567, memory="reversible")(make_potential("silu"), normal(2, 3, seed=1))
     with pytest.raises(TypeError, match="Leapfrog: memory='reversible' takes float32 and float64, got x0 torch"):

@@ -105,11 +105,6 @@ class Options:
             raise ValueError(
                 f"{layer}: memory='reversible' is there for Leapfrog and DampedLeapfrog alone; use 'states'"
             )
-        if self.memory == "reversible" and self.sample_range is not None:
-            raise ValueError(
-                f"{layer}: memory='reversible' does not take sample_range: a state that was clamped cannot be found "
-                f"again; use memory='states'"
-            )
         for name in ("check_finite", "check_potential"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{layer}: {name} must be True or False, got {getattr(self, name)!r}")

@@ -156,9 +156,9 @@ class Leapfrog(Dynamics):
             "stopped": ∇f(x_t) is a constant; "none": outputs are detached.
         memory: "graph" keeps autograd's graphs of the evaluations (the MLP kernels, on the CPU: the products through
             hidden layers); "states" keeps the states and evaluates again; "reversible" keeps nothing that grows with T
-            (but `damping`'s log2(1/m) bits an entry and step) and rebuilds the states bit for bit, on fixed-point
-            states (2^-32 in float32, 2^-44 in float64), without the fused MLP kernels; "auto" takes "graph" while it
-            fits ``ade.set_memory_budget``, else "states".
+            (but log2(1/m) bits an entry and step for `damping`, and entries that `sample_range` stops) and rebuilds the
+            states bit for bit, on fixed-point states (2^-32 in float32, 2^-44 in float64), without the fused MLP
+            kernels; "auto" takes "graph" while it fits ``ade.set_memory_budget``, else "states".
         check_finite: raise `NonFiniteError` naming the step at which a state stops being finite (synchronises).
         check_potential: probe the potential at every call for randomness and for mixing samples of the batch.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
@@ -34,6 +35,9 @@ class FixedPoint:
 
     def encode(self, x: Tensor) -> Tensor:
         return (x.double() * self._scale).round().to(torch.int64)
+
+    def encode_bound(self, bound: float, inwards: Callable[[float], int]) -> int:
+        return inwards(bound * self._scale) if math.isfinite(bound) else int(math.copysign(2**_ROOM, bound))
 
     def decode(self, x: Tensor) -> Tensor:
         return (x.double() / self._scale).to(self.dtype)
@@ -89,8 +93,51 @@ class Damping:
         return damping
 
 
+class Bounds:
+    """x clamped to integers [lo, hi], reversibly: an entry on a bound was there before, or inside, and then it is kept.
+
+    Entries that stay on a bound, leave it or never come to it cost nothing. Finding the others synchronises on CUDA.
+    """
+
+    def __init__(self, lo: float, hi: float, fixed: FixedPoint) -> None:
+        self._active = math.isfinite(lo) or math.isfinite(hi)
+        self._lo = fixed.encode_bound(lo, math.ceil)
+        self._hi = fixed.encode_bound(hi, math.floor)
+        self._places: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    def move(self, x: Tensor, by: Tensor) -> Tensor:
+        if not self._active:
+            return x + by
+        after = (x + by).clamp(self._lo, self._hi)
+        arrived = (self._on(after) & (after != x)).flatten().nonzero().squeeze(1)
+        self._places.append(arrived)
+        self._values.append(x.flatten()[arrived])
+        return after
+
+    def move_back(self, x: Tensor, by: Tensor) -> Tensor:
+        if not self._active:
+            return x - by
+        before = torch.where(self._on(x), x, x - by)
+        before.view(-1)[self._places.pop()] = self._values.pop()
+        return before
+
+    def _on(self, x: Tensor) -> Tensor:
+        return (x == self._lo) | (x == self._hi)
+
+    # For autograd's memory: tensors apart from how many entries each step has.
+    def state(self) -> tuple[list[Tensor], list[int]]:
+        if not self._places:
+            return [], []
+        return [torch.cat(self._places), torch.cat(self._values)], [len(p) for p in self._places]
+
+    def restore(self, tensors: Sequence[Tensor], counts: Sequence[int]) -> None:
+        self._places, self._values = (list(t.split(list(counts))) for t in tensors) if counts else ([], [])
+
+
 class ReversibleLeapfrogProgram(LeapfrogProgram):
-    """`LeapfrogProgram` on fixed-point states: kept are x^T, v^T, the step sizes and the damping's buffer.
+    """`LeapfrogProgram` on fixed-point states: kept are x^T, v^T, the step sizes, the damping's buffer, and what a
+    `sample_range` clamped.
 
     The derivatives are those of the steps without the rounding of the states, taken at the rounded states.
     """
@@ -98,7 +145,8 @@ class ReversibleLeapfrogProgram(LeapfrogProgram):
     def __init__(self, layer: str, n_steps: int, damping: float, options: Options, steps: base.MergedSteps) -> None:
         super().__init__(layer, n_steps, damping, options, steps)
         self._damping = as_fraction(layer, damping)
-        self._bounds: list[int] = []
+        self._range = options.bounds
+        self._kept: tuple[list[int], list[int]] = ([], [])  # how `Damping` and `Bounds` filled their tensors
 
     def fused(self, field: object, args: tuple, gaussian: object, **options: object) -> None:
         """The MLP kernels keep their states."""
@@ -116,7 +164,7 @@ class ReversibleLeapfrogProgram(LeapfrogProgram):
         x, v, kick_steps, drift_steps = args
         fixed, row = self._fixed(x), _rows_of(x)
         xi, vi = fixed.encode(x), fixed.encode(v)
-        damping = Damping(self._damping, vi)
+        damping, bounds = Damping(self._damping, vi), Bounds(*self._range, fixed)
         largest = torch.stack([x.abs().amax(), v.abs().amax()]).amax() if x.numel() else x.new_zeros(())
         for t in range(self.n_steps + 1):
             x = fixed.decode(xi)
@@ -126,7 +174,7 @@ class ReversibleLeapfrogProgram(LeapfrogProgram):
             largest = _larger(largest, kick)
             if t < self.n_steps:
                 drift = self._drift_by(v, row(drift_steps[t]))
-                xi = xi + fixed.encode(drift)
+                xi = bounds.move(xi, fixed.encode(drift))
                 largest = _larger(largest, drift)
             base.check_finite(self._check_finite, self._layer, min(t, self.n_steps - 1), self.n_steps, kick, v)
         if not bool(largest < fixed.limit):
@@ -135,8 +183,10 @@ class ReversibleLeapfrogProgram(LeapfrogProgram):
                 f"memory='reversible' has no room for: reduce step_size, or set grad_clip and momentum_clip"
             )
         if saved is not None:
-            words, self._bounds = damping.state()
-            saved += [xi, vi, *words]
+            words, filled = damping.state()
+            clamped, counts = bounds.state()
+            self._kept = filled, counts
+            saved += [xi, vi, *clamped, *words]
         return fixed.decode(xi), v
 
     def backward(
@@ -149,15 +199,20 @@ class ReversibleLeapfrogProgram(LeapfrogProgram):
     ) -> tuple[Tensor, ...]:
         x0, v0, kick_steps, drift_steps = args
         fixed, row = self._fixed(x0), _rows_of(x0)
+        filled, counts = self._kept
         xi, vi, *words = saved
-        damping = Damping.of_state(self._damping, words, self._bounds)
+        bounds = Bounds(*self._range, fixed)
+        if counts:
+            bounds.restore(words[:2], counts)
+            words = words[2:]
+        damping = Damping.of_state(self._damping, words, filled)
         dx, dv = cotangents
         dkicks, ddrifts = torch.empty_like(kick_steps), torch.empty_like(drift_steps)
         for t in range(self.n_steps, -1, -1):
             v_after, kick = fixed.decode(vi), row(kick_steps[t])
             if t < self.n_steps:
                 drift = row(drift_steps[t])
-                xi = xi - fixed.encode(self._drift_by(v_after, drift))
+                xi = bounds.move_back(xi, fixed.encode(self._drift_by(v_after, drift)))
             x = fixed.decode(xi)
             g = side.recall(t, x)
             if t == self.n_steps:
@@ -189,7 +244,8 @@ class ReversibleLeapfrogProgram(LeapfrogProgram):
         return ops_without_autograd.leapfrog_kick(torch.zeros_like(g), g, step, 1.0, *clip)
 
     def _drift_by(self, v: Tensor, step: Tensor) -> Tensor:
-        return ops_without_autograd.leapfrog_drift(torch.zeros_like(v), v, step, *self._drift)
+        *clip, _, _ = self._drift
+        return ops_without_autograd.leapfrog_drift(torch.zeros_like(v), v, step, *clip, -math.inf, math.inf)
 
 
 def _rows_of(x: Tensor) -> Callable[[Tensor], Tensor]:
