@@ -23,6 +23,7 @@ from .dynamics import (
     NonFiniteError,
     Sequential,
     SequentialOutput,
+    memory_forecast,
 )
 from .fields import memory_in_use, release_memory, set_memory_budget
 from .potentials import ConvPotential, GaussianPotential, MLPPotential, NegativeEnergy, WithBase
@@ -61,6 +62,7 @@ __all__ = [
     "functional",
     "initial",
     "load",
+    "memory_forecast",
     "memory_in_use",
     "metrics",
     "recipe",

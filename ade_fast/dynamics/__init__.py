@@ -5,6 +5,7 @@ from .base import Clip, DynamicsOutput, NonFiniteError
 from .continuous import ContinuousLangevin, GeneralizedContinuousLangevin
 from .damped_leapfrog import DampedLeapfrog
 from .deterministic_langevin import DeterministicLangevin
+from .forecast import memory_forecast
 from .generalized_leapfrog import GeneralizedLeapfrog
 from .langevin import Langevin, LangevinOutput
 from .leapfrog import Leapfrog
@@ -26,4 +27,5 @@ __all__ = [
     "NonFiniteError",
     "Sequential",
     "SequentialOutput",
+    "memory_forecast",
 ]

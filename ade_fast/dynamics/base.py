@@ -18,7 +18,8 @@ from ..potentials.conditioned import conditioned
 _STEPS = ("step_size", "momentum_step_size")
 _STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _GRADIENTS = ("full", "truncated", "stopped", "none")
-_MEMORY = ("graph", "states", "auto")
+_MEMORY = ("graph", "states", "reversible", "auto")
+_REVERSIBLE = ("Leapfrog", "DampedLeapfrog", "leapfrog", "damped_leapfrog")
 
 
 class DynamicsOutput(NamedTuple):
@@ -85,7 +86,7 @@ class Options:
     momentum_clip: Clip | None = None
     sample_range: tuple[float, float] | None = None
     gradient: Literal["full", "truncated", "stopped", "none"] = "full"
-    memory: Literal["graph", "states", "auto"] = "auto"
+    memory: Literal["graph", "states", "reversible", "auto"] = "auto"
     check_finite: bool = False
     check_potential: bool = False
 
@@ -100,6 +101,10 @@ class Options:
             raise ValueError(f"{layer}: gradient must be one of {_GRADIENTS}, got {self.gradient!r}")
         if self.memory not in _MEMORY:
             raise ValueError(f"{layer}: memory must be one of {_MEMORY}, got {self.memory!r}")
+        if self.memory == "reversible" and layer not in _REVERSIBLE:
+            raise ValueError(
+                f"{layer}: memory='reversible' is there for Leapfrog and DampedLeapfrog alone; use 'states'"
+            )
         for name in ("check_finite", "check_potential"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{layer}: {name} must be True or False, got {getattr(self, name)!r}")
@@ -295,8 +300,9 @@ class MergedSteps:
     step_size: Tensor
     drift_step: Tensor | None = None
 
-    def rows(self, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """(kick steps [T + 1, D], drift steps [T, D]) for states like `x0`, as functions that autograd sees.
+    def rows(self, x0: Tensor, compact: bool = False) -> tuple[Tensor, Tensor]:
+        """(kick steps [T + 1, D], drift steps [T, D]) for states like `x0`, as functions that autograd sees. compact:
+        [T + 1, 1] and [T, 1] where they are the same in all dimensions.
 
         Raises: ValueError, as `step_rows`.
         """
@@ -305,7 +311,14 @@ class MergedSteps:
             drift = eta
         else:
             drift = step_rows(self.layer, self.drift_step, self.n_steps, self.layout, x0, "drift_step")
+        if compact:
+            drift_step = self.step_size if self.drift_step is None else self.drift_step
+            eta = eta[:, :1] if self._is_uniform(self.step_size) else eta
+            drift = drift[:, :1] if self._is_uniform(drift_step) else drift
         return merged_kicks(eta, self.n_steps), drift.expand(self.n_steps, -1)
+
+    def _is_uniform(self, step: Tensor) -> bool:
+        return step.numel() == 1 or (step.dim() > len(self.layout.event) and step[0].numel() == 1)
 
     def schedule(self, x0: Tensor) -> Schedule:
         """The same for the MLP operators: numbers of their own, whatever becomes of the step sizes."""

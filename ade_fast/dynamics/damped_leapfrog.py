@@ -73,7 +73,7 @@ class DampedLeapfrog(Dynamics):
         momentum_clip: Clip | None = None,
         sample_range: tuple[float, float] | None = None,
         gradient: Literal["full", "truncated", "stopped", "none"] = "full",
-        memory: Literal["graph", "states", "auto"] = "auto",
+        memory: Literal["graph", "states", "reversible", "auto"] = "auto",
         check_finite: bool = False,
         check_potential: bool = False,
     ) -> None:

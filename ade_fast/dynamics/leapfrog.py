@@ -120,7 +120,10 @@ def run_leapfrog(
     base.check_potential(layer, potential, x0, options.check_potential)
     layout = Layout.of(x0)
     steps = base.MergedSteps(layer, n_steps, layout, step_size, drift_step)
-    program = LeapfrogProgram(layer, n_steps, damping, options, steps)
+    kind = LeapfrogProgram
+    if options.memory == "reversible":
+        from .reversible import ReversibleLeapfrogProgram as kind  # which builds on this file
+    program = kind(layer, n_steps, damping, options, steps)
     args = (layout.rows(x0), layout.rows(v0), step_size, drift_step)
     (x, v), plan = differentiate(layer, potential, program, args, layout, options, captured)
     return DynamicsOutput(layout.events(x), layout.events(v), base.zero_log_det(x0)), plan
@@ -152,8 +155,10 @@ class Leapfrog(Dynamics):
         gradient: "full" (21); "truncated" (38): the potential's parameters get no gradient through the unroll;
             "stopped": ∇f(x_t) is a constant; "none": outputs are detached.
         memory: "graph" keeps autograd's graphs of the evaluations (the MLP kernels, on the CPU: the products through
-            hidden layers); "states" keeps the states and evaluates again; "auto" takes "graph" while it fits
-            ``ade.set_memory_budget``.
+            hidden layers); "states" keeps the states and evaluates again; "reversible" keeps nothing that grows with T
+            (but log2(1/m) bits an entry and step for `damping`, and entries that `sample_range` stops) and rebuilds the
+            states bit for bit, on fixed-point states (2^-32 in float32, 2^-44 in float64), without the fused MLP
+            kernels; "auto" takes "graph" while it fits ``ade.set_memory_budget``, else "states".
         check_finite: raise `NonFiniteError` naming the step at which a state stops being finite (synchronises).
         check_potential: probe the potential at every call for randomness and for mixing samples of the batch.
 
@@ -171,7 +176,7 @@ class Leapfrog(Dynamics):
         momentum_clip: Clip | None = None,
         sample_range: tuple[float, float] | None = None,
         gradient: Literal["full", "truncated", "stopped", "none"] = "full",
-        memory: Literal["graph", "states", "auto"] = "auto",
+        memory: Literal["graph", "states", "reversible", "auto"] = "auto",
         check_finite: bool = False,
         check_potential: bool = False,
     ) -> None:

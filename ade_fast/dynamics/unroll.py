@@ -185,6 +185,7 @@ def differentiate(
         plan = choose_plan(first_value, options.memory, program.n_kicks)
         kinks = keeps_kinks(plan, mode, inputs.tensors)
         tape = plan.memory == "graph" and not plan.piecewise_linear and mode != "stopped"
+        tape = tape or plan.memory == "reversible"  # see GradientSide._evaluate
         first = first_value.gradient(keep_graph=tape, keep_kinks=kinks)
         grad = field.whole(first.grad, x0)
         captured = program.prepare(known, behind_known, args, grad, plan.memory == "graph")

@@ -30,29 +30,33 @@ _CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 512 << 20}
 class Plan:
     """How one unroll is differentiated.
 
-    memory: ``"graph"`` or ``"states"``: what the backward pass finds (after ``"auto"`` has chosen).
+    memory: ``"graph"``, ``"states"`` or ``"reversible"``: what the backward pass finds (after ``"auto"`` has chosen).
     field: who evaluates ∇f (``"autograd"``, ``"mlp"``: fused kernels).
     piecewise_linear: the adjoint runs without network calls, with one time-batched mixed derivative.
     captured: name of the autograd node of a non-leaf tensor that the potential captured, or None.
     chunk_rows: rows per evaluation of the time-batched mixed derivative.
     """
 
-    memory: Literal["graph", "states"]
+    memory: Literal["graph", "states", "reversible"]
     field: str = "autograd"
     piecewise_linear: bool = False
     captured: str | None = None
     chunk_rows: int = 1
 
 
+def kept_per_gradient(first: FirstValue) -> int:
+    """Bytes that memory="graph" keeps of one evaluation of ∇f, beside the states."""
+    if first.facts.piecewise_linear and first.facts.kinks is not None:
+        return sum(k.numel() * k.element_size() for k in first.facts.kinks)
+    return first.graph_bytes * _GRAPH_OF_GRADIENT
+
+
 def choose_plan(first: FirstValue, memory: str, n_kicks: int) -> Plan:
-    """The plan for `memory` in {"graph", "states", "auto"}, from the evaluation at x⁰."""
-    linear = first.facts.piecewise_linear
+    """The plan for `memory` in {"graph", "states", "reversible", "auto"}, from the evaluation at x⁰."""
+    # A piecewise-linear f, too, goes step by step where nothing is to be kept of the steps.
+    linear = first.facts.piecewise_linear and memory != "reversible"
     if memory == "auto":
-        if linear and first.facts.kinks is not None:
-            per_kick = sum(k.numel() * k.element_size() for k in first.facts.kinks)
-        else:
-            per_kick = first.graph_bytes * _GRAPH_OF_GRADIENT
-        memory = "graph" if per_kick * n_kicks <= memory_budget(first.x.device) else "states"
+        memory = "graph" if kept_per_gradient(first) * n_kicks <= memory_budget(first.x.device) else "states"
     batch = max(first.x.shape[0], 1)
     bytes_per_row = max(first.graph_bytes // batch, 1)
     chunk_rows = max(_CHUNK_BYTES.get(first.x.device.type, 64 << 20) // bytes_per_row, 1)
@@ -107,7 +111,7 @@ class GradientSide:
     @property
     def keeps_grads(self) -> bool:
         """Whether ∇f(x_t) is saved with the states, because the adjoint does not evaluate it again."""
-        return self.plan.piecewise_linear or self._mode == "stopped"
+        return self.plan.piecewise_linear or (self._mode == "stopped" and self.plan.memory != "reversible")
 
     @property
     def _keeps_all(self) -> bool:
@@ -142,10 +146,12 @@ class GradientSide:
     def _evaluate(self, x: Tensor) -> Evaluation:
         # Where the backward pass evaluates nothing again, only here can it be seen that f bends at a later step.
         unseen = self.plan.piecewise_linear and not self.inputs.tensors and self._mode != "stopped"
+        # To the last bit the same as in the backward pass only if it is made in the same way, graph and all.
+        with_graph = self._keeps_graph or self.plan.memory == "reversible"
         try:
             return self._field.evaluate(
-                x, keep_graph=self._keeps_graph, keep_kinks=self._keeps_kinks, check_linear=unseen,
-                dependence=self._dependence if self._keeps_graph else None,
+                x, keep_graph=with_graph, keep_kinks=self._keeps_kinks, check_linear=unseen,
+                dependence=self._dependence if with_graph else None,
             )  # fmt: skip
         except NotPiecewiseLinear:  # the backward pass will go step by step
             self._bends = True

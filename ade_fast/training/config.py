@@ -150,7 +150,7 @@ class Config:
         choices=("full", "truncated", "stopped"),
     )
     memory: str = _setting(
-        "auto", "sampler", "how the backward pass gets its states", choices=("auto", "graph", "states")
+        "auto", "sampler", "how the backward pass gets its states", choices=("auto", "graph", "states", "reversible")
     )
 
     bound: str = _setting(
