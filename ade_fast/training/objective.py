@@ -28,6 +28,7 @@ from ..weights import (
 from ._arguments import integer, number
 from .bounds import Bounds, Defence, fraction, renyi_bound, with_other_gradient
 from .divergence import ADVICE, Watch
+from .ranks import Ranks, refuse_wrapped
 from .sampler import DualSample, DualSampler
 from .updates import OptimizerOrFactory, clip_grad_norm, forget_gradients, frozen, player_optimizer, shortened
 from .values import evaluate, values_of
@@ -130,6 +131,9 @@ class ADE(nn.Module):
         grad_norm_clip: each player's gradient norm is scaled down to at most this before its update.
         check_finite: raise ``NonFiniteError`` when the objective or a gradient is not finite, before any
             parameter is touched (costs one device synchronisation per unroll).
+        data_parallel: ``step`` runs in every process of torch.distributed's default group, each with its own part of
+            the data and noise of its own: rank 0's players are where all begin, gradients and metrics are means over
+            the ranks, and so the players stay equal. Each rank's samples are a group of the bounds.
 
     Raises:
         ValueError, TypeError: on an argument that cannot be meant; see the messages.
@@ -158,12 +162,14 @@ class ADE(nn.Module):
         sampler_steps: int = 1,
         grad_norm_clip: float | None = None,
         check_finite: bool = True,
+        data_parallel: bool = False,
     ):
         super().__init__()
         if not callable(potential):
             raise TypeError(f"ADE: potential must be callable, [B, *event] -> [B], got {type(potential).__name__}")
         if not isinstance(sampler, DualSampler):
             raise TypeError(f"ADE: sampler must be an ade.DualSampler, got {type(sampler).__name__}")
+        refuse_wrapped(potential)
         self.potential = potential
         self.sampler = sampler
         weight = default_momentum_weight(sampler) if momentum_weight is None else momentum_weight
@@ -195,6 +201,7 @@ class ADE(nn.Module):
             max_gap = _GAP + math.prod(sampler.initial.event)
         self.watch = Watch(None, number("ADE", "max_gap", max_gap, "> 0 or None", zero=False))
         self.updates = 0
+        self._ranks = Ranks() if data_parallel else None
         shared = {id(p) for p in self.potential_parameters()} & {id(p) for p in self.sampler_parameters()}
         if shared:
             raise ValueError(f"ADE: potential and sampler share {len(shared)} parameter(s): they cannot serve both")
@@ -204,6 +211,8 @@ class ADE(nn.Module):
         self.sampler_optimizer = player_optimizer(
             "sampler_optimizer", sampler_optimizer, self.sampler_parameters(), maximize=False
         )
+        if self._ranks is not None:
+            self._ranks.begin(self)
 
     def potential_parameters(self) -> Iterator[nn.Parameter]:
         """The ascending player's parameters (none for a plain function)."""
@@ -212,6 +221,10 @@ class ADE(nn.Module):
     def sampler_parameters(self) -> Iterator[nn.Parameter]:
         """The descending player's parameters: q^0, step sizes, S and g networks."""
         return self.sampler.parameters()
+
+    def forward(self, data: Tensor, **options) -> Tensor:
+        """`loss`, for what wraps modules, such as DistributedDataParallel."""
+        return self.loss(data, **options)
 
     def loss(
         self,
@@ -271,6 +284,8 @@ class ADE(nn.Module):
             raise ValueError(
                 "ADE.step: neither the potential nor the sampler has parameters; pass potential_optimizer="
             )
+        if self._ranks is not None and generator is None:
+            generator = self._ranks.generator(data.device)
         with self._given(condition, data), self._weighing(weights, data):
             if self.sampler_optimizer is not None:
                 for _ in range(self.sampler_steps - 1):
@@ -335,6 +350,8 @@ class ADE(nn.Module):
         terms, sample, figures = self._objective(data, generator, context, want_figures=True)
         forget_gradients(self, self._optimizers())
         terms.loss.backward()
+        if self._ranks is not None:
+            self._ranks.average_gradients(self._optimizers())
         names = [*_Terms._fields]
         values = [*terms]
         for name, optimizer in (
@@ -345,7 +362,8 @@ class ADE(nn.Module):
                 names.append(name)
                 values.append(clip_grad_norm(optimizer, self.grad_norm_clip))
         # One transfer for all metrics; it also tells whether to touch the parameters at all.
-        everything = torch.stack([t.detach().to(terms.loss) for t in (*values, *figures.values())]).tolist()
+        everything = torch.stack([t.detach().to(terms.loss) for t in (*values, *figures.values())])
+        everything = (everything if self._ranks is None else self._ranks.average(everything)).tolist()
         if self.check_finite and not all(map(math.isfinite, everything[: len(values)])):
             raise self._non_finite("the objective or its gradient", data, terms)
         metrics = dict(zip((*names, *figures), everything, strict=True))
@@ -375,8 +393,12 @@ class ADE(nn.Module):
             parameters = [p for p in self.sampler_parameters() if p.requires_grad]
             forget_gradients(self.sampler, [self.sampler_optimizer])
             loss.backward(inputs=parameters)
+        found = loss.detach().clone()
+        if self._ranks is not None:
+            self._ranks.average_gradients([self.sampler_optimizer])
+            found = self._ranks.average(found)
         norm = clip_grad_norm(self.sampler_optimizer, self.grad_norm_clip)
-        if self.check_finite and not math.isfinite((loss.detach() + norm).item()):
+        if self.check_finite and not math.isfinite((found + norm).item()):
             raise self._non_finite("the sampler's objective or its gradient", data, None)
         self.sampler_optimizer.step()
         self._fill_replay_buffer(sample)

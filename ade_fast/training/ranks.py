@@ -1,0 +1,62 @@
+"""One objective in several processes, each with its part of the data: what `ADE.step` shares between them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+
+class Ranks:
+    """The processes of torch.distributed's default group. All calls are collective: every rank makes them."""
+
+    def __init__(self) -> None:
+        if not distributed.is_available() or not distributed.is_initialized():
+            raise RuntimeError(
+                "ADE: data_parallel=True needs torch.distributed.init_process_group first (torchrun starts processes)"
+            )
+        self.count, self.rank = distributed.get_world_size(), distributed.get_rank()
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def begin(self, module: nn.Module) -> None:
+        """Rank 0's parameters and buffers for everyone."""
+        with torch.no_grad():
+            for tensor in itertools.chain(module.parameters(), module.buffers()):
+                shared = tensor.detach().contiguous()
+                distributed.broadcast(shared, 0)
+                tensor.copy_(shared)
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """A source of noise of this rank's own, from torch's seed: processes are usually seeded alike."""
+        if device not in self._generators:
+            seed = (torch.initial_seed() + 0x9E3779B97F4A7C15 * (self.rank + 1)) % 2**63
+            self._generators[device] = torch.Generator(device).manual_seed(seed)
+        return self._generators[device]
+
+    def average_gradients(self, optimizers: Sequence[Optimizer]) -> None:
+        """Each gradient becomes the mean over the ranks; none counts as zero."""
+        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        for dtype, device in dict.fromkeys((p.dtype, p.device) for p in parameters):
+            alike = [p for p in parameters if (p.dtype, p.device) == (dtype, device)]
+            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in alike])
+            mean = self.average(flat)
+            for parameter, part in zip(alike, mean.split([p.numel() for p in alike]), strict=True):
+                parameter.grad = part.view_as(parameter).clone(memory_format=torch.preserve_format)
+
+    def average(self, values: Tensor) -> Tensor:
+        distributed.all_reduce(values)
+        return values.div_(self.count)
+
+
+def refuse_wrapped(potential: object) -> None:
+    """A potential whose gradients alone are shared would leave the sampler to each rank."""
+    if isinstance(potential, DistributedDataParallel):
+        raise ValueError(
+            "ADE: potential is wrapped in DistributedDataParallel, and the samplers of the ranks would drift apart: "
+            "wrap the objective, DistributedDataParallel(ade.ADE(f, sampler)), whose forward is `loss`; or "
+            "ade.ADE(f, sampler, data_parallel=True), whose `step` shares both players' gradients"
+        )
