@@ -94,8 +94,7 @@ def _first_steps(dynamics: nn.Module, n_steps: int, per_step_dim: int) -> nn.Mod
     cut = copy.deepcopy(dynamics)
     cut.n_steps = n_steps
     if cut.step_size.dim() == per_step_dim:
-        held = getattr(cut, "log_step_size", cut.step_size)
-        held.data = held.data[:n_steps]
+        cut.step_size.data = cut.step_size.data[:n_steps]
     return cut
 
 
