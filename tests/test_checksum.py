@@ -246,3 +246,13 @@ def test_dropout_by_hand_is_drawn_again() -> None:
         found.append(torch.autograd.grad(out.x.sin().sum(), inner[0].weight)[0])
         assert not torch.equal(torch.rand(3), after)
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_continuous_dynamics_look_at_one_x_twice(equal: bool) -> None:
+    inner, held = net(), {"w": torch.tensor(1.5, dtype=D, requires_grad=True)}
+    out = ade.ContinuousLangevin(0.2).double()(lambda x: held["w"] * inner(x), torch.randn(4, 2, dtype=D))
+    held["w"] = held["w"].detach().clone() if equal else 2 * held["w"].detach()
+    words = "what the rate of change depends on" if equal else "the rate of change at the same x"
+    with pytest.raises(OtherGradient, match=f"ContinuousLangevin: {words}"):
+        out.x.sum().backward()

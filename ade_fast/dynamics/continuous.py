@@ -15,6 +15,7 @@ from ..fields import (
     Ancestry,
     AutogradField,
     Checksum,
+    Dependence,
     Inputs,
     Layout,
     OtherGradient,
@@ -101,7 +102,7 @@ class _Flow:
         self._field, self._h, self._layout = field, h, field.layout
         self._probes, self._surroundings = probes, surroundings
         self._at: Tensor | None = None
-        self._found = Checksum()
+        self._found: tuple[Checksum, Dependence] | None = None
 
     def rate(self, x: Tensor) -> Tensor:
         """(dx/dt, tr ∂(dx/dt)/∂x) at rows x [B, D], [B, D + 1]; differentiable where gradients are on."""
@@ -156,16 +157,27 @@ class _Flow:
         """Notes the rate at one x: solvers that control their errors come past no x twice, so the backward pass looks
         there whether f is still the same."""
         self._at = x.detach()
-        with torch.no_grad():
-            self._found.add(0, self.rate(self._at))
+        self._found = self._look()
+
+    def _look(self) -> tuple[Checksum, Dependence]:
+        values, tensors = (
+            Checksum(),
+            Dependence(self.layer, "the rate of change", self.inputs, self._surroundings.frozen),
+        )
+        with torch.enable_grad():
+            x = self._at.clone().requires_grad_()
+            rate = self.rate(x)
+        values.add(0, rate)
+        tensors.note([rate], x)
+        return values, tensors
 
     @contextlib.contextmanager
     def backward_context(self) -> Iterator[None]:
         refuse_observed(self.layer, self.inputs)
         with self._surroundings.held():
-            again = Checksum()
-            again.add(0, self.rate(self._at), want_size=False)
-            self._found.compare(again, OtherGradient(self.layer, "the rate of change"))
+            (values, tensors), (values_again, tensors_again) = self._found, self._look()
+            values.compare(values_again, OtherGradient(self.layer, "the rate of change"))
+            tensors_again.check(tensors)
             yield
 
 

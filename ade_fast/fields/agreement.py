@@ -19,6 +19,10 @@ from .graph import dependence
 if TYPE_CHECKING:
     from .surroundings import Inputs
 
+_WHY = (
+    "something that it depends on was modified between the forward and the backward pass, or it is random (with a "
+    "generator of its own), or samples of a batch mix"
+)
 # Tolerances are these powers of the precision: 3e-4 in float32 and 1.5e-8 in float64 for what is evaluated again as it
 # was; 2e-3 and 5e-7 for other operations on other batches, whose rounding turns kinks over. Far above rounding, far
 # below another function.
@@ -32,11 +36,9 @@ _TOGETHER = 0.05
 class OtherGradient(RuntimeError):
     """The backward pass found another function than the forward pass."""
 
-    def __init__(self, layer: str, name: str = "potential's gradient", why: str = "") -> None:
+    def __init__(self, layer: str, name: str = "potential's gradient", why: str = _WHY) -> None:
         super().__init__(
-            f"{layer}: {name} at the same x is another in the backward pass than in the forward pass: "
-            + (why or "something that it depends on was modified between the forward and the backward pass, or it is ")
-            + ("" if why else "random (with a generator of its own), or samples of a batch mix")
+            f"{layer}: {name} at the same x is another in the backward pass than in the forward pass: {why}"
         )
 
 
