@@ -226,7 +226,9 @@ class Config:
         "evaluation",
         "multiply f at the end by the number under which the validation points are likeliest (f an MLP)",
     )
-    validate_every: int = _setting(500, "evaluation", "updates between validations", low=1, high=_MANY)
+    validate_every: int | None = _setting(
+        None, "evaluation", "updates between validations, or none: 500, and 50 on a table", low=1, high=_MANY
+    )
     validation_samples: int = _setting(2000, "evaluation", "points of a toy set's validation draw", low=2, high=2**20)
     likelihood_samples: int = _setting(
         20_000, "evaluation", "samples of the sampler that log Z is estimated from at a validation", low=2, high=_MANY
@@ -346,7 +348,7 @@ def flag_type(hint):
             if hint == tuple[int, ...]:
                 return tuple(int(part) for part in text.split(","))
             if isinstance(hint, types.UnionType):
-                return None if text.lower() == "none" else float(text)
+                return None if text.lower() == "none" else _number_of(hint)(text)
             return hint(text)
         except ValueError:
             wanted = "whole numbers separated by commas" if hint == tuple[int, ...] else _wanted(hint)
@@ -355,9 +357,14 @@ def flag_type(hint):
     return parse
 
 
+def _number_of(hint: types.UnionType) -> type:
+    """int or float: what a setting is that may be none."""
+    return next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+
+
 def _wanted(hint) -> str:
     if isinstance(hint, types.UnionType):
-        return "a number or none"
+        return "an integer or none" if _number_of(hint) is int else "a number or none"
     names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     return names.get(hint, "a list of integers")
 
@@ -378,9 +385,10 @@ def _coerced(name: str, value: Any, hint) -> Any:
         return None
     if hint is bool and isinstance(value, bool):
         return value
-    if hint is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+    whole = hint is int or (optional and _number_of(hint) is int)
+    if whole and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
-    if (hint is float or optional) and isinstance(value, numbers.Real) and not isinstance(value, bool):
+    if (hint is float or (optional and not whole)) and isinstance(value, numbers.Real) and not isinstance(value, bool):
         try:
             return float(value)
         except OverflowError:

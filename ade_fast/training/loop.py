@@ -205,7 +205,7 @@ def _run(trainer: Trainer, directory: Path, log: MetricsLog, progress: bool, pic
         while not trainer.done:
             row: dict[str, Any] = trainer.step()
             update = trainer.update
-            if validated := (update % config.validate_every == 0 or update == config.updates):
+            if validated := (update % trainer.validate_every == 0 or update == config.updates):
                 trainer.validate()
                 row |= {f"validation_{name}": value for name, value in trainer.history[-1].items() if name != "update"}
             last = trainer.done

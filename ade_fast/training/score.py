@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ..metrics import LogZ
 
+# About a hundred effective samples.
+_KNOWN = 0.1
+
 
 @dataclass(frozen=True)
 class Score:
@@ -31,11 +34,21 @@ class Score:
         value = density.log_z - values.mean().item() - log_det
         return cls(value, math.hypot(_standard_error(values), density.standard_error), density, values)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the weights tell log Z: from too few effective samples it comes out too low, and f too good."""
+        return self.density is None or self.density.standard_error <= _KNOWN
+
+    def is_lower_than(self, other: Score) -> bool:
+        return self.value < other.value if self.is_known == other.is_known else self.is_known
+
     def is_worse_than(self, other: Score) -> bool:
         """By more than a standard error: else it is a tie.
 
         Of likelihoods, the error of their difference counts: the points, the same for both, scatter far more.
         """
+        if self.is_known != other.is_known:
+            return other.is_known
         error = self.standard_error
         if self.values is not None:
             errors = (score.density.standard_error for score in (self, other))

@@ -123,11 +123,19 @@ class Trainer:
         self.update += 1
         return metrics
 
+    @property
+    def validate_every(self) -> int:
+        """Updates between validations: f learns a table by heart in a few hundred."""
+        if self.config.validate_every is not None:
+            return self.config.validate_every
+        return 500 if self.source.endless else 50
+
     def validate(self) -> float:
         """Scores the averaged players on the validation points, and keeps them when none before did better.
 
-        Scores that differ by less than their standard error are ties, and the later players win them: they have seen
-        more data, and are visibly sharper.
+        On fresh points, scores that differ by less than their standard error are ties, and the later players win them:
+        they have seen more data, and are visibly sharper. On a table the lowest score wins: later players have learned
+        more of it by heart. A likelihood whose log Z is not known (`Score.is_known`) wins against none that is.
 
         Returns:
             The score, lower is better; ``history`` has what belongs to it.
@@ -145,9 +153,9 @@ class Trainer:
         by_likelihood = self._by_weights and self.config.validate_by == "likelihood"
         now = self._likelihood(potential, sampler) if by_likelihood else self._mmd2(samples)
         self.history.append({"update": self.update, **now.entry()})
-        if self._lowest is None or now.value < self._lowest.value:
+        if self._lowest is None or now.is_lower_than(self._lowest):
             self._lowest = now
-        if not now.is_worse_than(self._lowest):
+        if now is self._lowest or (self.source.endless and not now.is_worse_than(self._lowest)):
             weights = (copy.deepcopy(player.state_dict()) for player in (potential, sampler))
             self.best = Best(self.update, now, *weights)
         return now.value
