@@ -26,9 +26,8 @@ class Chain:
     """``n_transitions`` runs of a dynamics, each from where the last one ended, on the fused unrolls; no gradients.
 
     With ``accept_reject`` each run is a Metropolis-Hastings step, under which p_f is invariant: of `Leapfrog`
-    Hamiltonian Monte Carlo (the momentum is drawn anew, the end point accepted with probability
-    min(1, exp(H)), H the change of f - ½‖v‖²); of `Langevin` each of its steps by itself (MALA), as one leapfrog step of
-    √step_size, which it is.
+    Hamiltonian Monte Carlo (the momentum is drawn anew, the end point accepted with probability min(1, exp(H)), H the
+    change of f - ½‖v‖²); of `Langevin` each of its steps by itself (MALA): it is one leapfrog step of √step_size.
 
     Args:
         dynamics: `Leapfrog`, `Langevin`, or without ``accept_reject`` any other dynamics layer.

@@ -39,7 +39,7 @@ def composite_likelihood(
     *,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """``-E_D[ Σ_A log p_f(x_A | x_-A) ]``, over blocks A of sites, every one normalised by enumerating all K^|A| states.
+    """``-E_D[ Σ_A log p_f(x_A | x_-A) ]``, over blocks A of sites, each normalised by enumerating its K^|A| states.
 
     Source: (46) with its sign turned, D.4; Lindsay 1988. Dual sampler: a block A of the given ones, x from the data,
     x_A drawn anew from p_f(x_A | x_-A). One block of all sites is maximum likelihood.
