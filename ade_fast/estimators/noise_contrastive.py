@@ -53,7 +53,7 @@ def noise_contrastive(
     ratio: int = 1,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """``-E_D[log h(x)] - ν E_{p_n}[log(1 - h(y))]``, h = σ(f - c - log p_n - log ν): logistic regression of data on noise.
+    """``-E_D[log h(x)] - ν E_{p_n}[log(1 - h(y))]``, h = σ(f - c - log p_n - log ν): data or noise?
 
     Source: (50) with its sign turned, D.7 (ν = 1); Gutmann and Hyvärinen 2010. Dual sampler: the mixture
     ½ p_D + ½ p_n, reweighted by h (the factor 2 that (51) lacks). f - c comes out normalised: c is log Z.

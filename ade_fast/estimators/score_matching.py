@@ -61,10 +61,7 @@ def score_matching(
         curves, pull = _apart(potential)
         with torch.enable_grad():
             rows, grad = gradients_with_graph(layer, curves, data)
-            if laplacian == "exact":
-                probes = _units(rows)
-            else:
-                probes = rademacher((n_probes, *rows.shape), rows, generator)
+            probes = _units(rows) if laplacian == "exact" else rademacher((n_probes, *rows.shape), rows, generator)
             trace = _trace(layer, rows, grad, probes, learning) / (1 if laplacian == "exact" else n_probes)
             for base in pull:  # of a base measure gradient and Laplacian are known
                 pulls, mean, _ = base.precision(data.shape[1:], data.dtype)
