@@ -30,7 +30,7 @@ GAUSSIAN = {
     "contrastive_divergence": (lambda f, x: E.contrastive_divergence(f, x, **CHAIN), 0.07),
     "persistent_contrastive_divergence": (None, 0.07),
     # The KL term, estimated from so few points, is noisy; without tests of its steps the sampler is biased.
-    "improved_contrastive_divergence": (lambda f, x: E.improved_contrastive_divergence(f, x[:200], 3, 0.1), 0.15),
+    "improved_contrastive_divergence": (lambda f, x: E.improved_contrastive_divergence(f, x, 5, 0.05), 0.15),
     "score_matching": (E.score_matching, 0.05),
     "sliced_score_matching": (E.sliced_score_matching, 0.05),
     # Of the data blurred by 0.3: a known bias, taken off below.

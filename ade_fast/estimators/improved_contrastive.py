@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,20 +28,22 @@ def improved_contrastive_divergence(
 ) -> Tensor:
     """CD with its KL term: ``E[f(sg x^k)] - E_D[f(x)] + kl_weight (-E[sg f(x^k)] - H(x^k))``; sg: no gradient.
 
-    The last term is the part of the gradient of KL(p_D ‖ p_f) - KL(q^k ‖ p_f) that reaches f through the sampler. Its
-    authors take it through the last step alone; here it is exact through all of them, by the unrolled layers. H is the
+    The last term is KL(q^k ‖ p_f) with f held fixed: its gradient reaches f through the sampler alone, and makes the
+    sampler a better one. Its authors take it through the last step; here it is exact through all of them, by the
+    unrolled layers. It is 0 where p_f = p_D and the transitions leave p_f invariant. The derivative of contrastive
+    divergence itself, KL(p_D ‖ p_f) - KL(q^k ‖ p_f), and that of (20), where f works against the sampler, have this
+    term with the other sign: ``kl_weight=-1``. H is the
     estimate of the entropy by nearest neighbours (Kozachenko and Leonenko), ``D E log min_j ‖x_i - r_j‖``, up to a
     constant.
 
-    Source: Du, Li, Tenenbaum, Mordatch 2021, eqs. (6) to (9); (20), (21) of ADE has the same term with the exact joint
-    entropy. Dual sampler: that of `contrastive_divergence`, with the gradient through it.
+    Source: Du, Li, Tenenbaum, Mordatch 2021, and their code. Dual sampler: that of `contrastive_divergence`, with the gradient through it.
 
     Args:
         potential, data, generator, context: as in `contrastive_divergence`.
         n_steps, step_size: of `Langevin`, where no ``dynamics`` is given.
         dynamics: the transitions, a dynamics layer with ``gradient="full"``; its own parameters get gradients too.
         start: [K, *event], where chains begin; None: at the data.
-        kl_weight: >= 0; 0 is `contrastive_divergence`.
+        kl_weight: 1 is the authors' loss, 0 `contrastive_divergence`.
         reference: [M, *event], the r_j (the authors': a replay buffer), no gradient; None: the other end points.
 
     Returns:
@@ -54,8 +58,8 @@ def improved_contrastive_divergence(
         raise ValueError(f"{layer}: dynamics must have gradient='full', got {dynamics.options.gradient!r}")
     if not is_number(kl_weight):
         raise TypeError(f"{layer}: kl_weight must be a number, got {type(kl_weight).__name__}")
-    if not 0 <= kl_weight < float("inf"):
-        raise ValueError(f"{layer}: kl_weight must be finite and >= 0, got {kl_weight}")
+    if not math.isfinite(kl_weight):
+        raise ValueError(f"{layer}: kl_weight must be finite, got {kl_weight}")
     with estimating(layer, potential, data):
         event = tuple(data.shape[1:])
         start = data if start is None else check_like(layer, "start", start, data, ("K", *event))
