@@ -51,7 +51,7 @@ def test_contrastive_divergence_is_ade_without_the_gradient_through_its_sampler(
 
 
 def test_improved_contrastive_divergence_is_ade_with_it() -> None:
-    """(20) through all steps, momenta apart; with the entropy of x in the place of that of (x, v), which is constant."""
+    """(20) through all steps, momenta apart; the entropy of x in place of (x, v)'s constant one."""
     f, x = model(), draw(6, 2)
     layer = ade.Leapfrog(3, torch.tensor(0.2).double(), learn_step_size=False)
     objective = ade.ADE(f, ade.DualSampler(Rows(x), layer), momentum_weight=0.0)

@@ -36,7 +36,8 @@ def improved_contrastive_divergence(
     estimate of the entropy by nearest neighbours (Kozachenko and Leonenko), ``D E log min_j ‖x_i - r_j‖``, up to a
     constant.
 
-    Source: Du, Li, Tenenbaum, Mordatch 2021, and their code. Dual sampler: that of `contrastive_divergence`, with the gradient through it.
+    Source: Du, Li, Tenenbaum, Mordatch 2021, and their code. Dual sampler: that of `contrastive_divergence`, with the
+    gradient through it.
 
     Args:
         potential, data, generator, context: as in `contrastive_divergence`.

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from .. import estimators
-from ..fields import pinned
+from ..fields import fused_value_and_grad, pinned
 from ..initial import Empirical
 from .config import Config
 from .objective import ADE, COVERAGE_EVERY
 from .sampler import DualSampler
 from .streams import stream
 from .updates import clip_grad_norm, forget_gradients, frozen
-from .values import values_of
+from .values import unfused_values_and_grad, values_of
 
 Loss = Callable[..., Tensor]
 """(potential, data, generator=) -> scalar to minimise."""
@@ -92,12 +92,11 @@ class Estimation(ADE):
         """The penalties of `ADE` at the data alone."""
         penalty = data.new_zeros(())
         if self.gradient_penalty or self.value_penalty:
-            x = data.detach().clone().requires_grad_()
+            x = data.detach()
             with pinned(self.potential):
-                f = values_of(self.potential, x)
-            if self.gradient_penalty:
-                (grad,) = torch.autograd.grad(f.sum(), x, create_graph=True)
-                penalty = penalty + self.gradient_penalty * grad.flatten(1).square().sum(1).mean()
+                found = fused_value_and_grad(self.potential, x)
+                f, grad = unfused_values_and_grad(self.potential, x) if found is None else found
+            penalty = penalty + self.gradient_penalty * grad.flatten(1).square().sum(1).mean()
             penalty = penalty + self.value_penalty * f.square().mean()
         return penalty
 
