@@ -161,7 +161,7 @@ def jax_jit(problem: Problem, settings: peers.Settings) -> peers.Peer:
         compiled = jax.jit(update, donate_argnums=(0, 1))
         outputs = [
             torch.tensor(float(found[0])),
-            *(torch.tensor(jnp.asarray(found[1][n]).tolist()) for n in names[:-1]),
+            *(torch.tensor(found[1][n].tolist()) for n in names[:-1]),
         ]
 
     def run() -> float:
