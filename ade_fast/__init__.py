@@ -5,7 +5,7 @@
 time; `ADE` trains a potential f, p(x) ∝ exp f(x), with them.
 """
 
-from . import data, functional, initial, metrics, reference
+from . import data, estimators, functional, initial, metrics, reference
 from ._slow_paths import SlowPathWarning, slow_paths
 from .dynamics import (
     AnnealedLeapfrog,
@@ -58,6 +58,7 @@ __all__ = [
     "TrainedModel",
     "WithBase",
     "data",
+    "estimators",
     "fit",
     "functional",
     "initial",

@@ -174,12 +174,12 @@ def _normalised_weights(name: str, weights: Tensor, x: Tensor) -> Tensor:
 
 def _pooled_kernel(name: str, x: Tensor, y: Tensor, bandwidth: Bandwidth) -> Tensor:
     """Kernel matrix of x and y together, ``(n + m, n + m)`` float64, with zeros on the diagonal."""
-    distances = _squared_distances(torch.cat((x.flatten(1), y.flatten(1)) if x.ndim > 1 else (x[:, None], y[:, None])))
-    kernel = (distances * (-0.5 / _variance(name, distances.detach(), bandwidth))).exp()
+    distances = squared_distances(torch.cat((x.flatten(1), y.flatten(1)) if x.ndim > 1 else (x[:, None], y[:, None])))
+    kernel = (distances * (-0.5 / kernel_variance(name, distances.detach(), bandwidth))).exp()
     return kernel - torch.diag(kernel.diagonal())
 
 
-def _squared_distances(points: Tensor) -> Tensor:
+def squared_distances(points: Tensor) -> Tensor:
     """``(n, n)`` float64 of ``(n, d)``, each right relative to itself, whatever the offset and the spread."""
     points = points.double()
     # Centred, so that fewer of |a|² + |b|² - 2ab cancel.
@@ -194,7 +194,7 @@ def _squared_distances(points: Tensor) -> Tensor:
     return distances.index_put((i, j), torch.cat(near))
 
 
-def _variance(name: str, distances: Tensor, bandwidth: Bandwidth) -> float:
+def kernel_variance(name: str, distances: Tensor, bandwidth: Bandwidth) -> float:
     """The kernel's sigma² from the bandwidth argument and the squared distances."""
     if isinstance(bandwidth, str):
         if bandwidth not in ("median", "fine"):

@@ -4,7 +4,7 @@
 log-densities as callables; nothing here knows how a model was trained.
 
 - On one axis, given as ``ax`` or pyplot's current one; the axis is returned: :func:`points` (samples over the data),
-  :func:`density` (a log-density on a grid), :func:`curve` (a score over the updates).
+  :func:`density` (a log-density on a grid), :func:`curve` (a score over the updates), :func:`energies` (values of f).
 - Whole figures, which do not touch pyplot's state: :func:`learned` (what a model has learned) and
   :func:`convergence` (how its sampler got there).
 """
@@ -12,7 +12,8 @@ log-densities as callables; nothing here knows how a model was trained.
 from .axes import window
 from .convergence import convergence, curve
 from .density import density
+from .energies import energies
 from .learned import learned
 from .points import points
 
-__all__ = ["convergence", "curve", "density", "learned", "points", "window"]
+__all__ = ["convergence", "curve", "density", "energies", "learned", "points", "window"]

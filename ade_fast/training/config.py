@@ -153,6 +153,17 @@ class Config:
         "auto", "sampler", "how the backward pass gets its states", choices=("auto", "graph", "states", "reversible")
     )
 
+    objective: str = _setting(
+        "ade",
+        "objective",
+        "what f is trained by: ade, or another estimator of Table 1, whose f the sampler then follows",
+        choices=("ade", "cd", "pcd", "icd", "sm", "dsm", "ssm", "ksd", "nlco", "mpf", "nce"),
+    )
+    chain_steps: int = _setting(15, "objective", "Langevin steps k of cd, pcd and icd", low=1, high=10_000)
+    chain_step_size: float = _setting(0.01, "objective", "their step size", above=0)
+    chain_accept: bool = _setting(True, "objective", "a Metropolis test of each of their steps (cd, pcd)")
+    denoising_std: float = _setting(0.1, "objective", "standard deviation of dsm's noise", above=0)
+    radius: float = _setting(0.2, "objective", "how far nlco and mpf look around each data point", above=0)
     bound: str = _setting(
         "importance",
         "objective",

@@ -35,7 +35,7 @@ from .values import evaluate, values_of
 
 _GAP = 100.0
 # log q^0 at given points takes several passes of a flow's networks: not in each update, and not at all data.
-_COVERAGE_EVERY = 4
+COVERAGE_EVERY = 4
 # A metric alone, and f has to be evaluated for it.
 _INITIAL_ROWS = 256
 
@@ -433,13 +433,17 @@ class ADE(nn.Module):
                 other = f_data - self.bounds.of_sampler(model.model, model.log_w, beta) - penalty
                 parameters = [p for p in self.sampler_parameters() if p.requires_grad]
                 loss = with_other_gradient(loss, other, parameters, cut, weights)
-            if self.coverage and self.updates % _COVERAGE_EVERY == 0:
-                start = self.sampler.initial
-                density = getattr(start, "log_prob_once", None) or start.log_prob
-                covered = self.coverage * self._over_data(density(data[::_COVERAGE_EVERY].detach()), _COVERAGE_EVERY)
+            if self.coverage and self.updates % COVERAGE_EVERY == 0:
+                covered = self._covered(data)
                 loss = loss - (covered - covered.detach())
             figures = self._figures(sample, model, beta, defence) if want_figures else {}
         return _Terms(loss, f_data, model.f_samples, model.kinetic, model.entropy, penalty), sample, figures
+
+    def _covered(self, data: Tensor) -> Tensor:
+        """The weighted log-likelihood of a part of the data under q^0, a scalar."""
+        start = self.sampler.initial
+        density = getattr(start, "log_prob_once", None) or start.log_prob
+        return self.coverage * self._over_data(density(data[::COVERAGE_EVERY].detach()), COVERAGE_EVERY)
 
     def _model_terms(self, sample: DualSample, values: Tensor) -> _Model:
         kinetics = self._kinetic(sample)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..potentials import WithBase
 from .config import Config
+from .estimating import estimation
 from .objective import ADE
 from .sampler import DualSampler
 from .updates import adam
@@ -34,6 +35,8 @@ def recipe(potential: nn.Module, sampler: DualSampler, **changes: Any) -> ADE:
 def objective(config: Config, potential: nn.Module, sampler: DualSampler, **changes: Any) -> ADE:
     """The objective of a configuration, with both players' optimizers; ``changes`` are arguments of `ADE`."""
     betas = (config.beta1, config.beta2)
+    if config.objective != "ade":  # f has no bound
+        changes.setdefault("bound", "elbo")
     arguments = {
         "momentum_weight": config.momentum_weight,
         "entropy_weight": config.entropy_weight,
@@ -56,4 +59,6 @@ def objective(config: Config, potential: nn.Module, sampler: DualSampler, **chan
         arguments.setdefault("coverage", config.coverage)
     if arguments["sampler_bound"] != "elbo":
         arguments.setdefault("sampler_min_ess", config.sampler_min_ess)
+    if config.objective != "ade":
+        return estimation(config, potential, sampler, arguments)
     return ADE(potential, sampler, **arguments)

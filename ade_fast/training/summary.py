@@ -48,11 +48,19 @@ _MATTER_WHERE = {
     "damping": lambda config: config.dynamics == "damped",
     "network_hidden": lambda config: config.dynamics == "generalized",
     "input_gain": lambda config: not config.spectral_norm,
+    "chain_steps": lambda config: config.objective in ("cd", "pcd", "icd"),
+    "chain_step_size": lambda config: config.objective in ("cd", "pcd", "icd"),
+    "chain_accept": lambda config: config.objective in ("cd", "pcd"),
+    "denoising_std": lambda config: config.objective == "dsm",
+    "radius": lambda config: config.objective in ("nlco", "mpf"),
+    "bound": lambda config: config.objective == "ade",
     "sampler_min_ess": lambda config: config.sampler_bound != "elbo",
-    "ess_pace": lambda config: config.bound == "importance",
-    "calibrate": lambda config: not config.spectral_norm,
-    "min_ess": lambda config: config.bound == "importance",
-    "defensive": lambda config: config.bound == "importance" and config.base_std is not None,
+    "ess_pace": lambda config: config.bound == "importance" and config.objective == "ade",
+    "calibrate": lambda config: not config.spectral_norm and config.objective == "ade",
+    "min_ess": lambda config: config.bound == "importance" and config.objective == "ade",
+    "defensive": lambda config: (
+        config.bound == "importance" and config.base_std is not None and config.objective == "ade"
+    ),
     "penalty_decay_to": lambda config: config.gradient_penalty > 0 or config.value_penalty > 0,
 }
 

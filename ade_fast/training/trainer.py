@@ -81,6 +81,7 @@ class Trainer:
         self.given = given
         self.potential, self.sampler = build_players(config, self.space, given)
         self.ade = objective(config, self.potential, self.sampler)
+        self._replay = getattr(self.ade, "replay", None)  # of pcd's chains
         self.potential_average = EMA(self.potential, config.ema_decay)
         self.sampler_average = EMA(self.sampler, config.ema_decay)
         self.device = torch.device(config.device)
@@ -222,6 +223,8 @@ class Trainer:
         best = self.best
         if best.scale is not None or not (self.config.calibrate and self._by_weights and can_scale(self.potential)):
             return
+        if self.config.objective != "ade":  # another factor would make it another estimate
+            return
         model, n = self.model(), self.config.likelihood_samples
         generator = self.generator("calibration_data")
         points = self._blurred(self.source.validation(n, generator).to(self.device), generator)
@@ -258,6 +261,7 @@ class Trainer:
             "potential_average": self.potential_average.state_dict(),
             "sampler_average": self.sampler_average.state_dict(),
             "kernels": self.kernels,
+            **({} if self._replay is None else {"replay": self._replay.state_dict()}),
             "generators": {name: generator.get_state() for name, generator in self._generators.items()},
             "data": self.source.fingerprint,
             "given": list(self.given.which()),
@@ -287,6 +291,8 @@ class Trainer:
                 optimizer.load_state_dict(state[name])
         self.potential_average.load_state_dict(state["potential_average"])
         self.sampler_average.load_state_dict(state["sampler_average"])
+        if self._replay is not None:
+            self._replay.load_state_dict(state["replay"])
         for name, generator in self._generators.items():
             generator.set_state(state["generators"][name])
         self.kernels = state["kernels"]

@@ -46,7 +46,7 @@ def evaluate(
     learning = torch.is_grad_enabled() and not data.requires_grad
     found = fused_value_and_grad(potential, points.detach()) if gradient_penalty or learning else None
     if gradient_penalty and found is None:
-        found = _values_and_grad(potential, points.detach())
+        found = unfused_values_and_grad(potential, points.detach())
     if found is not None:
         values, grad = found
         if gradient_penalty:
@@ -105,7 +105,7 @@ def values_of(potential: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return values
 
 
-def _values_and_grad(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+def unfused_values_and_grad(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """(f(x) [B], grad f(x) [B, *event]) at points without a graph, both with the parameters' where gradients are on."""
     learning = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():  # grad f is needed where no one learns, too

@@ -1,0 +1,118 @@
+"""Markov transitions that the contrastive estimators take their negative samples from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..dynamics import Langevin, Leapfrog
+from ..dynamics.base import Dynamics
+from ..initial.base import as_count
+from ._values import Potential, check_generator, check_positive, normal, values
+
+
+class ChainEnd(NamedTuple):
+    """x: where the chains are, [B, *event], without a graph. acceptance: mean acceptance, a scalar; None: no test."""
+
+    x: Tensor
+    acceptance: Tensor | None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """``n_transitions`` runs of a dynamics, each from where the last one ended, on the fused unrolls; no gradients.
+
+    With ``accept_reject`` each run is a Metropolis-Hastings step, under which p_f is invariant: of `Leapfrog`
+    Hamiltonian Monte Carlo (the momentum is drawn anew, the end point accepted with probability min(1, exp(H)), H the
+    change of f - ½‖v‖²); of `Langevin` each of its steps by itself (MALA): it is one leapfrog step of √step_size.
+
+    Args:
+        dynamics: `Leapfrog`, `Langevin`, or without ``accept_reject`` any other dynamics layer.
+        n_transitions: how many runs, >= 1.
+        accept_reject: whether to test each run.
+
+    Raises:
+        TypeError: ``dynamics`` is no dynamics layer, or none that ``accept_reject`` knows.
+        ValueError: ``accept_reject`` with ``sample_range`` (which does not keep volume) or with `Langevin` noise other
+            than √step_size, or networks of its own.
+    """
+
+    dynamics: Dynamics
+    n_transitions: int = 1
+    accept_reject: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dynamics, Dynamics):
+            raise TypeError(f"Chain: dynamics must be a dynamics layer, got {type(self.dynamics).__name__}")
+        as_count("Chain", "n_transitions", self.n_transitions, least=1)
+        if not isinstance(self.accept_reject, bool):
+            raise TypeError(f"Chain: accept_reject must be True or False, got {self.accept_reject!r}")
+        if not self.accept_reject:
+            return
+        kind = type(self.dynamics)
+        if kind not in (Leapfrog, Langevin):
+            raise TypeError(f"Chain: accept_reject needs Leapfrog or Langevin, got {kind.__name__}")
+        if self.dynamics.options.sample_range is not None:
+            raise ValueError("Chain: accept_reject needs dynamics without sample_range, which does not keep volume")
+        if kind is Langevin:
+            layer = self.dynamics
+            if layer.log_noise_std is not None or layer.shift_v is not None or layer.shift_x is not None:
+                raise ValueError(
+                    "Chain: accept_reject needs Langevin with noise_std=None (√step_size) and without shift_v, shift_x"
+                )
+            if layer.options.momentum_clip is not None:
+                raise ValueError("Chain: accept_reject needs Langevin without momentum_clip")
+
+    @classmethod
+    def langevin(cls, n_steps: int, step_size: float, accept_reject: bool = False, *, like: Tensor) -> Chain:
+        """``n_steps`` Langevin steps with a fixed step size, for states like ``like``."""
+        step = torch.tensor(check_positive("Chain", "step_size", step_size), dtype=like.dtype, device=like.device)
+        return cls(Langevin(n_steps, step, learn_step_size=False, gradient="none"), 1, accept_reject)
+
+    @torch.no_grad()
+    def run(
+        self,
+        potential: Potential,
+        x0: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        context: tuple[Tensor, ...] | None = None,
+    ) -> ChainEnd:
+        """From x0 [B, *event]; inside `pinned` where f's weights are parametrised."""
+        check_generator("Chain", generator)
+        x = x0.detach()
+        if not self.accept_reject:
+            for _ in range(self.n_transitions):
+                x = self.dynamics(potential, x, generator=generator, context=context).x
+            return ChainEnd(x, None)
+        f, accepted = values("Chain", potential, x), []
+        for layer in self._proposals():
+            v = normal(tuple(x.shape), x, generator)
+            moved = layer(potential, x, v, context=context)
+            f_moved = values("Chain", potential, moved.x)
+            gain = f_moved - f - _kinetic(moved.v) + _kinetic(v)
+            unit = torch.rand(len(x), generator=generator, device=_device(x, generator), dtype=f.dtype).to(x.device)
+            takes = unit.log() < gain  # not where the gain is NaN
+            x = torch.where(takes.view(-1, *(1 for _ in x.shape[1:])), moved.x, x)
+            f = torch.where(takes, f_moved, f)
+            accepted.append(takes.to(f.dtype).mean())
+        return ChainEnd(x, torch.stack(accepted).mean())
+
+    def _proposals(self) -> list[Leapfrog]:
+        """The leapfrog of every Metropolis-Hastings step."""
+        if isinstance(self.dynamics, Leapfrog):
+            return [self.dynamics] * self.n_transitions
+        layer, options = self.dynamics, {"learn_step_size": False, "grad_clip": self.dynamics.options.grad_clip}
+        root = layer.step_size.detach().sqrt()
+        return [Leapfrog(1, root, **options)] * (layer.n_steps * self.n_transitions)
+
+
+def _kinetic(v: Tensor) -> Tensor:
+    return 0.5 * v.flatten(1).square().sum(1)
+
+
+def _device(x: Tensor, generator: torch.Generator | None) -> torch.device:
+    return x.device if generator is None else generator.device
