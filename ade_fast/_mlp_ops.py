@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ._once import refuse_derivative
 from ._ops import _Function, _library, _skipping_autograd, below_autograd, ops
+from ._record import Record
 
 Tensors = list[Tensor]
 
@@ -25,6 +26,7 @@ _MAX_BOTTOM_DIMS = 2  # csrc/common/mlp_shape.h
 # Before the weights and the biases:
 _STEP_TENSORS = 6  # x0, v0, kick, drift, log_decay, log_stretch
 _BRIDGE_TENSORS = 6  # scale, pull, centre, noise_v, noise_x, noise
+_RECORDED = 2  # value, gradient
 _UNROLL_TENSORS = _STEP_TENSORS + _BRIDGE_TENSORS
 _SCHEDULED_TENSORS = 4  # x0, v0, the two of the schedule
 # After them, before what is optional:
@@ -72,6 +74,7 @@ def _register_fakes() -> None:
         dx_end, dv_end, v0, kick, drift, log_decay, log_stretch, weights, biases, x, v, bits, products, activation,
         parameter, precision, damping, grad_clip, grad_bound, momentum_clip, momentum_bound, lo, hi, stopped,
         want_weights, dv_all=None, scale=None, pull=None, centre=None, noise_v=None, noise_x=None, noise=None,
+        adjoint=None,
     ):  # fmt: skip
         inputs = (dx_end, dv_end, kick, drift, log_decay, log_stretch, scale, pull, centre, noise_v, noise_x)
         like = [_empty_like(t, dx_end) for t in inputs]
@@ -111,6 +114,7 @@ def _gradients_like(weights: Tensors, biases: Tensors, wanted: bool) -> tuple[Te
 
 # Overloads, not their packets: resolving those costs small calls as much as a tensor.
 _unroll, _field = ops.mlp_unroll.default, ops.mlp_field.default
+_unroll_arguments = [argument.name for argument in _unroll._schema.arguments]
 _unroll_backward = _skipping_autograd(ops.mlp_unroll_backward.default)
 _field_backward = _skipping_autograd(ops.mlp_field_backward.default)
 
@@ -169,8 +173,11 @@ class _Unroll(_Function):
         inputs, weights, biases = _split(tensors, _UNROLL_TENSORS)
         steps, bridge = inputs[:_STEP_TENSORS], inputs[_STEP_TENSORS:]
         *rest, keep_states, keep_bits, keep_products = numbers
+        ctx.record = Record.current()
         with below_autograd():
-            x_end, v_end, x, v, *kept = _unroll(*steps, weights, biases, *rest, True, keep_bits, keep_products, *bridge)
+            x_end, v_end, x, v, *kept = _recorded(
+                ctx.record, *steps, weights, biases, *rest, True, keep_bits, keep_products, *bridge
+            )
         ctx.numbers, ctx.decides = rest, WeightGradients.latest()
         ctx.save_for_backward(*tensors, x, v, *kept)
         ctx.set_materialize_grads(False)
@@ -187,7 +194,7 @@ class _Unroll(_Function):
         wanted = ctx.needs_input_grad[1:]
         *dinputs, dweights, dbiases = _go_back(
             dx_end, dv_end, v0, steps, weights, biases, (x, v, bits, products), ctx.numbers,
-            _are_wanted(ctx, wanted[_UNROLL_TENSORS:]), dv_all, *bridge,
+            _are_wanted(ctx, wanted[_UNROLL_TENSORS:]), dv_all, *bridge, record=ctx.record,
         )  # fmt: skip
         derivatives = [*dinputs, None, *dweights, *dbiases]  # none for the noise
         if torch.is_grad_enabled():  # create_graph=True: x0 is not among the operator's inputs, but they depend on it
@@ -214,9 +221,10 @@ class _ScheduledUnroll(_Function):
     ):
         (x0, v0, *steps), weights, biases = _split(tensors, _SCHEDULED_TENSORS)
         *rest, keep_bits, keep_products = numbers
+        ctx.record = Record.current()
         with below_autograd():
-            x_end, v_end, *kept = _unroll(
-                x0, v0, kick, drift, None, None, weights, biases, *rest, True, keep_bits, keep_products,
+            x_end, v_end, *kept = _recorded(
+                ctx.record, x0, v0, kick, drift, None, None, weights, biases, *rest, True, keep_bits, keep_products,
                 *_as_bridge(gaussian),
             )  # fmt: skip
         ctx.numbers, ctx.vjp, ctx.decides = rest, vjp, WeightGradients.latest()
@@ -237,6 +245,7 @@ class _ScheduledUnroll(_Function):
         dx0, dv0, dkick, ddrift, *_, dweights, dbiases = _go_back(
             dx_end, dv_end, v0, (kick, drift, None, None), weights, biases, (x, v, bits, products), ctx.numbers,
             _are_wanted(ctx, wanted[_SCHEDULED_TENSORS:]), *((None, *_as_bridge(gaussian)) if gaussian else ()),
+            record=ctx.record,
         )  # fmt: skip
         derivatives = [dx0, dv0, *ctx.vjp(dkick, ddrift, wanted[2:_SCHEDULED_TENSORS]), *dweights, *dbiases]
         if torch.is_grad_enabled():
@@ -264,14 +273,35 @@ def _go_back(
     numbers: Sequence[float],
     want_weights: bool,
     *optional: Tensor | None,
+    record: Record | None = None,
 ) -> tuple:
     """``mlp_unroll_backward``; `steps` and `kept` are kick to log_stretch, and x to products."""
+    if record is not None:
+        absent = (None,) * (1 + _BRIDGE_TENSORS - len(optional))
+        adjoint = v0.new_empty((len(kept[0]), 2, len(v0)))
+        optional = (*optional, *absent, adjoint)
     dx_end = torch.zeros_like(v0) if dx_end is None else dx_end
     dv_end = torch.zeros_like(v0) if dv_end is None else dv_end
     stopped = numbers[-1]
-    return _unroll_backward(
+    derivatives = _unroll_backward(
         dx_end, dv_end, v0, *steps, weights, biases, *kept, *numbers, want_weights and not stopped, *optional
     )
+    if record is not None:
+        record.end_fused_backward(adjoint)
+    return derivatives
+
+
+def _recorded(record: Record | None, *values) -> Sequence[Tensor]:
+    """``mlp_unroll`` by its values up to those of the bridge; kept states, f and ∇f go to the record too."""
+    if record is None:
+        return _unroll(*values)
+    x0, _, kick, *_ = values
+    at = len(_unroll_arguments) - _RECORDED
+    value, gradient = x0.new_empty((len(kick), len(x0))), x0.new_empty((len(kick), *x0.shape))
+    outputs = _unroll(*values, *(None,) * (at - len(values)), value, gradient)
+    _, v_end, x, v, *_ = outputs
+    record.unrolled(x, torch.cat([v, v_end.unsqueeze(0)]), value, gradient)
+    return outputs
 
 
 class _Field(_Function):
@@ -338,9 +368,10 @@ def scheduled_unroll(
     tensors = (x0, v0, *steps, *weights, *biases)
     if wants_grad(*tensors):
         return _ScheduledUnroll.apply(numbers, vjp, kick, drift, gaussian, *tensors)
+    record = Record.current()
     with below_autograd():
-        return _unroll(
-            x0, v0, kick, drift, None, None, weights, biases, *numbers[:-2], False, False, False,
+        return _recorded(
+            record, x0, v0, kick, drift, None, None, weights, biases, *numbers[:-2], record is not None, False, False,
             *_as_bridge(gaussian),
         )[:2]  # fmt: skip
 
@@ -361,8 +392,13 @@ def _register_derivatives() -> None:
         if wants_grad(*steps, *bridge, *weights, *biases):
             absent = (None,) * (_BRIDGE_TENSORS - len(bridge))
             return _Unroll.apply(numbers, *steps, *bridge, *absent, *weights, *biases)
+        record = Record.current()
+        if record is None:
+            with below_autograd():
+                return _unroll(*steps, weights, biases, *rest)
+        *before, _, keep_bits, keep_products = numbers
         with below_autograd():
-            return _unroll(*steps, weights, biases, *rest)
+            return _recorded(record, *steps, weights, biases, *before, True, keep_bits, keep_products, *bridge)
 
     def field(x, weights, biases, *rest):
         numbers, optional = rest[:_FIELD_NUMBERS], rest[_FIELD_NUMBERS:]

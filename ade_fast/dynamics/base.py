@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..fields import GradientMode, Layout, Plan, Schedule, generalized_kicks, probe_potential
+from .diagnostics import Alarm, Diagnostics, Watched
 
 _STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _GRADIENTS = ("full", "truncated", "stopped", "none")
@@ -305,6 +306,11 @@ class MergedSteps:
             drift = step_rows(self.layer, self.drift_step, self.n_steps, self.layout, x0, "drift_step")
         return merged_kicks(eta, self.n_steps), drift.expand(self.n_steps, -1)
 
+    def half_kicks(self, x0: Tensor) -> Tensor:
+        """The half kicks that end the steps, [T, D], without a graph."""
+        with torch.no_grad():
+            return 0.5 * step_rows(self.layer, self.step_size, self.n_steps, self.layout, x0).expand(self.n_steps, -1)
+
     def schedule(self, x0: Tensor) -> Schedule:
         """The same for the MLP operators: numbers of their own, whatever becomes of the step sizes."""
         with torch.no_grad():
@@ -357,6 +363,7 @@ class Dynamics(nn.Module):
     ``has_momentum``: whether there is any, q⁰'s (`momentum_shape`) or the dynamics' own. ``estimates_log_det``: whether
     log_det is only an estimate, so that there are no weights.
 
+    ``diagnostics`` are the `Diagnostics` of the latest call that asked for them (``diagnostics=True``), else None.
     ``last_plan`` is the `Plan` of the latest differentiable call: which memory plan ``"auto"`` chose, and whether
     the potential was recognised as piecewise linear.
     """
@@ -372,8 +379,19 @@ class Dynamics(nn.Module):
         self.options = options
         self._register_step("step_size", check_step_size(layer, step_size), learn_step_size)
         self.last_plan: Plan | None = None
+        self.diagnostics: Diagnostics | None = None
+        self._alarm = Alarm()
 
-    def _planned(self, output: DynamicsOutput, plan: Plan | None) -> DynamicsOutput:
+    def _watched(self, diagnostics: bool) -> Watched | None:
+        """What a call that asks for diagnostics is given to write them down in."""
+        layer = type(self).__name__
+        if not isinstance(diagnostics, bool):
+            raise TypeError(f"{layer}: diagnostics must be True or False, got {diagnostics!r}")
+        return Watched(layer, self._alarm, self.options) if diagnostics else None
+
+    def _planned(self, output: DynamicsOutput, plan: Plan | None, watched: Watched | None = None) -> DynamicsOutput:
+        if watched is not None:
+            self.__dict__["diagnostics"] = watched.diagnostics
         if plan is not None:
             self.__dict__["last_plan"] = plan  # by Module.__setattr__ it takes as long as all checks of a call
         return output

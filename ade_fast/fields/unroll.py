@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .._record import Record
 from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear, note_no_time_batch
 from .memory import memory_budget
 from .surroundings import Inputs, Surroundings, is_observed
@@ -74,6 +75,7 @@ class GradientSide:
         n_kicks: T + 1.
         surroundings: of the potential and of whatever else is evaluated along the unroll.
         watch: tensors that must not change before the backward pass.
+        record: where evaluations are written down, or None.
     """
 
     def __init__(
@@ -86,8 +88,10 @@ class GradientSide:
         n_kicks: int,
         surroundings: Surroundings,
         watch: Watch,
+        record: Record | None = None,
     ) -> None:
         self.plan = plan
+        self.record = record
         self.inputs = inputs
         self.guarded: tuple[Tensor, ...] = ()  # not inputs, but must not change before the backward pass either
         self._field = field
@@ -127,7 +131,10 @@ class GradientSide:
             self._tapes[t] = evaluation
         if self.keeps_grads:
             self._grads.append(evaluation.grad)
-        return self._field.whole(evaluation.grad, x)
+        whole = self._field.whole(evaluation.grad, x)
+        if self.record is not None:
+            self.record.evaluated(x, self._field.whole_value(evaluation.value, x), whole)
+        return whole
 
     def _evaluate(self, x: Tensor) -> Evaluation:
         # Where the backward pass evaluates nothing again, only here can it be seen that f bends at a later step.

@@ -150,6 +150,7 @@ class DualSampler(nn.Module):
         n: int,
         generator: torch.Generator | None = None,
         context: tuple[Tensor, ...] | None = None,
+        diagnostics: bool = False,
     ) -> DualSample:
         """Draw n samples; differentiable with respect to everything they depend on.
 
@@ -158,6 +159,7 @@ class DualSampler(nn.Module):
             n: number of samples, >= 0.
             generator: the source of all randomness (torch's global one if None).
             context: non-leaf tensors that f depends on; passed on to the dynamics.
+            diagnostics: whether ``dynamics.diagnostics`` is to be that of this unroll.
         """
         n = integer("DualSampler", "n", n, low=0)
         annealed = _anneals(self.dynamics)
@@ -165,6 +167,7 @@ class DualSampler(nn.Module):
         start, target = (self.initial, potential) if flow is None else (flow.base, _InBaseVariables(potential, flow))
         drawn = start.sample(n, momentum_shape=self._momentum_shape(), generator=generator)
         options = {"initial": start} if annealed else {}
+        options |= {"diagnostics": True} if diagnostics else {}  # a dynamics of others need not know of it
         sample = _run(self.dynamics, target, drawn, generator=generator, context=context, **options)
         return sample if flow is None else _out_of_base(flow, sample)
 
@@ -174,6 +177,7 @@ class DualSampler(nn.Module):
         n: int,
         generator: torch.Generator | None = None,
         context: tuple[Tensor, ...] | None = None,
+        diagnostics: bool = False,
     ) -> tuple[DualSample, Cut | None]:
         """`sample`, with the unroll's graph cut from this sampler's parameters, so that it can be gone through alone.
 
@@ -183,7 +187,7 @@ class DualSampler(nn.Module):
         dynamics = self.dynamics
         own = dict(dynamics.named_parameters(recurse=False)) if isinstance(dynamics, nn.Module) else None
         if own is None or _anneals(dynamics) or len(own) < len(list(dynamics.parameters())):
-            return self.sample(potential, n, generator, context), None
+            return self.sample(potential, n, generator, context, diagnostics), None
         cut = Cut([], [])
 
         def leaf(tensor: Tensor | None) -> Tensor | None:
@@ -199,7 +203,8 @@ class DualSampler(nn.Module):
         def run(*args: object, **options: object) -> DynamicsOutput:
             return functional_call(dynamics, steps, args, options)
 
-        return _run(run, potential, tuple(map(leaf, drawn)), generator=generator, context=context), cut
+        options = {"diagnostics": True} if diagnostics else {}
+        return _run(run, potential, tuple(map(leaf, drawn)), generator=generator, context=context, **options), cut
 
     def draws_own_momenta(self) -> bool:
         """Whether the momenta are the dynamics' own, one per step [T, B, ...] (Langevin), not q^0's."""

@@ -106,6 +106,14 @@ struct Bridge {
   }
 };
 
+// Where diagnostics are written to, or null.
+void* diagnosis_of(Op& op, const char* argument, const Given& tensor, std::initializer_list<int64_t> shape) {
+  if (!tensor) return nullptr;
+  if (op.on_cuda()) op.fail(std::string(argument) + " must not be given on CUDA: it is of the CPU alone");
+  if (!tensor->is_contiguous()) op.fail(std::string(argument) + " must be contiguous: it is written to");
+  return const_cast<void*>(op.of_shape(argument, *tensor, "every state", shape));
+}
+
 // The gradient of an argument that may be absent: allocated as it, or absent() and null.
 Tensor gradient_of(const Op& op, const Given& tensor, void*& pointer) {
   if (!tensor) return op.absent();
@@ -148,7 +156,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
     int64_t momentum_clip, double momentum_bound, double lo, double hi,
     bool /* stopped: for the derivative */, bool keep_states, bool keep_bits, bool keep_products,
     const Given& scale, const Given& pull, const Given& centre, const Given& noise_v, const Given& noise_x,
-    const Given& noise) {
+    const Given& noise, const Given& value, const Given& gradient) {
   Op op("mlp_unroll", "x0", x0);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpUnroll args{};
@@ -162,6 +170,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
   args.x0 = op.states("x0", x0);
   args.v0 = op.states("v0", v0);
   const int64_t rows = op.rows(), dim = op.cols(), steps = args.dynamics.steps;
+  all_or_none(op, "value and gradient", {&value, &gradient});
+  args.value = diagnosis_of(op, "value", value, {steps + 1, rows});
+  args.gradient = diagnosis_of(op, "gradient", gradient, {steps + 1, rows, dim});
   const Tensor x_end = op.new_states(), v_end = op.new_states();
   const Tensor x = keep_states ? op.keep_of_shape({steps + 1, rows, dim}) : op.absent();
   const Tensor v = keep_states ? op.keep_of_shape({steps, rows, dim}) : op.absent();
@@ -193,7 +204,8 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
                     int64_t precision, double damping, int64_t grad_clip, double grad_bound,
                     int64_t momentum_clip, double momentum_bound, double lo, double hi, bool stopped,
                     bool want_weights, const Given& dv_all, const Given& scale, const Given& pull,
-                    const Given& centre, const Given& noise_v, const Given& noise_x, const Given& noise) {
+                    const Given& centre, const Given& noise_v, const Given& noise_x, const Given& noise,
+                    const Given& adjoint) {
   Op op("mlp_unroll_backward", "dx_end", dx_end);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpUnrollBackward args{};
@@ -220,6 +232,7 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
   args.stopped = stopped;
   args.dx_end = op.states("dx_end", dx_end);
   args.dv_end = op.states("dv_end", dv_end);
+  args.adjoint = diagnosis_of(op, "adjoint", adjoint, {steps + 1, 2, rows});
   args.dv_all = rows_of(op, "dv_all", dv_all, "every kept momentum", {steps, rows, dim});
   const Tensor dx0 = op.new_states(), dv0 = op.new_states();
   const Tensor dkick = op.new_of_shape({steps + 1, dim}), ddrift = op.new_of_shape({steps, dim});
@@ -330,7 +343,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
       "grad_clip, "
       "float grad_bound, int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, "
       "bool keep_states, bool keep_bits, bool keep_products, Tensor? scale=None, Tensor? pull=None, "
-      "Tensor? centre=None, Tensor? noise_v=None, Tensor? noise_x=None, Tensor? noise=None) "
+      "Tensor? centre=None, Tensor? noise_v=None, Tensor? noise_x=None, Tensor? noise=None, "
+      "Tensor(a!)? value=None, Tensor(b!)? gradient=None) "
       "-> (Tensor x_end, Tensor v_end, Tensor x, Tensor v, Tensor bits, Tensor products)");
   m.def(
       "mlp_unroll_backward(Tensor dx_end, Tensor dv_end, Tensor v0, Tensor kick, Tensor drift, "
@@ -340,7 +354,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
       "grad_bound, "
       "int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, bool want_weights, "
       "Tensor? dv_all=None, Tensor? scale=None, Tensor? pull=None, Tensor? centre=None, "
-      "Tensor? noise_v=None, Tensor? noise_x=None, Tensor? noise=None) "
+      "Tensor? noise_v=None, Tensor? noise_x=None, Tensor? noise=None, Tensor(a!)? adjoint=None) "
       "-> (Tensor dx0, Tensor dv0, Tensor dkick, Tensor ddrift, Tensor dlog_decay, Tensor dlog_stretch, "
       "Tensor dscale, Tensor dpull, Tensor dcentre, Tensor dnoise_v, Tensor dnoise_x, "
       "Tensor[] dweights, Tensor[] dbiases)");
