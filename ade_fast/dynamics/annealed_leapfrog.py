@@ -153,7 +153,8 @@ class AnnealedProgram:
                 dv.to(dtype), force, kick[t], *self._kick
             )
             if self._stopped:
-                _went_back(side, t, dx, dv)
+                if side.record is not None:
+                    side.record.went_back(t, dx)
                 continue
             dscale[t] = (dforce * g).sum()
             dpull[t] = -(dforce * (x - centre)).sum(0)
@@ -162,21 +163,18 @@ class AnnealedProgram:
             hessian_u = side.pull(t, x, (scale[t] * dforce).to(dtype), want_x=t > 0 or wants[0])
             if hessian_u is not None:
                 dx = dx + hessian_u
-            _went_back(side, t, dx, dv)
+            if side.record is not None:
+                side.record.went_back(t, dx)
         rows = (dkick, ddrift, ddecay, dnoise_x, dnoise_v, dscale, dpull, dcentre)
         return dx.to(dtype), dv, *rows, dnoise
 
     def observe(self, record: Record, args: tuple) -> Observed:
         """The potential changes from step to step, and the momenta are refreshed: no energy is conserved."""
         *_, scale, pull, centre, _ = args
+        record.with_momentum = False
         gradient, x, v = map(record.stacked, ("gradient", "x", "momenta"))
         force = _bridge_force(gradient, x, scale.view(-1, 1, 1), pull.unsqueeze(1), centre)
         return Observed(force.detach(), v, None, v.new_zeros(self.n_steps))
-
-
-def _went_back(side: GradientSide, t: int, dx: Tensor, dv: Tensor) -> None:
-    if side.record is not None:
-        side.record.went_back(t, dx, dv)
 
 
 def _bridge_force(grad: Tensor, x: Tensor, scale: Tensor, pull: Tensor, centre: Tensor) -> Tensor:

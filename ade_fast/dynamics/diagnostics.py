@@ -68,9 +68,9 @@ class Diagnostics:
     (x_0, v_0) to (x_t, v_t).
 
     Of the latest backward pass through the unroll: adjoint_norm: ‖(dx_t, dv_t)‖, the norm of the cotangents of x_t and
-    of the momentum that the kick at x_t begins with (for Langevin and DeterministicLangevin of x_t alone);
-    adjoint_max: the largest of the batch; adjoint_growth, []: adjoint_norm at x_0 over that at the last. None before
-    there is one, and where the unroll runs on autograd's own graph.
+    of the momentum that the kick at x_t begins with (of x_t alone where momenta are drawn or refreshed, or there are
+    none); adjoint_max: the largest of the batch; adjoint_growth, []: adjoint_norm at x_0 over that at the last. None
+    before there is one, and where the unroll runs on autograd's own graph.
     """
 
     layer: str
