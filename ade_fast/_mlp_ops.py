@@ -65,7 +65,7 @@ def _register_fakes() -> None:
         products = (steps + 1, columns, rows) if keep_products and x0.device.type != "cuda" else (0,)
         return (
             x0.new_empty(x0.shape), v0.new_empty(v0.shape), x, v, x0.new_empty(bits, dtype=torch.uint8),
-            x0.new_empty(products), *_figures_like(x0, steps, optional[-1:] == (True,)),
+            x0.new_empty(products), *_figures_like(x0, steps, optional[_BRIDGE_TENSORS:] == (True,)),
         )  # fmt: skip
 
     @torch.library.register_fake("ade_fast::mlp_unroll_backward")
