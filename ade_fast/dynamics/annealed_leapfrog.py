@@ -61,6 +61,7 @@ class AnnealedProgram:
     """
 
     record: Record | None = None
+    hands_on_momentum = False
 
     def __init__(self, layer: str, n_steps: int, options: Options) -> None:
         self.n_steps = self.n_kicks = n_steps
@@ -171,7 +172,6 @@ class AnnealedProgram:
     def observe(self, record: Record, args: tuple) -> Observed:
         """The potential changes from step to step, and the momenta are refreshed: no energy is conserved."""
         *_, scale, pull, centre, _ = args
-        record.with_momentum = False
         gradient, x, v = map(record.stacked, ("gradient", "x", "momenta"))
         force = _bridge_force(gradient, x, scale.view(-1, 1, 1), pull.unsqueeze(1), centre)
         return Observed(force.detach(), v, None, v.new_zeros(self.n_steps))

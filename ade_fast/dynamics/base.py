@@ -306,10 +306,9 @@ class MergedSteps:
             drift = step_rows(self.layer, self.drift_step, self.n_steps, self.layout, x0, "drift_step")
         return merged_kicks(eta, self.n_steps), drift.expand(self.n_steps, -1)
 
-    def half_kicks(self, x0: Tensor) -> Tensor:
-        """The half kicks that end the steps, [T, D], without a graph."""
-        with torch.no_grad():
-            return 0.5 * step_rows(self.layer, self.step_size, self.n_steps, self.layout, x0).expand(self.n_steps, -1)
+    def half_kicks(self, x0: Tensor, step_size: Tensor) -> Tensor:
+        """The half kicks that end the steps, [T, D], from a step size like `step_size`."""
+        return 0.5 * step_rows(self.layer, step_size, self.n_steps, self.layout, x0).expand(self.n_steps, -1)
 
     def schedule(self, x0: Tensor) -> Schedule:
         """The same for the MLP operators: numbers of their own, whatever becomes of the step sizes."""
@@ -379,8 +378,13 @@ class Dynamics(nn.Module):
         self.options = options
         self._register_step("step_size", check_step_size(layer, step_size), learn_step_size)
         self.last_plan: Plan | None = None
-        self.diagnostics: Diagnostics | None = None
+        self._latest: Watched | None = None  # of the calls that asked for diagnostics
         self._alarm = Alarm()
+
+    @property
+    def diagnostics(self) -> Diagnostics | None:
+        """Those of the latest call that asked for them, computed when they are first read; else None."""
+        return None if self._latest is None else self._latest.diagnostics
 
     def _watched(self, diagnostics: bool) -> Watched | None:
         """What a call that asks for diagnostics is given to write them down in."""
@@ -391,7 +395,7 @@ class Dynamics(nn.Module):
 
     def _planned(self, output: DynamicsOutput, plan: Plan | None, watched: Watched | None = None) -> DynamicsOutput:
         if watched is not None:
-            self.__dict__["diagnostics"] = watched.diagnostics
+            self.__dict__["_latest"] = watched
         if plan is not None:
             self.__dict__["last_plan"] = plan  # by Module.__setattr__ it takes as long as all checks of a call
         return output

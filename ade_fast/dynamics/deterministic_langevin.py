@@ -27,6 +27,7 @@ class DeterministicLangevinProgram:
     """
 
     record: Record | None = None
+    hands_on_momentum = False
 
     def __init__(self, layer: str, n_steps: int, options: Options) -> None:
         self.n_steps = self.n_kicks = n_steps
@@ -95,7 +96,6 @@ class DeterministicLangevinProgram:
 
     def observe(self, record: Record, args: tuple) -> Observed:
         """There is no momentum; the log-determinants of all steps are computed later, together."""
-        record.with_momentum = False
         return Observed(record.stacked("gradient"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -164,16 +165,36 @@ def _largest(values: Tensor) -> Tensor:
 
 
 class Watched(Record):
-    """The record of one call that asked for diagnostics, and what becomes of it: `diagnostics`."""
+    """The record of one call that asked for diagnostics, and what becomes of it: `diagnostics`.
 
-    def __init__(self, layer: str, alarm: Alarm, options: Options) -> None:
+    They are computed when they are first read: until then the record keeps f, ∇f and the states of the unroll.
+    """
+
+    def __init__(self, layer: str, alarm: Alarm, options: Options, found: Diagnostics | None = None) -> None:
         super().__init__()
-        self.diagnostics: Diagnostics | None = None
         self._layer, self._alarm, self._options = layer, alarm, options
+        self._found = found
+        self._observe: Callable[[], Observed] | None = None
+        self._adjoint: Tensor | None = None
 
-    @torch.no_grad()
-    def diagnose(self, observed: Observed) -> None:
-        """The figures of the forward pass; those of the backward pass follow when it has run."""
+    def __reduce__(self) -> tuple:
+        return Watched, (self._layer, self._alarm, self._options, self.diagnostics)
+
+    def observe_by(self, observe: Callable[[], Observed]) -> None:
+        """observe: what a program makes of the record, whatever has become of its arguments meanwhile."""
+        self._observe = observe
+
+    @property
+    def diagnostics(self) -> Diagnostics | None:
+        if self._observe is not None:
+            with torch.no_grad():
+                self._found, self._observe = self._diagnosed(self._observe()), None
+            self.forget()
+            if self._adjoint is not None:
+                self._fill_in(self._adjoint)
+        return self._found
+
+    def _diagnosed(self, observed: Observed) -> Diagnostics:
         value, gradient, log_det = self.stacked("value"), self.stacked("gradient"), observed.log_det
         found = Diagnostics(self._layer, value.mean(1), _norm(gradient).mean(1), alarm=self._alarm)
         found.grad_clipped = _fraction(observed.force, self._options.grad_clip)
@@ -190,14 +211,17 @@ class Watched(Record):
             found.energy_error_max = _largest(error.abs())
             log_ratio = -error if log_det is None else log_det.view(len(log_det), -1) - error
             found.acceptance = log_ratio.clamp_(max=0.0).exp_().mean(1)
-        self.forget()
-        self.diagnostics = found
+        return found
 
     def after_backward(self, norms: Tensor) -> None:
-        found = self.diagnostics
-        found.adjoint_norm, found.adjoint_max = norms.mean(1), _largest(norms)
-        if norms.device.type == "cpu":
-            found.check()
+        self._adjoint = norms
+        if self._found is not None:
+            self._fill_in(norms)
+        if norms.device.type == "cpu" and not self._alarm.fired:
+            self._alarm.check(self._layer, norms.mean(1).tolist())
+
+    def _fill_in(self, norms: Tensor) -> None:
+        self._found.adjoint_norm, self._found.adjoint_max = norms.mean(1), _largest(norms)
 
 
 def _norm(rows: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class GeneralizedLeapfrogProgram:
     """
 
     record: Record | None = None
+    hands_on_momentum = True
 
     def __init__(
         self,

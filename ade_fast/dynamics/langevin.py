@@ -49,6 +49,7 @@ class LangevinProgram:
     """
 
     record: Record | None = None
+    hands_on_momentum = False
 
     def __init__(
         self, layer: str, n_steps: int, shifts: Shifts, layout: Layout, momentum: Layout, options: Options
@@ -195,7 +196,6 @@ class LangevinProgram:
         force, v = record.stacked("gradient"), record.stacked("momenta")
         if record.kicks:
             force = torch.stack([force for _, force in record.kicks]).to(v)
-        record.with_momentum = False
         return Observed(force, v, None if self._drift_nets.functions else v, v.new_zeros(self.n_steps))
 
     def _drift_backward(self, t: int, dx: Tensor, x: Tensor, v: Tensor, one: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -30,6 +30,7 @@ class LeapfrogProgram:
     """
 
     record: Record | None = None
+    hands_on_momentum = True
 
     def __init__(self, layer: str, n_steps: int, damping: float, options: Options, steps: base.MergedSteps) -> None:
         self.n_steps, self.n_kicks = n_steps, n_steps + 1
@@ -113,10 +114,10 @@ class LeapfrogProgram:
 
     def observe(self, record: Record, args: tuple) -> Observed:
         """v_t is what the half kick that ends a step leaves."""
-        x0, v0, *_ = args
+        x0, v0, step_size, _ = args
         force, after = record.stacked("gradient"), record.stacked("momenta")
         damping = self._kick[0]
-        half = self._steps.half_kicks(x0)
+        half = self._steps.half_kicks(x0, step_size)
         ended = torch.addcmul(damping * after[:-1], half.unsqueeze(1), clipped(force[1:], self._grad_clip))
         kicks = torch.arange(1, self.n_kicks + 1, dtype=half.dtype, device=half.device)
         kicks[0] = 0  # before the first kick

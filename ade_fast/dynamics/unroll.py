@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
@@ -58,6 +59,7 @@ class Program(Protocol):
 
     n_kicks: int
     record: Record | None
+    hands_on_momentum: bool
 
     def fused(
         self, field: MLPField, args: tuple, gaussian: AffineForce | None, **options
@@ -157,14 +159,15 @@ def differentiate(
 ) -> tuple[tuple[Tensor, ...], Plan | None]:
     """Runs `program` on `args` (x⁰ rows first), differentiable as `options` say; returns outputs and the plan.
 
-    With `watched`, the unroll is written down in it and diagnosed.
+    With `watched`, the unroll is written down in it, to be diagnosed.
     """
     if watched is None:
         return _differentiate(layer, potential, program, args, layout, options, context, None)
-    program.record = watched
+    program.record, watched.with_momentum = watched, program.hands_on_momentum
+    # As they are now: the optimizer's next step, say, comes before anybody looks.
+    as_they_are = tuple([None if t is None else t.detach().clone() for t in args])
     found = _differentiate(layer, potential, program, args, layout, options, context, watched)
-    with torch.no_grad():
-        watched.diagnose(program.observe(watched, args))
+    watched.observe_by(functools.partial(program.observe, watched, as_they_are))
     return found
 
 

@@ -289,7 +289,7 @@ class ADE(nn.Module):
         if self.check_finite and not all(map(math.isfinite, everything[: len(values)])):
             raise self._non_finite("the objective or its gradient", data, terms)
         metrics = dict(zip((*names, *figures), everything, strict=True))
-        if diagnostics and isinstance(found := self.sampler.dynamics.diagnostics, Diagnostics):
+        if diagnostics and isinstance(found := getattr(self.sampler.dynamics, "diagnostics", None), Diagnostics):
             metrics |= {f"unroll_{name}": value for name, value in found.figures().items()}
         with shortened(self.potential_optimizer, self._pace(metrics)):
             for optimizer in self._optimizers():
