@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ._once import refuse_batched, refuse_derivative
 from ._ops import _Function, _library, _skipping_autograd, below_autograd, ops
+from ._record import Record
 
 Tensors = list[Tensor]
 
@@ -53,7 +54,7 @@ def _register_fakes() -> None:
     def mlp_unroll(
         x0, v0, kick, drift, log_decay, log_stretch, weights, biases, activation, parameter, precision, damping,
         grad_clip, grad_bound, momentum_clip, momentum_bound, lo, hi, stopped, keep_states, keep_bits, keep_products,
-        *bridge,
+        *optional,
     ):  # fmt: skip
         steps, rows, dim = drift.shape[0], *x0.shape
         states = (steps + 1, rows, dim), (steps, rows, dim)
@@ -64,7 +65,7 @@ def _register_fakes() -> None:
         products = (steps + 1, columns, rows) if keep_products and x0.device.type != "cuda" else (0,)
         return (
             x0.new_empty(x0.shape), v0.new_empty(v0.shape), x, v, x0.new_empty(bits, dtype=torch.uint8),
-            x0.new_empty(products),
+            x0.new_empty(products), *_figures_like(x0, steps, optional[_BRIDGE_TENSORS:] == (True,)),
         )  # fmt: skip
 
     @torch.library.register_fake("ade_fast::mlp_unroll_backward")
@@ -72,10 +73,12 @@ def _register_fakes() -> None:
         dx_end, dv_end, v0, kick, drift, log_decay, log_stretch, weights, biases, x, v, bits, products, activation,
         parameter, precision, damping, grad_clip, grad_bound, momentum_clip, momentum_bound, lo, hi, stopped,
         want_weights, dv_all=None, scale=None, pull=None, centre=None, noise_v=None, noise_x=None, noise=None,
+        want_adjoint=False,
     ):  # fmt: skip
         inputs = (dx_end, dv_end, kick, drift, log_decay, log_stretch, scale, pull, centre, noise_v, noise_x)
         like = [_empty_like(t, dx_end) for t in inputs]
-        return (*like, *_gradients_like(weights, biases, want_weights))
+        adjoint = dx_end.new_empty((len(kick), 2, len(dx_end)) if want_adjoint else (0,))
+        return (*like, adjoint, *_gradients_like(weights, biases, want_weights))
 
     @torch.library.register_fake("ade_fast::mlp_field")
     def mlp_field(
@@ -98,6 +101,11 @@ def _register_fakes() -> None:
         return (x.new_empty(x.shape), *_gradients_like(weights, biases, wanted=want_weights))
 
 
+def _figures_like(x0: Tensor, steps: int, wanted: bool) -> tuple[Tensor, Tensor]:
+    value = (steps + 1, len(x0))
+    return x0.new_empty(value if wanted else (0,)), x0.new_empty((*value, x0.shape[1]) if wanted else (0,))
+
+
 def _empty_like(tensor: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty((0,)) if tensor is None else tensor.new_empty(tensor.shape)
 
@@ -111,6 +119,8 @@ def _gradients_like(weights: Tensors, biases: Tensors, wanted: bool) -> tuple[Te
 
 # Overloads, not their packets: resolving those costs small calls as much as a tensor.
 _unroll, _field = ops.mlp_unroll.default, ops.mlp_field.default
+_NOISE = 1 + [argument.name for argument in _unroll._schema.arguments].index("noise")  # arguments up to the noise
+_KEPT = 6  # outputs up to the products
 _unroll_backward = _skipping_autograd(ops.mlp_unroll_backward.default)
 _field_backward = _skipping_autograd(ops.mlp_field_backward.default)
 
@@ -161,18 +171,22 @@ class WeightGradients:
 
 
 class _Unroll(_Function):
-    """Inputs: the numbers of the schema, x0, v0, kick, drift, log_decay, log_stretch, scale, pull, centre, noise_v,
-    noise_x, noise, weights, biases. With keep_states, v is differentiable; x is not."""
+    """Inputs: the numbers of the schema, want_figures, x0, v0, kick, drift, log_decay, log_stretch, scale, pull,
+    centre, noise_v, noise_x, noise, weights, biases. With keep_states, v is differentiable; x is not."""
 
     @staticmethod
-    def forward(ctx, numbers: Sequence[float], *tensors: Tensor | None):
+    def forward(ctx, numbers: Sequence[float], want_figures: bool, *tensors: Tensor | None):
         inputs, weights, biases = _split(tensors, _UNROLL_TENSORS)
         steps, bridge = inputs[:_STEP_TENSORS], inputs[_STEP_TENSORS:]
         *rest, keep_states, keep_bits, keep_products = numbers
         with below_autograd():
-            x_end, v_end, x, v, *kept = _unroll(*steps, weights, biases, *rest, True, keep_bits, keep_products, *bridge)
+            x_end, v_end, x, v, *kept = _unroll(
+                *steps, weights, biases, *rest, True, keep_bits, keep_products, *bridge, want_figures
+            )
         ctx.numbers, ctx.decides = rest, WeightGradients.latest()
-        ctx.save_for_backward(*tensors, x, v, *kept)
+        ctx.record = Record.current() if want_figures else None
+        bits, products, *_ = kept
+        ctx.save_for_backward(*tensors, x, v, bits, products)
         ctx.set_materialize_grads(False)
         if not keep_states:
             x, v = x.new_empty(0), v.new_empty(0)
@@ -185,15 +199,15 @@ class _Unroll(_Function):
         *saved, x, v, bits, products = ctx.saved_tensors
         inputs, weights, biases = _split(saved, _UNROLL_TENSORS)
         (x0, v0, *steps), bridge = inputs[:_STEP_TENSORS], inputs[_STEP_TENSORS:]
-        wanted = ctx.needs_input_grad[1:]
+        wanted = ctx.needs_input_grad[2:]
         *dinputs, dweights, dbiases = _go_back(
             dx_end, dv_end, v0, steps, weights, biases, (x, v, bits, products), ctx.numbers,
-            _are_wanted(ctx, wanted[_UNROLL_TENSORS:]), dv_all, *bridge,
+            _are_wanted(ctx, wanted[_UNROLL_TENSORS:]), dv_all, *bridge, record=ctx.record,
         )  # fmt: skip
         derivatives = [*dinputs, None, *dweights, *dbiases]  # none for the noise
         if torch.is_grad_enabled():  # create_graph=True: x0 is not among the operator's inputs, but they depend on it
             derivatives = refuse_derivative(derivatives, [x0])
-        return None, *_where(wanted, derivatives)
+        return None, None, *_where(wanted, derivatives)
 
 
 class _ScheduledUnroll(_Function):
@@ -215,9 +229,10 @@ class _ScheduledUnroll(_Function):
     ):
         (x0, v0, *steps), weights, biases = _split(tensors, _SCHEDULED_TENSORS)
         *rest, keep_bits, keep_products = numbers
+        ctx.record = Record.current()
         with below_autograd():
-            x_end, v_end, *kept = _unroll(
-                x0, v0, kick, drift, None, None, weights, biases, *rest, True, keep_bits, keep_products,
+            x_end, v_end, *kept = _recorded(
+                ctx.record, x0, v0, kick, drift, None, None, weights, biases, *rest, True, keep_bits, keep_products,
                 *_as_bridge(gaussian),
             )  # fmt: skip
         ctx.numbers, ctx.vjp, ctx.decides = rest, vjp, WeightGradients.latest()
@@ -239,6 +254,7 @@ class _ScheduledUnroll(_Function):
         dx0, dv0, dkick, ddrift, *_, dweights, dbiases = _go_back(
             dx_end, dv_end, v0, (kick, drift, None, None), weights, biases, (x, v, bits, products), ctx.numbers,
             _are_wanted(ctx, wanted[_SCHEDULED_TENSORS:]), *((None, *_as_bridge(gaussian)) if gaussian else ()),
+            record=ctx.record,
         )  # fmt: skip
         derivatives = [dx0, dv0, *ctx.vjp(dkick, ddrift, wanted[2:_SCHEDULED_TENSORS]), *dweights, *dbiases]
         if torch.is_grad_enabled():
@@ -266,14 +282,30 @@ def _go_back(
     numbers: Sequence[float],
     want_weights: bool,
     *optional: Tensor | None,
+    record: Record | None = None,
 ) -> tuple:
     """``mlp_unroll_backward``; `steps` and `kept` are kick to log_stretch, and x to products."""
+    if record is not None:
+        optional = (*optional, *(None,) * (1 + _BRIDGE_TENSORS - len(optional)), True)
     dx_end = torch.zeros_like(v0) if dx_end is None else dx_end
     dv_end = torch.zeros_like(v0) if dv_end is None else dv_end
     stopped = numbers[-1]
-    return _unroll_backward(
+    *dinputs, adjoint, dweights, dbiases = _unroll_backward(
         dx_end, dv_end, v0, *steps, weights, biases, *kept, *numbers, want_weights and not stopped, *optional
     )
+    if record is not None:
+        record.end_fused_backward(adjoint)
+    return *dinputs, dweights, dbiases
+
+
+def _recorded(record: Record | None, *values) -> Sequence[Tensor]:
+    """``mlp_unroll`` by its values up to those of the bridge; kept states, f and ∇f go to the record too."""
+    if record is None:
+        return _unroll(*values)[:_KEPT]
+    outputs = _unroll(*values, *(None,) * (_NOISE - len(values)), True)
+    _, v_end, x, v, _, _, value, gradient = outputs
+    record.unrolled(x, torch.cat([v, v_end.unsqueeze(0)]), value, gradient)
+    return outputs[:_KEPT]
 
 
 class _Field(_Function):
@@ -341,9 +373,10 @@ def scheduled_unroll(
     tensors = (x0, v0, *steps, *weights, *biases)
     if wants_grad(*tensors):
         return _ScheduledUnroll.apply(numbers, vjp, kick, drift, gaussian, *tensors)
+    record = Record.current()
     with below_autograd():
-        return _unroll(
-            x0, v0, kick, drift, None, None, weights, biases, *numbers[:-2], False, False, False,
+        return _recorded(
+            record, x0, v0, kick, drift, None, None, weights, biases, *numbers[:-2], record is not None, False, False,
             *_as_bridge(gaussian),
         )[:2]  # fmt: skip
 
@@ -358,12 +391,13 @@ def _refuse_gradients(name: str, **constants: Sequence[Tensor | float | None]) -
 def _register_derivatives() -> None:
     def unroll(x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *rest):
         numbers, bridge = rest[:_UNROLL_NUMBERS], rest[_UNROLL_NUMBERS:]
+        bridge, want_figures = bridge[:_BRIDGE_TENSORS], bridge[_BRIDGE_TENSORS:] == (True,)
         steps = (x0, v0, kick, drift, log_decay, log_stretch)
         if len(bridge) == _BRIDGE_TENSORS:
             _refuse_gradients("mlp_unroll", noise=bridge[-1:])
         if wants_grad(*steps, *bridge, *weights, *biases):
             absent = (None,) * (_BRIDGE_TENSORS - len(bridge))
-            return _Unroll.apply(numbers, *steps, *bridge, *absent, *weights, *biases)
+            return _Unroll.apply(numbers, want_figures, *steps, *bridge, *absent, *weights, *biases)
         with below_autograd():
             return _unroll(*steps, weights, biases, *rest)
 

@@ -256,7 +256,7 @@ def op_unroll(data: Data, precision: str = "highest") -> Results:
         False,
         *data.bridge().values(),
     )
-    return named(out, "x_end", "v_end", "x", "v", "bits", "products")
+    return named(out, "x_end", "v_end", "x", "v", "bits", "products", "value", "gradient")
 
 
 def op_unroll_backward(data: Data, kept: Results, precision: str = "highest", weights: bool = True) -> Results:
@@ -267,7 +267,7 @@ def op_unroll_backward(data: Data, kept: Results, precision: str = "highest", we
         *data.bridge().values(),
     )  # fmt: skip
     steps = ("dkick", "ddrift", "dlog_decay", "dlog_stretch")
-    return named(out, "dx0", "dv0", *steps, *(f"d{name}" for name in BRIDGE), "dweights", "dbiases")
+    return named(out, "dx0", "dv0", *steps, *(f"d{name}" for name in BRIDGE), "adjoint", "dweights", "dbiases")
 
 
 def op_field(data: Data, precision: str = "highest") -> Results:

@@ -239,7 +239,7 @@ def test_products_take_the_bytes_that_are_foretold(activation: str, dim: int, la
     x = torch.zeros(5, dim, dtype=torch.float64)
     steps = torch.full((5, dim), 0.1, dtype=torch.float64)
     for keep in (False, True):
-        *_, products = torch.ops.ade_fast.mlp_unroll(
+        *_, products, _, _ = torch.ops.ade_fast.mlp_unroll(
             x, x, steps, steps[1:], None, None, weights, biases, *field.spec._numbers, 1.0, 0, 0.0, 0, 0.0,
             -math.inf, math.inf, False, False, True, keep,
         )  # fmt: skip
@@ -581,13 +581,15 @@ def test_opcheck(activation: str, hidden: tuple[int, ...]) -> None:
     for keep in ((True, True, True), (True, True, False), (False, False, False)):
         torch.library.opcheck(ops.mlp_unroll.default, tuple(leaf_copies(unroll_arguments(field, case, keep))))
     given = unroll_arguments(field, case, detach=True)
-    x_end, v_end, x, v, bits, products = ops.mlp_unroll(*given)
-    numbers = given[8:-3]
-    for want in (False, True):
+    x_end, v_end, x, v, bits, products, *_ = ops.mlp_unroll(*given)
+    numbers, absent = given[8:-3], (None,) * 6
+    for want, last in ((False, ()), (True, ()), (True, (None, *absent, True))):
         torch.library.opcheck(
             ops.mlp_unroll_backward.default,
-            (x_end, v_end, given[1], *given[2:8], x, v, bits, products, *numbers, want),
+            (x_end, v_end, given[1], *given[2:8], x, v, bits, products, *numbers, want, *last),
         )
+    figures = tuple(leaf_copies(unroll_arguments(field, case, (True, True, False))))
+    torch.library.opcheck(ops.mlp_unroll.default, (*figures, *absent, True))
     weights, biases = given[6:8]
     for want in ((True, True), (True, False), (False, True)):
         arguments = leaf_copies([given[0], weights, biases, *field.spec._numbers, *want])

@@ -292,3 +292,15 @@ def test_forecast_of_the_mlp_kernels_and_its_misuses() -> None:
     assert set(ade.memory_forecast(ade.MLPPotential(2), ade.Langevin(10), (100, 2))) == {"graph", "states"}
     with pytest.raises(TypeError, match="memory_forecast: dynamics must be a dynamics layer with steps, got str"):
         ade.memory_forecast(ade.MLPPotential(2), "leapfrog", (100, 2))
+
+
+def test_diagnostics_are_those_of_states() -> None:
+    x0, v0, potential = normal(5, 3, seed=1), normal(5, 3, seed=2), make_potential("silu")
+    found = []
+    for memory in ("states", "reversible"):
+        layer = layer_of(0.5, 6, memory)
+        layer(potential, x0.clone().requires_grad_(), v0, diagnostics=True).x.sum().backward()
+        found.append(layer.diagnostics.rows())
+    assert found[0].keys() == found[1].keys()
+    for name, row in found[0].items():
+        torch.testing.assert_close(torch.tensor(row), torch.tensor(found[1][name]), rtol=1e-6, atol=1e-8, msg=name)

@@ -5,6 +5,7 @@ from .base import Clip, DynamicsOutput, NonFiniteError
 from .continuous import ContinuousLangevin, GeneralizedContinuousLangevin
 from .damped_leapfrog import DampedLeapfrog
 from .deterministic_langevin import DeterministicLangevin
+from .diagnostics import Diagnostics, ExplodingGradientWarning
 from .forecast import memory_forecast
 from .generalized_leapfrog import GeneralizedLeapfrog
 from .langevin import Langevin, LangevinOutput
@@ -18,7 +19,9 @@ __all__ = [
     "ContinuousLangevin",
     "DampedLeapfrog",
     "DeterministicLangevin",
+    "Diagnostics",
     "DynamicsOutput",
+    "ExplodingGradientWarning",
     "GeneralizedContinuousLangevin",
     "GeneralizedLeapfrog",
     "Langevin",

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._ops import ops, ops_without_autograd
+from .._record import Record
 from .._slow_paths import note_slow_path
 from ..fields import AffineForce, Ancestry, GradientSide, Layout, MLPField, Plan
 from . import base
 from .base import Clip, Dynamics, Options
+from .diagnostics import Observed, Watched
 from .networks import NetworkPair
 from .unroll import GradientFunction, differentiate
 
@@ -57,6 +59,9 @@ class AnnealedProgram:
     noise_v [T - 1, D]; scale [T]; pull [T, D]; centre [D]; ξ [T - 1, B, D]. Outputs: x at the last kick, v^T, and [B]
     the sum over drifts of ½ (‖v‖² - ‖v'‖²).
     """
+
+    record: Record | None = None
+    hands_on_momentum = False
 
     def __init__(self, layer: str, n_steps: int, options: Options) -> None:
         self.n_steps = self.n_kicks = n_steps
@@ -108,6 +113,8 @@ class AnnealedProgram:
             v = run.leapfrog_kick(v, force.detach() if self._stopped else force, kick[t], *self._kick)
             if saved is not None:
                 saved += [x, v]
+            if self.record is not None:
+                self.record.momenta.append(v.detach())
             if t < self.n_steps - 1:
                 before, v = v, _refreshed(v, decay[t], noise_v[t], noise[t])
                 x = torch.addcmul(torch.addcmul(x, drift[t], before), noise_x[t], noise[t]).to(x.dtype)
@@ -147,6 +154,8 @@ class AnnealedProgram:
                 dv.to(dtype), force, kick[t], *self._kick
             )
             if self._stopped:
+                if side.record is not None:
+                    side.record.went_back(t, dx)
                 continue
             dscale[t] = (dforce * g).sum()
             dpull[t] = -(dforce * (x - centre)).sum(0)
@@ -155,8 +164,17 @@ class AnnealedProgram:
             hessian_u = side.pull(t, x, (scale[t] * dforce).to(dtype), want_x=t > 0 or wants[0])
             if hessian_u is not None:
                 dx = dx + hessian_u
+            if side.record is not None:
+                side.record.went_back(t, dx)
         rows = (dkick, ddrift, ddecay, dnoise_x, dnoise_v, dscale, dpull, dcentre)
         return dx.to(dtype), dv, *rows, dnoise
+
+    def observe(self, record: Record, args: tuple) -> Observed:
+        """The potential changes from step to step, and the momenta are refreshed: no energy is conserved."""
+        *_, scale, pull, centre, _ = args
+        gradient, x, v = map(record.stacked, ("gradient", "x", "momenta"))
+        force = _bridge_force(gradient, x, scale.view(-1, 1, 1), pull.unsqueeze(1), centre)
+        return Observed(force.detach(), v, None, v.new_zeros(self.n_steps))
 
 
 def _bridge_force(grad: Tensor, x: Tensor, scale: Tensor, pull: Tensor, centre: Tensor) -> Tensor:
@@ -251,6 +269,7 @@ def run_annealed_leapfrog(
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
+    watched: Watched | None = None,
 ) -> tuple[AnnealedOutput, Plan | None]:
     """Annealed leapfrog from checked options; bridges [T]."""
     base.check_x0(layer, x0)
@@ -281,7 +300,7 @@ def run_annealed_leapfrog(
             _noise_rows(layer, noise, n_steps, layout, x0, generator),
         )
         program = AnnealedProgram(layer, n_steps, options)
-        (x, v, log_noise), plan = differentiate(layer, potential, program, args, layout, options, captured)
+        (x, v, log_noise), plan = differentiate(layer, potential, program, args, layout, options, captured, watched)
         x = torch.addcmul(x, half[-1], v).to(x0.dtype)
     base.check_finite(options.check_finite, layer, n_steps - 1, n_steps, x)
     return AnnealedOutput(layout.events(x), layout.events(v), base.zero_log_det(x0), log_noise), plan
@@ -397,14 +416,17 @@ class AnnealedLeapfrog(Dynamics):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         context: Tensor | Sequence[Tensor] | None = None,
+        diagnostics: bool = False,
     ) -> AnnealedOutput:
+        watched = self._watched(diagnostics)
         logit = self.refresh_logit
         refreshment = Refreshment.of(self.refresh) if logit is None else Refreshment.of_logit(logit)
         output, plan = run_annealed_leapfrog(
             "AnnealedLeapfrog", potential, x0, v0, self.step_size, self.n_steps, self.options, initial=initial,
             refreshment=refreshment, bridges=self.bridges, noise=noise, generator=generator, context=context,
+            watched=watched,
         )  # fmt: skip
-        return self._planned(output, plan)
+        return self._planned(output, plan, watched)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, refresh={self.refresh.item():.3g}"

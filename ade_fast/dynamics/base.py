@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..fields import GradientMode, Layout, Plan, Schedule, generalized_kicks, probe_potential
 from ..potentials.conditioned import conditioned
+from .diagnostics import Alarm, Diagnostics, Watched
 
 _STEPS = ("step_size", "momentum_step_size")
 _STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -320,6 +321,10 @@ class MergedSteps:
     def _is_uniform(self, step: Tensor) -> bool:
         return step.numel() == 1 or (step.dim() > len(self.layout.event) and step[0].numel() == 1)
 
+    def half_kicks(self, x0: Tensor, step_size: Tensor) -> Tensor:
+        """The half kicks that end the steps, [T, D], from a step size like `step_size`."""
+        return 0.5 * step_rows(self.layer, step_size, self.n_steps, self.layout, x0).expand(self.n_steps, -1)
+
     def schedule(self, x0: Tensor) -> Schedule:
         """The same for the MLP operators: numbers of their own, whatever becomes of the step sizes."""
         with torch.no_grad():
@@ -386,6 +391,7 @@ class Dynamics(nn.Module):
     ``has_momentum``: whether there is any, q⁰'s (`momentum_shape`) or the dynamics' own. ``estimates_log_det``: whether
     log_det is only an estimate, so that there are no weights.
 
+    ``diagnostics`` are the `Diagnostics` of the latest call that asked for them (``diagnostics=True``), else None.
     ``last_plan`` is the `Plan` of the latest differentiable call: which memory plan ``"auto"`` chose, and whether
     the potential was recognised as piecewise linear.
     """
@@ -411,8 +417,24 @@ class Dynamics(nn.Module):
         self.options = options
         self._register_step("step_size", check_step_size(layer, step_size), learn_step_size)
         self.last_plan: Plan | None = None
+        self._latest: Watched | None = None  # of the calls that asked for diagnostics
+        self._alarm = Alarm()
 
-    def _planned(self, output: DynamicsOutput, plan: Plan | None) -> DynamicsOutput:
+    @property
+    def diagnostics(self) -> Diagnostics | None:
+        """Those of the latest call that asked for them, computed when they are first read; else None."""
+        return None if self._latest is None else self._latest.diagnostics
+
+    def _watched(self, diagnostics: bool) -> Watched | None:
+        """What a call that asks for diagnostics is given to write them down in."""
+        layer = type(self).__name__
+        if not isinstance(diagnostics, bool):
+            raise TypeError(f"{layer}: diagnostics must be True or False, got {diagnostics!r}")
+        return Watched(layer, self._alarm, self.options) if diagnostics else None
+
+    def _planned(self, output: DynamicsOutput, plan: Plan | None, watched: Watched | None = None) -> DynamicsOutput:
+        if watched is not None:
+            self.__dict__["_latest"] = watched
         if plan is not None:
             self.__dict__["last_plan"] = plan  # by Module.__setattr__ it takes as long as all checks of a call
         return output

@@ -282,6 +282,11 @@ def check_h(layer: str, h: object) -> Callable:
     return h
 
 
+def refuse_diagnostics(layer: str, diagnostics: bool) -> None:
+    if diagnostics:
+        raise ValueError(f"{layer}: diagnostics must be False: there are no steps but the solver's own")
+
+
 class _Continuous(nn.Module):
     """What the two layers share: time, solver and divergence."""
 
@@ -391,7 +396,9 @@ class ContinuousLangevin(_Continuous):
         probes: Tensor | None = None,
         generator: torch.Generator | None = None,
         context: Tensor | Sequence[Tensor] | None = None,
+        diagnostics: bool = False,
     ) -> DynamicsOutput:
+        refuse_diagnostics(type(self).__name__, diagnostics)
         return self._solve(potential, x0, v0, None, probes=probes, generator=generator, context=context)
 
 
@@ -435,5 +442,7 @@ class GeneralizedContinuousLangevin(_Continuous):
         probes: Tensor | None = None,
         generator: torch.Generator | None = None,
         context: Tensor | Sequence[Tensor] | None = None,
+        diagnostics: bool = False,
     ) -> DynamicsOutput:
+        refuse_diagnostics(type(self).__name__, diagnostics)
         return self._solve(potential, x0, v0, self.h, probes=probes, generator=generator, context=context)

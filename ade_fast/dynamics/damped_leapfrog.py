@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
+from .diagnostics import Watched
 from .leapfrog import run_leapfrog
 
 
@@ -36,11 +37,12 @@ def run_damped_leapfrog(
     drift_step: Tensor,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
+    watched: Watched | None = None,
 ):
     """`run_leapfrog` with damping, and the log-determinant that damping costs: (T + 1) d log m."""
     output, plan = run_leapfrog(
         layer, potential, x0, v0, step_size, n_steps, options, damping=damping, drift_step=drift_step,
-        generator=generator, context=context,
+        generator=generator, context=context, watched=watched,
     )  # fmt: skip
     log_det = (n_steps + 1) * math.prod(x0.shape[1:]) * math.log(damping)
     return output._replace(log_det=output.log_det + log_det), plan
@@ -92,12 +94,14 @@ class DampedLeapfrog(Dynamics):
         *,
         generator: torch.Generator | None = None,
         context: Tensor | Sequence[Tensor] | None = None,
+        diagnostics: bool = False,
     ) -> DynamicsOutput:
+        watched = self._watched(diagnostics)
         output, plan = run_damped_leapfrog(
             "DampedLeapfrog", potential, x0, v0, self.step_size, self.n_steps, self.options,
-            damping=self.damping, drift_step=self.drift_step, generator=generator, context=context,
+            damping=self.damping, drift_step=self.drift_step, generator=generator, context=context, watched=watched,
         )  # fmt: skip
-        return self._planned(output, plan)
+        return self._planned(output, plan, watched)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, damping={self.damping}"

@@ -8,9 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .._record import Record
 from ..fields import AffineForce, Ancestry, GradientSide, Layout, MLPField, Plan, pinned
 from . import base
 from .base import Dynamics, DynamicsOutput, Options
+from .diagnostics import Observed, Watched
 from .log_det import LogDet
 from .log_det_along import Drawn, log_det_along
 from .networks import NetworkPair
@@ -23,6 +25,9 @@ class DeterministicLangevinProgram:
 
     args: x⁰ [B, D] and η [T, D]. Outputs: x^T, and x_0 … x_{T-1}, [T, B, D].
     """
+
+    record: Record | None = None
+    hands_on_momentum = False
 
     def __init__(self, layer: str, n_steps: int, options: Options) -> None:
         self.n_steps = self.n_kicks = n_steps
@@ -85,7 +90,13 @@ class DeterministicLangevinProgram:
             deta[t] = (dx * side.recall(t, states[t])).sum(0)
             hessian_u = side.pull(t, states[t], (eta[t] * dx).to(dx.dtype), want_x=t > 0 or wants[0])
             dx = dx + dstates[t] if hessian_u is None else dx + dstates[t] + hessian_u
+            if side.record is not None:
+                side.record.went_back(t, dx)
         return dx, deta
+
+    def observe(self, record: Record, args: tuple) -> Observed:
+        """There is no momentum; the log-determinants of all steps are computed later, together."""
+        return Observed(record.stacked("gradient"))
 
 
 def _probe_rows(
@@ -149,6 +160,7 @@ def run_deterministic_langevin(
     probes: Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
+    watched: Watched | None = None,
 ) -> tuple[DynamicsOutput, Plan | None]:
     """Deterministic Langevin steps and their log-determinant from checked options."""
     base.check_x0(layer, x0)
@@ -160,7 +172,7 @@ def run_deterministic_langevin(
         with torch.inference_mode(False), torch.no_grad():
             return run_deterministic_langevin(
                 layer, potential, x0.clone(), None, step_size, n_steps, options, how,
-                probes=probes, generator=generator, context=context,
+                probes=probes, generator=generator, context=context, watched=watched,
             )  # fmt: skip
     layout = Layout.of(x0)
     drawn = _draw(layer, how, probes, n_steps, layout, x0, generator)
@@ -168,7 +180,7 @@ def run_deterministic_langevin(
         eta = base.step_rows(layer, step_size, n_steps, layout, x0).expand(n_steps, -1)
         program = DeterministicLangevinProgram(layer, n_steps, options)
         args = (layout.rows(x0), eta)
-        (x, states), plan = differentiate(layer, potential, program, args, layout, options, captured)
+        (x, states), plan = differentiate(layer, potential, program, args, layout, options, captured, watched)
         log_det = log_det_along(layer, potential, states, eta, how, drawn, layout, options, captured)
     base.check_finite(options.check_finite, layer, n_steps - 1, n_steps, log_det)
     return DynamicsOutput(layout.events(x), None, log_det), plan
@@ -254,12 +266,14 @@ class DeterministicLangevin(Dynamics):
         probes: Tensor | None = None,
         generator: torch.Generator | None = None,
         context: Tensor | Sequence[Tensor] | None = None,
+        diagnostics: bool = False,
     ) -> DynamicsOutput:
+        watched = self._watched(diagnostics)
         output, plan = run_deterministic_langevin(
             "DeterministicLangevin", potential, x0, v0, self.step_size, self.n_steps, self.options, self._how,
-            probes=probes, generator=generator, context=context,
+            probes=probes, generator=generator, context=context, watched=watched,
         )  # fmt: skip
-        return self._planned(output, plan)
+        return self._planned(output, plan, watched)
 
     def extra_repr(self) -> str:
         how = self._how

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .._ops import ops, ops_without_autograd
+from .._record import Record
 from ..fields import AffineForce, Ancestry, GradientSide, Layout, MLPField, Plan, generalized_kicks
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
+from .diagnostics import Observed, Watched, clipped
 from .networks import NetworkPair
 from .unroll import GradientFunction, differentiate
 
@@ -39,6 +41,9 @@ class GeneralizedLeapfrogProgram:
     Outputs: x^T, v^T, log_det [B].
     """
 
+    record: Record | None = None
+    hands_on_momentum = True
+
     def __init__(
         self,
         layer: str,
@@ -52,6 +57,7 @@ class GeneralizedLeapfrogProgram:
         self.n_steps, self.n_kicks = n_steps, n_steps + 1
         self._layer = layer
         self._check_finite = options.check_finite
+        self._grad_clip = options.grad_clip
         self._force_clip = base.clip_code(options.grad_clip)
         self._drift = (*base.clip_code(options.momentum_clip), *options.bounds)
         names = ("scale_v", "shift_v"), ("scale_x", "shift_x")
@@ -121,6 +127,8 @@ class GeneralizedLeapfrogProgram:
             g = grad(t, x)
             scale, force = self._kick_nets(t, g, x)
             scale, force = consts_v[t] if scale is None else scale, g if force is None else force
+            if self.record is not None and self._kick_nets.functions:
+                self.record.kicks.append((None if scale is None else scale.detach(), force.detach()))
             step, next_step = self._steps(kicks, t)
             if t == self.n_steps:
                 v, gain = run.generalized_leapfrog_kick(v, force, scale, step, next_step, *self._force_clip)
@@ -136,6 +144,10 @@ class GeneralizedLeapfrogProgram:
                 scale_x, u = consts_x[t] if scale_x is None else scale_x, v if u is None else u
                 x, gain_x = run.generalized_leapfrog_drift(x, u, scale_x, drifts[t], *self._drift)
                 log_det = log_det + gain + gain_x
+                if self.record is not None and self._drift_nets.functions.get("scale_x") is not None:
+                    self.record.gains.append(gain_x.detach())
+            if self.record is not None:
+                self.record.momenta.append(v.detach())
             base.check_finite(self._check_finite, self._layer, min(t, self.n_steps - 1), self.n_steps, x, v)
         return x, v, log_det
 
@@ -191,11 +203,35 @@ class GeneralizedLeapfrogProgram:
             hessian_u = None if dg is None else side.pull(t, x, dg, want_x=t > 0 or wants[0])
             for more in (dx_nets, hessian_u):
                 dx = dx if more is None else dx + more
+            if side.record is not None:
+                side.record.went_back(t, dx, dv)
         if self._tempered:
             dkicks = torch.stack([dbegins[0], *dends[1:]])
         else:
             dkicks = torch.stack([dbegins[t] + dends[t + 1] for t in range(self.n_steps)])
         return dx, dv, dkicks, torch.stack(ddrifts), _of_each(dconsts_v, const_v), _of_each(dconsts_x, const_x)
+
+    def observe(self, record: Record, args: tuple) -> Observed:
+        """v_t is what the half kick that ends a step leaves."""
+        _, v0, half, _, const_v, const_x = args
+        force, after = record.stacked("gradient"), record.stacked("momenta")
+        scale = after.new_zeros(1, 1, 1) if const_v is None else const_v.detach().unsqueeze(1)
+        begins = ends = scale.expand(self.n_steps, 1, half.shape[1])  # S_v of both half kicks of each step
+        if record.kicks:
+            scales, forces = zip(*record.kicks, strict=True)
+            force = torch.stack(forces).to(after)
+            if "scale_v" in self._kick_nets.functions:
+                both = torch.stack(scales).to(after)
+                begins, ends = both[:-1], both[1:]
+        kicked = half.detach().unsqueeze(1) * clipped(force[1:], self._grad_clip)
+        v = torch.cat([v0.detach().to(after).unsqueeze(0), after[:-1] * ends.exp() + kicked])
+        gains = (begins + ends).sum(2)
+        if const_x is not None:
+            gains = gains + const_x.detach().expand(self.n_steps, -1).sum(1, keepdim=True)
+        if record.gains:
+            gains = gains + torch.stack(record.gains)
+        log_det = torch.cat([gains.new_zeros(1, gains.shape[1]), gains.cumsum(0)])
+        return Observed(force, v, None if self._drift_nets.functions else after[:-1], log_det, conserves=True)
 
     def _drift_backward(
         self,
@@ -254,6 +290,7 @@ def run_generalized_leapfrog(
     momentum_step_size: Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
+    watched: Watched | None = None,
 ) -> tuple[DynamicsOutput, Plan | None]:
     """Generalized leapfrog from checked options."""
     base.check_x0(layer, x0)
@@ -298,7 +335,7 @@ def run_generalized_leapfrog(
     )
     tempered = scale_v is not None and len(scale_v) > 1
     program = GeneralizedLeapfrogProgram(layer, n_steps, couplings, layout, momentum, options, tempered)
-    (x, v, log_det), plan = differentiate(layer, potential, program, args, layout, options, captured)
+    (x, v, log_det), plan = differentiate(layer, potential, program, args, layout, options, captured, watched)
     return DynamicsOutput(layout.events(x), momentum.events(v), log_det), plan
 
 
@@ -421,11 +458,13 @@ class GeneralizedLeapfrog(Dynamics):
         *,
         generator: torch.Generator | None = None,
         context: Tensor | Sequence[Tensor] | None = None,
+        diagnostics: bool = False,
     ) -> DynamicsOutput:
+        watched = self._watched(diagnostics)
         couplings = Couplings(self.scale_v, self.scale_x, self.shift_v, self.shift_x)
         output, plan = run_generalized_leapfrog(
             "GeneralizedLeapfrog", potential, x0, v0, self.step_size, self.n_steps, self.options, couplings,
             momentum_shape=self._momentum_shape, momentum_step_size=self.momentum_step_size,
-            generator=generator, context=context,
+            generator=generator, context=context, watched=watched,
         )  # fmt: skip
-        return self._planned(output, plan)
+        return self._planned(output, plan, watched)

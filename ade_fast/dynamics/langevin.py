@@ -12,10 +12,12 @@ from torch import Tensor
 
 from .._ops import ops, ops_without_autograd
 from .._philox_op import draw_seed, philox_normal
+from .._record import Record
 from .._slow_paths import note_slow_path
 from ..fields import AffineForce, Ancestry, GradientSide, Layout, MLPField, Plan
 from . import base
 from .base import Clip, Dynamics, Options
+from .diagnostics import Observed, Watched
 from .generalized_leapfrog import check_momentum_shape
 from .networks import NetworkPair
 from .unroll import GradientFunction, differentiate
@@ -46,6 +48,9 @@ class LangevinProgram:
     args: x⁰ [B, D]; rows k and σ [T, L]; ξ [T, B, L], or None and the seed [1] of `philox_normal`, from which the
     backward pass has the noise again. Outputs: x^T; v of each step, [T, B, L]; Σ_t ½ ‖ξ_t‖², [B].
     """
+
+    record: Record | None = None
+    hands_on_momentum = False
 
     def __init__(
         self, layer: str, n_steps: int, shifts: Shifts, layout: Layout, momentum: Layout, options: Options
@@ -146,6 +151,8 @@ class LangevinProgram:
             noise, g = self._noise(args, t), grad(t, x)
             _, force = self._kick_nets(t, g, x)
             force = g if force is None else force
+            if self.record is not None:
+                self.record.kicks.append((None, force.detach()))
             xi = _scaled(args, t, noise)
             if self._drift_nets.functions:
                 v = run.leapfrog_kick(xi, force, kick[t], *self._kick)
@@ -154,6 +161,8 @@ class LangevinProgram:
             else:
                 x, v = run.leapfrog_kick_drift(x, xi, force, kick[t], one, *self._kick, *self._drift)
             momenta.append(v)
+            if self.record is not None:
+                self.record.momenta.append(v.detach())
             energy = energy + noise.to(energy.dtype).square().sum(1) / 2
             base.check_finite(self._check_finite, self._layer, t, self.n_steps, x, v)
         momenta = torch.stack(momenta)
@@ -200,7 +209,16 @@ class LangevinProgram:
             hessian_u = None if dg is None else side.pull(t, x, dg, want_x=t > 0 or wants[0])
             for more in (dx_nets, hessian_u):
                 dx = dx if more is None else dx + more
+            if side.record is not None:
+                side.record.went_back(t, dx)
         return dx, dkick, dstd if wants[2] else None, dgiven, None
+
+    def observe(self, record: Record, args: tuple) -> Observed:
+        """Every step has a momentum of its own: there is no energy from one to the next."""
+        force, v = record.stacked("gradient"), record.stacked("momenta")
+        if record.kicks:
+            force = torch.stack([force for _, force in record.kicks]).to(v)
+        return Observed(force, v, None if self._drift_nets.functions else v, v.new_zeros(self.n_steps))
 
     def _drift_backward(self, t: int, dx: Tensor, x: Tensor, v: Tensor, one: Tensor) -> tuple[Tensor, Tensor | None]:
         """(dx, dv) of a drift by g_x."""
@@ -263,6 +281,7 @@ def run_langevin(
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
+    watched: Watched | None = None,
 ) -> tuple[LangevinOutput, Plan | None]:
     """Langevin steps from checked options."""
     base.check_x0(layer, x0)
@@ -282,7 +301,7 @@ def run_langevin(
         seed = draw_seed(x0.device, generator) if noise is None else None
         program = LangevinProgram(layer, n_steps, shifts, layout, momentum, options)
         args = (layout.rows(x0), 0.5 * eta, std, given, seed)
-        (x, v, energy), plan = differentiate(layer, potential, program, args, layout, options, captured)
+        (x, v, energy), plan = differentiate(layer, potential, program, args, layout, options, captured, watched)
         log_noise = _log_density_of_noise(energy, std)
         v = momentum.events(v.flatten(0, 1)).unflatten(0, (n_steps, x0.shape[0]))
     base.check_finite(options.check_finite, layer, n_steps - 1, n_steps, log_noise)
@@ -395,13 +414,15 @@ class Langevin(Dynamics):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         context: Tensor | Sequence[Tensor] | None = None,
+        diagnostics: bool = False,
     ) -> LangevinOutput:
+        watched = self._watched(diagnostics)
         output, plan = run_langevin(
             "Langevin", potential, x0, v0, self.step_size, self.n_steps, self.options, noise_std=self.noise_std,
             shifts=Shifts(self.shift_v, self.shift_x), momentum_shape=self._momentum_shape, noise=noise,
-            generator=generator, context=context,
+            generator=generator, context=context, watched=watched,
         )  # fmt: skip
-        return self._planned(output, plan)
+        return self._planned(output, plan, watched)
 
     def extra_repr(self) -> str:
         if self.log_noise_std is None:

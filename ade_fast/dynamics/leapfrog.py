@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from .._ops import ops, ops_without_autograd
+from .._record import Record
 from ..fields import AffineForce, Ancestry, GradientSide, Layout, MLPField, Plan
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
+from .diagnostics import Observed, Watched, clipped
 from .networks import NetworkPair
 from .unroll import GradientFunction, differentiate
+
+if TYPE_CHECKING:
+    from .chain import Chain
 
 
 class LeapfrogProgram:
@@ -23,10 +29,14 @@ class LeapfrogProgram:
     drift steps [T, D]. Outputs: x^T, v^T.
     """
 
+    record: Record | None = None
+    hands_on_momentum = True
+
     def __init__(self, layer: str, n_steps: int, damping: float, options: Options, steps: base.MergedSteps) -> None:
         self.n_steps, self.n_kicks = n_steps, n_steps + 1
         self._steps = steps
         self._layer = layer
+        self._grad_clip = options.grad_clip
         self._check_finite = options.check_finite
         self._kick = (damping, *base.clip_code(options.grad_clip))
         self._drift = (*base.clip_code(options.momentum_clip), *options.bounds)
@@ -62,10 +72,14 @@ class LeapfrogProgram:
             base.check_finite(self._check_finite, self._layer, t, self.n_steps, x, v)
             if saved is not None:
                 saved += [x_before, v]
+            if self.record is not None:
+                self.record.momenta.append(v.detach())
         if saved is not None:
             saved.append(x)
         v = run.leapfrog_kick(v, grad(self.n_steps, x), kicks[-1], *self._kick)
         base.check_finite(self._check_finite, self._layer, self.n_steps - 1, self.n_steps, x, v)
+        if self.record is not None:
+            self.record.momenta.append(v.detach())
         return x, v
 
     def backward(
@@ -94,7 +108,23 @@ class LeapfrogProgram:
             hessian_u = side.pull(t, x[t], dg, want_x=t > 0 or wants[0])
             if hessian_u is not None:
                 dx = dx + hessian_u
+            if side.record is not None:
+                side.record.went_back(t, dx, dv)
         return dx, dv, torch.stack(dkicks), torch.stack(ddrifts)
+
+    def observe(self, record: Record, args: tuple) -> Observed:
+        """v_t is what the half kick that ends a step leaves."""
+        x0, v0, step_size, _ = args
+        force, after = record.stacked("gradient"), record.stacked("momenta")
+        damping = self._kick[0]
+        half = self._steps.half_kicks(x0, step_size)
+        ended = torch.addcmul(damping * after[:-1], half.unsqueeze(1), clipped(force[1:], self._grad_clip))
+        kicks = torch.arange(1, self.n_kicks + 1, dtype=half.dtype, device=half.device)
+        kicks[0] = 0  # before the first kick
+        return Observed(
+            force, torch.cat([v0.detach().to(ended).unsqueeze(0), ended]), after[:-1],
+            kicks * (x0.shape[1] * math.log(damping)), conserves=True,
+        )  # fmt: skip
 
 
 @base.outside_of_graphs
@@ -111,6 +141,7 @@ def run_leapfrog(
     drift_step: Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
+    watched: Watched | None = None,
 ) -> tuple[DynamicsOutput, Plan | None]:
     """Leapfrog, or damped leapfrog with its own drift step, from checked options."""
     base.check_x0(layer, x0)
@@ -125,7 +156,7 @@ def run_leapfrog(
         from .reversible import ReversibleLeapfrogProgram as kind  # which builds on this file
     program = kind(layer, n_steps, damping, options, steps)
     args = (layout.rows(x0), layout.rows(v0), step_size, drift_step)
-    (x, v), plan = differentiate(layer, potential, program, args, layout, options, captured)
+    (x, v), plan = differentiate(layer, potential, program, args, layout, options, captured, watched)
     return DynamicsOutput(layout.events(x), layout.events(v), base.zero_log_det(x0)), plan
 
 
@@ -133,7 +164,8 @@ class Leapfrog(Dynamics):
     """T leapfrog steps driven by ∇f: v½ = v + η/2 F(x); x' = x + η v½; v' = v½ + η/2 F(x'), F = ∇f.
 
     Source: eqs. (10), (11). Reference: ``reference.leapfrog``. Called as ``layer(potential, x0, v0=None, *,
-    generator=None, context=None) -> DynamicsOutput(x, v, log_det)``; log_det is 0. T + 1 evaluations of ∇f.
+    generator=None, context=None, diagnostics=False) -> DynamicsOutput(x, v, log_det)``; log_det is 0. T + 1 evaluations
+    of ∇f.
 
     Shapes: x0, v0 [B, *event], float32, float64 or bfloat16 (arithmetic in float32), any strides; channels-last
     batches stay channels-last. v0=None draws N(0, I) with `generator`. `potential` maps (B, *event) to (B,) or (B, 1).
@@ -141,6 +173,10 @@ class Leapfrog(Dynamics):
 
     Gradients: exact back-propagation through time for x0, v0, step sizes and everything the potential depends on;
     once differentiable.
+
+    `diagnostics`: whether ``self.diagnostics`` is to be those of this call (`Diagnostics`: energy errors, norms,
+    clipped fractions by steps; after the backward pass the adjoint's norms). An adjoint that explodes is warned of
+    (`ExplodingGradientWarning`). Outputs and gradients are the same, bit for bit.
 
     Args:
         n_steps: T.
@@ -192,9 +228,26 @@ class Leapfrog(Dynamics):
         *,
         generator: torch.Generator | None = None,
         context: Tensor | Sequence[Tensor] | None = None,
+        diagnostics: bool = False,
     ) -> DynamicsOutput:
+        watched = self._watched(diagnostics)
         output, plan = run_leapfrog(
             "Leapfrog", potential, x0, v0, self.step_size, self.n_steps, self.options,
-            generator=generator, context=context,
+            generator=generator, context=context, watched=watched,
         )  # fmt: skip
-        return self._planned(output, plan)
+        return self._planned(output, plan, watched)
+
+    def chain(
+        self, potential: Callable, x0: Tensor, n_transitions: int, *, generator: torch.Generator | None = None
+    ) -> Chain:
+        """Samples of p_f by Hamiltonian Monte Carlo: `n_transitions` times T steps from a new v ~ N(0, I).
+
+        A transition's end is accepted with probability min(1, exp(H - H')), H = -f + ½‖v‖², else x stays: p_f is
+        invariant, whatever the clips. No gradients, and no density: the output has no log_q.
+
+        Raises: ValueError, TypeError: x0 requires grad; `sample_range`; step sizes per step that do not read the same
+        backwards; and as the layer.
+        """
+        from .chain import run_chain  # which runs this module's steps
+
+        return run_chain(potential, x0, n_transitions, self.step_size, self.n_steps, self.options, generator)

@@ -177,6 +177,8 @@ class ReversibleLeapfrogProgram(LeapfrogProgram):
                 xi = bounds.move(xi, fixed.encode(drift))
                 largest = _larger(largest, drift)
             base.check_finite(self._check_finite, self._layer, min(t, self.n_steps - 1), self.n_steps, kick, v)
+            if self.record is not None:
+                self.record.momenta.append(v)
         if not bool(largest < fixed.limit):
             raise NonFiniteError(
                 f"{self._layer}: a state is not finite, or moves by more than {fixed.limit:.3g} in a step, which "
@@ -226,6 +228,8 @@ class ReversibleLeapfrogProgram(LeapfrogProgram):
             hessian_u = side.pull(t, x, dg, want_x=t > 0 or wants[0])
             if hessian_u is not None:
                 dx = dx + hessian_u
+            if side.record is not None:
+                side.record.went_back(t, dx, dv)
             vi = damping.undo(vi - fixed.encode(self._kick_by(g, kick)))
         if not (torch.equal(xi, fixed.encode(x0)) and torch.equal(vi, fixed.encode(v0))):
             raise RuntimeError(

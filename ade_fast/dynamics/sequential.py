@@ -49,10 +49,11 @@ class Sequential(nn.Module):
     (Langevin) may be followed by others of their kind, v is then all of their momenta, (9). Such a layer beside one
     whose momentum is handed on is refused: the joint density has momenta of two kinds, for which there is one v.
 
-    Called as ``layer(potential, x0, v0=None, *, initial=None, generator=None, context=None) -> SequentialOutput(x, v,
-    log_det, log_noise)``. v0=None draws N(0, I) where a layer has a momentum, before anything else. `initial`: the
-    Gaussian that annealed layers among them start at (`AnnealedLeapfrog`); their weights are right wherever they stand
-    in the sequence. A parametrised potential (spectral norm) is one function along the whole sequence.
+    Called as ``layer(potential, x0, v0=None, *, initial=None, generator=None, context=None, diagnostics=False) ->
+    SequentialOutput(x, v, log_det, log_noise)``. v0=None draws N(0, I) where a layer has a momentum, before anything
+    else. `initial`: the Gaussian that annealed layers among them start at (`AnnealedLeapfrog`); their weights are right
+    wherever they stand in the sequence. `diagnostics`: whether each layer is to have those of this call. A parametrised
+    potential (spectral norm) is one function along the whole sequence.
 
     Args:
         layers: dynamics layers, at least one; also sequences of them. Kept as ``layers``. One whose ``momentum_shape``
@@ -93,6 +94,11 @@ class Sequential(nn.Module):
     def estimates_log_det(self) -> bool:
         """Whether a layer only estimates its log-determinant, so that there are no weights."""
         return any(getattr(layer, "estimates_log_det", False) for layer in self.layers)
+
+    @property
+    def diagnostics(self) -> tuple[object, ...]:
+        """``diagnostics`` of each layer, in order; None where there are none."""
+        return tuple(getattr(layer, "diagnostics", None) for layer in layers_of(self))
 
     @property
     def last_plans(self) -> tuple[Plan | None, ...]:
@@ -137,8 +143,10 @@ class Sequential(nn.Module):
         initial: object = None,
         generator: torch.Generator | None = None,
         context: Tensor | Sequence[Tensor] | None = None,
+        diagnostics: bool = False,
     ) -> SequentialOutput:
-        return _run(self, potential, x0, v0, initial, generator=generator, context=context)
+        asked = {"diagnostics": diagnostics} if diagnostics else {}  # layers of others need not know of it
+        return _run(self, potential, x0, v0, initial, generator=generator, context=context, **asked)
 
 
 @base.outside_of_graphs

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from .._once import refuse_batched, refuse_derivative
+from .._record import Record
 from .._slow_paths import note_slow_path
 from ..fields import (
     AffineForce,
@@ -34,6 +37,7 @@ from ..fields import (
 )
 from ..potentials import MLPPotential
 from .base import Options, accumulation_dtype
+from .diagnostics import Observed, Watched
 from .networks import NetworkPair
 
 GradientFunction = Callable[[int, Tensor], Tensor]
@@ -50,9 +54,13 @@ class Program(Protocol):
     `forward` may run under autograd (then it must be made of differentiable operations alone) or without; it appends
     what `backward` needs to `saved` when that is a list. `backward` gets the same `args`, the saved tensors and the
     cotangents of the outputs, and returns the cotangents of `args`.
+    With a `record`, it writes its momenta and its adjoint's norms to that, and `observe` makes something of the record
+    of a whole pass and the `args` that `fused` takes.
     """
 
     n_kicks: int
+    record: Record | None
+    hands_on_momentum: bool
 
     def fused(
         self, field: MLPField, args: tuple, gaussian: AffineForce | None, **options
@@ -76,6 +84,8 @@ class Program(Protocol):
         cotangents: tuple,
         wants: Sequence[bool],
     ) -> tuple: ...
+
+    def observe(self, record: Record, args: tuple) -> Observed: ...
 
 
 class _Unroll(torch.autograd.Function):
@@ -132,6 +142,8 @@ def _adjoint(
         for network in program.networks():
             network.begin_backward()
         derivatives = list(program.backward(side, args, saved, cotangents, wants))
+        if side.record is not None:
+            side.record.end_backward()
         for network in program.networks():
             derivatives += network.finish()
         derivatives += side.finish()
@@ -146,8 +158,33 @@ def differentiate(
     layout: Layout,
     options: Options,
     context: tuple[Tensor, ...],
+    watched: Watched | None = None,
 ) -> tuple[tuple[Tensor, ...], Plan | None]:
     """Runs `program` on `args` (x⁰ rows first), differentiable as `options` say; returns outputs and the plan.
+
+    With `watched`, the unroll is written down in it, to be diagnosed.
+    """
+    if watched is None:
+        return _differentiate(layer, potential, program, args, layout, options, context, None)
+    program.record, watched.with_momentum = watched, program.hands_on_momentum
+    # As they are now: the optimizer's next step, say, comes before anybody looks.
+    as_they_are = tuple([None if t is None else t.detach().clone() for t in args])
+    found = _differentiate(layer, potential, program, args, layout, options, context, watched)
+    watched.observe_by(functools.partial(program.observe, watched, as_they_are))
+    return found
+
+
+def _differentiate(
+    layer: str,
+    potential: Callable,
+    program: Program,
+    args: tuple[Tensor | None, ...],
+    layout: Layout,
+    options: Options,
+    context: tuple[Tensor, ...],
+    record: Record | None,
+) -> tuple[tuple[Tensor, ...], Plan | None]:
+    """`differentiate`, before anything is made of the record.
 
     Everything that receives a gradient is an input of one autograd function: x⁰, v⁰, step sizes, the potential's
     effective weights, the leaves that its graph leads to, and the networks' parameters.
@@ -157,17 +194,17 @@ def differentiate(
     args = savable(args)
     if torch.is_inference_mode_enabled():  # where ∇f could not be computed either
         with torch.inference_mode(False), torch.no_grad():
-            return differentiate(layer, potential, program, args, layout, options, context)
+            return _differentiate(layer, potential, program, args, layout, options, context, record)
     x0 = args[0]
     inner, base = without_base(layer, potential, layout, x0, accumulation_dtype(x0.dtype))
-    if (fused := _fused(layer, inner, base, program, args, layout, options)) is not None:
+    if (fused := _fused(layer, inner, base, program, args, layout, options, record)) is not None:
         return fused
     args = savable(program.as_rows(args))
     functions = {"potential": potential} | {k: f for pair in program.networks() for k, f in pair.functions.items()}
     if options.gradient == "none" or not torch.is_grad_enabled():
         with torch.no_grad():
             field = AutogradField(layer, inner, layout, base=base)
-            return _without_gradients(field, program, args, functions), None
+            return _without_gradients(field, program, args, functions, record), None
 
     mode = options.gradient_mode
     surroundings = Surroundings(layer, functions, x0.device)
@@ -193,9 +230,9 @@ def differentiate(
             captured = first_value.facts.captured or captured
         network_inputs = [t for network in program.networks() for t in network.inputs.tensors]
         if (why := why_under_autograd([*inputs.tensors, *network_inputs], behind_known, captured)) is not None:
-            outputs = _under_autograd(layer, field, program, args, layout, mode, why)
+            outputs = _under_autograd(layer, field, program, args, layout, mode, why, record)
             return outputs, Plan("graph", captured=captured)
-        side = GradientSide(field, first, inputs, plan, mode, program.n_kicks, surroundings, draws)
+        side = GradientSide(field, first, inputs, plan, mode, program.n_kicks, surroundings, draws, record)
         side.guarded = tuple(reached) if mode == "truncated" else ()
         differentiable = any(t is not None and t.requires_grad for t in (*args, *network_inputs, *inputs.tensors))
         if not differentiable:
@@ -210,14 +247,18 @@ def savable(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
 
 
 def _without_gradients(
-    field: AutogradField, program: Program, args: tuple, functions: dict[str, Callable]
+    field: AutogradField, program: Program, args: tuple, functions: dict[str, Callable], record: Record | None
 ) -> tuple[Tensor, ...]:
     surroundings = Surroundings(field.layer, functions, args[0].device, differentiable=False)
 
     def grad(t: int, x: Tensor) -> Tensor:
         if t > 0:
             surroundings.refuse_changed_buffers()
-        return field.whole(field.gradient(x), x)
+        evaluation = field.gradient(x)
+        whole = field.whole(evaluation.grad, x)
+        if record is not None:
+            record.evaluated(x, field.whole_value(evaluation.value, x), whole)
+        return whole
 
     with surroundings.held():
         outputs = program.forward(grad, args, None)
@@ -273,6 +314,7 @@ def _fused(
     args: tuple,
     layout: Layout,
     options: Options,
+    record: Record | None,
 ) -> tuple[tuple[Tensor, ...], Plan | None] | None:
     """The whole unroll in one operator where the potential is an MLP that the kernels know, else None."""
     field = MLPField.match(potential)
@@ -284,6 +326,10 @@ def _fused(
             )
         return None  # whatever the module makes of such events
     why = field if isinstance(field, str) else field.refuses(args[0])
+    if why is None and record is not None and args[0].device.type == "cuda":
+        why = "diagnostics=True, which the CUDA kernels do not write down"
+        note_slow_path(f"mlp {why}", f"{layer}: the fused MLP kernels do not take this call ({why}): autograd does")
+        return None
     if why is not None or options.check_finite:  # the operator does not look at its states one by one
         if why is not None and type(potential) is MLPPotential:
             note_slow_path(f"mlp {why}", f"{layer}: the fused MLP kernels do not take this call ({why}): autograd does")
@@ -291,7 +337,7 @@ def _fused(
     keep = _keeps_products(field, program, args[0], options)
     differentiable = torch.is_grad_enabled() and options.gradient != "none"
     try:
-        with torch.set_grad_enabled(differentiable):
+        with torch.set_grad_enabled(differentiable), nullcontext() if record is None else record.running():
             outputs = program.fused(
                 field, args, base, gradient=options.gradient_mode, keep_bits=options.memory != "states",
                 keep_products=keep,
@@ -302,6 +348,9 @@ def _fused(
         raise RuntimeError(f"{layer}: potential's layers do not fit each other or x0: {error}") from error
     if outputs is None:
         return None
+    if record is not None and base is not None:
+        record.value = record.value + base.log_density(record.x)
+        record.gradient = base.added_to(record.gradient, record.x)
     memory = "graph" if keep else "states"
     return outputs, Plan(memory, "mlp", field.spec.piecewise_linear) if differentiable else None
 
@@ -315,21 +364,29 @@ def _keeps_products(field: MLPField, program: Program, x0: Tensor, options: Opti
 
 
 class _TruncatedGradient(torch.autograd.Function):
-    """∇f(x) as a function of x alone, eq. (38)."""
+    """∇f(x) as a function of x alone, eq. (38), and f(x) without a derivative."""
 
     @staticmethod
     def forward(ctx: Any, field: AutogradField, rows: Tensor) -> Tensor:
         ctx.field, ctx.evaluation = field, field.evaluate(rows, keep_graph=True)
-        return ctx.evaluation.grad
+        ctx.mark_non_differentiable(ctx.evaluation.value)
+        return ctx.evaluation.grad, ctx.evaluation.value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, u: Tensor):
+    def backward(ctx: Any, u: Tensor, _: Tensor):
         return None, ctx.field.vjp(ctx.evaluation, u, (), want_x=True, retain_graph=True)[0]
 
 
 def _under_autograd(
-    layer: str, field: AutogradField, program: Program, args: tuple, layout: Layout, mode: str, why: str
+    layer: str,
+    field: AutogradField,
+    program: Program,
+    args: tuple,
+    layout: Layout,
+    mode: str,
+    why: str,
+    record: Record | None,
 ) -> tuple[Tensor, ...]:
     """The same steps on autograd's own graph: reaches non-leaf tensors that the potential captured, and runs hooks on
     parameters once, where the adjoint's own evaluations would run them too."""
@@ -337,11 +394,17 @@ def _under_autograd(
 
     def grad(t: int, rows: Tensor) -> Tensor:
         if mode == "truncated":
-            return field.whole(_TruncatedGradient.apply(field, rows), rows)
+            g, y = _TruncatedGradient.apply(field, rows)
+            whole = field.whole(g, rows)
+            if record is not None:
+                record.evaluated(rows, field.whole_value(y, rows.detach()), whole)
+            return whole
         x = layout.events(rows if rows.requires_grad else rows.detach().requires_grad_())
         y = field.value(x)
         (g,) = torch.autograd.grad(y.sum(), x, create_graph=True)
         force = field.whole(layout.rows(g), rows)
+        if record is not None:
+            record.evaluated(rows, field.whole_value(y.detach(), rows.detach()), force)
         return force.detach() if mode == "stopped" else force
 
     return program.forward(grad, args, None)

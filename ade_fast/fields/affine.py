@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +25,11 @@ class AffineForce:
 
     pull: Tensor
     centre: Tensor
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """log N(x; centre, diag(1/pull)) of rows [..., D]."""
+        normaliser = 0.5 * (self.pull.log().sum() - len(self.pull) * math.log(2 * math.pi))
+        return normaliser - 0.5 * ((x - self.centre).square() @ self.pull)
 
     def added_to(self, grad: Tensor, x: Tensor) -> Tensor:
         """grad + the force at x, rows [B, D]; autograd sees it."""

@@ -28,11 +28,13 @@ class Evaluation:
     grad: ∇_x f(x), rows [B, D], detached.
     graph: (x, ∇f(x)), a leaf and its differentiable gradient, when the autograd graph was kept, else None.
     kinks: values of the kinks (`GraphFacts.kinks`) when they were kept and are known, else None.
+    value: f(x), [B], detached.
     """
 
     grad: Tensor
     graph: tuple[Tensor, Tensor] | None = None
     kinks: Sequence[Tensor] | None = None
+    value: Tensor | None = None
 
 
 class NotPiecewiseLinear(Exception):
@@ -82,12 +84,16 @@ class AutogradField:
             raise self._independent_of_x()
         return FirstValue(self, x, y, facts, saved_bytes(y, self.known))
 
-    def gradient(self, rows: Tensor) -> Tensor:
+    def whole_value(self, value: Tensor, x: Tensor) -> Tensor:
+        """f and the base's log-density at x, [B], from the potential's own f(x) and rows [B, D]."""
+        return value if self._base is None else value + self._base.log_density(x)
+
+    def gradient(self, rows: Tensor) -> Evaluation:
         """∇f at rows [B, D], and nothing kept."""
         x, y = self._evaluate(rows)
         if not y.requires_grad:
             raise self._independent_of_x()
-        return self._gradient(x, y, keep_graph=False).grad
+        return self._gradient(x, y, keep_graph=False)
 
     def _independent_of_x(self) -> ValueError:
         return ValueError(
@@ -201,7 +207,7 @@ class AutogradField:
         if grad is None:
             raise self._independent_of_x()
         graph = (x, grad) if keep_graph and grad.requires_grad else None
-        return Evaluation(self.layout.rows(grad.detach()), graph, kinks)
+        return Evaluation(self.layout.rows(grad.detach()), graph, kinks, y.detach())
 
     def value(self, x: Tensor) -> Tensor:
         """f at events x, checked, [B]."""

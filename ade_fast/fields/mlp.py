@@ -24,6 +24,7 @@ from torch.utils._device import DeviceContext
 
 from .._mlp_ops import Schedule, field_columns, product_columns, scheduled_unroll, wants_grad
 from .._ops import build_info, ops
+from .._record import Record
 from .._slow_paths import note_slow_path
 from ..potentials.mlp import MLPPotential
 from .memory import memory_budget
@@ -326,10 +327,14 @@ def mlp_unroll(
     _note_weights(spec, x0.device)
     bridge = (scale, pull, centre, noise_v, noise_x, noise)
     recorded = wants_grad(x0, v0, kick, drift, log_decay, log_stretch, *bridge, *weights, *biases)
-    x, v, _, momenta, *_ = ops.mlp_unroll.default(
-        x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *numbers, want_momenta, recorded and keep_bits,
-        recorded and keep_products, *bridge,
+    record = Record.current()
+    figures = () if record is None else (True,)
+    x, v, states, momenta, _, _, *found = ops.mlp_unroll.default(
+        x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *numbers, want_momenta or record is not None,
+        recorded and keep_bits, recorded and keep_products, *bridge, *figures,
     )  # fmt: skip
+    if record is not None:
+        record.unrolled(states, torch.cat([momenta.detach(), v.detach().unsqueeze(0)]), *found)
     log_det = x0.new_zeros(len(x0))
     if log_decay is not None:
         log_det = log_det + log_decay.sum()

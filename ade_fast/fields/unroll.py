@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .._record import Record
 from .agreement import Checksum, Dependence, OtherGradient
 from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear, note_no_time_batch
 from .memory import memory_budget
@@ -79,6 +80,7 @@ class GradientSide:
         n_kicks: T + 1.
         surroundings: of the potential and of whatever else is evaluated along the unroll.
         draws: what evaluations draw; the first one's are there.
+        record: where evaluations are written down, or None.
     """
 
     def __init__(
@@ -91,8 +93,10 @@ class GradientSide:
         n_kicks: int,
         surroundings: Surroundings,
         draws: Draws,
+        record: Record | None = None,
     ) -> None:
         self.plan = plan
+        self.record = record
         self.inputs = inputs
         self.guarded: tuple[Tensor, ...] = ()  # not inputs, but must not change before the backward pass either
         self._field = field
@@ -141,7 +145,10 @@ class GradientSide:
             self._tapes[t] = evaluation
         if self.keeps_grads:
             self._grads.append(evaluation.grad)
-        return self._field.whole(evaluation.grad, x)
+        whole = self._field.whole(evaluation.grad, x)
+        if self.record is not None:
+            self.record.evaluated(x, self._field.whole_value(evaluation.value, x), whole)
+        return whole
 
     def _evaluate(self, x: Tensor) -> Evaluation:
         # Where the backward pass evaluates nothing again, only here can it be seen that f bends at a later step.

@@ -4,16 +4,18 @@
 log-densities as callables; nothing here knows how a model was trained.
 
 - On one axis, given as ``ax`` or pyplot's current one; the axis is returned: :func:`points` (samples over the data),
-  :func:`density` (a log-density on a grid), :func:`curve` (a score over the updates), :func:`energies` (values of f).
-- Whole figures, which do not touch pyplot's state: :func:`learned` (what a model has learned) and
-  :func:`convergence` (how its sampler got there).
+  :func:`density` (a log-density on a grid), :func:`curve` (a score over the updates), :func:`energies` (values of f),
+  :func:`diagnostics` (some figures of an unroll by its steps).
+- Whole figures, which do not touch pyplot's state: :func:`learned` (what a model has learned),
+  :func:`convergence` (how its sampler got there) and :func:`unroll` (all diagnostics of an unroll).
 """
 
 from .axes import window
 from .convergence import convergence, curve
 from .density import density
+from .diagnostics import diagnostics, unroll
 from .energies import energies
 from .learned import learned
 from .points import points
 
-__all__ = ["convergence", "curve", "density", "energies", "learned", "points", "window"]
+__all__ = ["convergence", "curve", "density", "diagnostics", "energies", "learned", "points", "unroll", "window"]

@@ -259,6 +259,13 @@ class Config:
     tensorboard: str = _setting(
         "auto", "evaluation", "event files for TensorBoard; auto: if it is installed", choices=("auto", "on", "off")
     )
+    diagnostics: int = _setting(
+        0,
+        "evaluation",
+        "updates between diagnostics of the unroll, in metrics.csv and as a picture; 0: none",
+        low=0,
+        high=_MANY,
+    )
     pictures_every: int = _setting(
         1000, "evaluation", "updates between pictures; 0: only at the end", low=0, high=_MANY
     )
@@ -278,6 +285,11 @@ class Config:
             object.__setattr__(self, field.name, value)
 
         _check_data(self.data)
+        if self.diagnostics and self.dynamics == "continuous":
+            raise ConfigError(
+                "configuration: diagnostics must be 0 with the continuous dynamics, whose steps are the solver's, got "
+                f"{self.diagnostics}"
+            )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:

@@ -50,6 +50,7 @@ _FREE_SETTINGS = (
     "test_likelihood_samples",
     "test_permutations",
     "tensorboard",
+    "diagnostics",
     "pictures_every",
 )
 # Where in the run the pictures of Figure 2 are taken, as fractions of all updates.
@@ -215,7 +216,7 @@ def _run(trainer: Trainer, directory: Path, log: MetricsLog, progress: bool, pic
                 with phase("pictures"):
                     draw_progress(trainer, directory)
             trainer.seconds, trainer.phases = time.perf_counter() - started, dict(trainer.stopwatch.seconds)
-            if update % config.log_every == 0 or validated:
+            if update % config.log_every == 0 or validated or trainer.diagnosed(update):
                 log.write(_row(trainer, row))
                 bar.set_postfix(_shown(trainer, row), refresh=False)
             bar.update()

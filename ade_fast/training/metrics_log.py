@@ -31,8 +31,20 @@ STEP_METRICS = (
     "initial_ess",
     "beta",
 )
+# Of the updates at which they are asked for (`Diagnostics.figures`).
+UNROLL_METRICS = (
+    "unroll_energy_error",
+    "unroll_energy_error_max",
+    "unroll_acceptance",
+    "unroll_log_det",
+    "unroll_grad_norm",
+    "unroll_grad_clipped",
+    "unroll_momentum_clipped",
+    "unroll_adjoint_max",
+    "unroll_adjoint_growth",
+)
 VALIDATION_METRICS = ("validation_nll", "validation_ess", "validation_mmd2")
-COLUMNS = ("update", "seconds", *STEP_METRICS, *VALIDATION_METRICS)
+COLUMNS = ("update", "seconds", *STEP_METRICS, *VALIDATION_METRICS, *UNROLL_METRICS)
 
 
 def check_tensorboard(wanted: str) -> bool:
@@ -111,5 +123,9 @@ def _keep_rows_until(path: Path, update: int) -> None:
 
 
 def _is_row_until(row: dict[str, str | None], update: int) -> bool:
-    """Whether a row is whole (a killed run may have left half of one) and not past ``update``."""
-    return all(row.get(key) is not None for key in COLUMNS) and row["update"].isdigit() and int(row["update"]) <= update
+    """Whether a row is whole (a killed run may have left half of one) and not past ``update``.
+
+    By the table's own columns: there may be fewer than now.
+    """
+    whole = all(value is not None for value in row.values())
+    return whole and row.get("update", "").isdigit() and int(row["update"]) <= update

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .._mlp_ops import WeightGradients
-from ..dynamics import NonFiniteError
+from ..dynamics import Diagnostics, NonFiniteError
 from ..fields import pinned
 from ..initial import Empirical
 from ..initial.base import standard_normal_log_density
@@ -261,12 +261,14 @@ class ADE(nn.Module):
         condition: Condition | None = None,
         weights: Tensor | None = None,
         phase: Callable[[str], AbstractContextManager[None]] = nullcontext,
+        diagnostics: bool = False,
     ) -> dict[str, float]:
         """One update of the potential and ``sampler_steps`` of the sampler.
 
         Args:
             data, generator, context, condition, weights: as for ``loss``.
             phase: entered around each part with its name, "sampler updates" or "joint updates", to time them.
+            diagnostics: whether ``sampler.dynamics.diagnostics`` is to be that of the shared unroll.
 
         Returns:
             The metrics of the shared unroll: loss, f_data, f_samples, kinetic, entropy (-E log q^T), penalty,
@@ -274,6 +276,7 @@ class ADE(nn.Module):
             density also log_z (of Z_x, by all weights), ess (effective sample size of the untempered weights, as a
             fraction), initial_ess (that of q^0 alone, without the dynamics, by at most 256 samples) and beta (the
             tempering; 0 is (20)); with ``bound="importance"`` f_model, E f under p_f by the weights.
+            With ``diagnostics`` those of a single dynamics too, their names after "unroll_" (`Diagnostics.figures`).
 
         Raises:
             NonFiniteError: see ``check_finite``. DivergenceError: f runs away from the samples (``max_gap``).
@@ -292,7 +295,7 @@ class ADE(nn.Module):
                     with phase("sampler updates"):
                         self._sampler_update(data, generator, context)
             with phase("joint updates"):
-                return self._joint_update(data, generator, context)
+                return self._joint_update(data, generator, context, diagnostics)
 
     @contextmanager
     def _given(self, condition: Condition | None, data: Tensor) -> Iterator[None]:
@@ -345,9 +348,9 @@ class ADE(nn.Module):
         weights = self._data_weights / self._data_weights.mean()
         return (weights[::every] * values).mean()
 
-    def _joint_update(self, data: Tensor, generator, context) -> dict[str, float]:
+    def _joint_update(self, data: Tensor, generator, context, diagnostics: bool = False) -> dict[str, float]:
         """One unroll, one backward pass, one update of each player."""
-        terms, sample, figures = self._objective(data, generator, context, want_figures=True)
+        terms, sample, figures = self._objective(data, generator, context, True, diagnostics)
         forget_gradients(self, self._optimizers())
         terms.loss.backward()
         if self._ranks is not None:
@@ -367,6 +370,8 @@ class ADE(nn.Module):
         if self.check_finite and not all(map(math.isfinite, everything[: len(values)])):
             raise self._non_finite("the objective or its gradient", data, terms)
         metrics = dict(zip((*names, *figures), everything, strict=True))
+        if diagnostics and isinstance(found := getattr(self.sampler.dynamics, "diagnostics", None), Diagnostics):
+            metrics |= {f"unroll_{name}": value for name, value in found.figures().items()}
         with shortened(self.potential_optimizer, self._pace(metrics)):
             for optimizer in self._optimizers():
                 optimizer.step()
@@ -410,14 +415,14 @@ class ADE(nn.Module):
             start.update(sample.x.detach())
 
     def _objective(
-        self, data: Tensor, generator, context, want_figures: bool = False
+        self, data: Tensor, generator, context, want_figures: bool = False, diagnostics: bool = False
     ) -> tuple[_Terms, DualSample, dict[str, Tensor]]:
         """The loss and its parts, the samples, and the metrics of the weights where they are wanted."""
         n = self._batch_size(data)
         apart = self.bounds.differ and torch.is_grad_enabled()
         weights = WeightGradients()
         with pinned(self.potential):
-            request = (self.potential, n * self.samples_per_point, generator, context)
+            request = (self.potential, n * self.samples_per_point, generator, context, diagnostics)
             with weights.deciding():
                 sample, cut = self.sampler.sample_cut(*request) if apart else (self.sampler.sample(*request), None)
             _check_like(data, sample.x)

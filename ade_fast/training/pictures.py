@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..dynamics import AnnealedLeapfrog
+from ..dynamics import AnnealedLeapfrog, Diagnostics
 from ..dynamics.base import Dynamics
-from .directory import CONVERGENCE, FIGURE, PICTURE
+from .directory import CONVERGENCE, DIAGNOSTICS, FIGURE, PICTURE
 from .evaluation import Evaluation
 from .summary import headline
 from .trainer import SNAPSHOT_POINTS, Test, Trainer
@@ -43,6 +43,9 @@ def draw_result(trainer: Trainer, test: Test, directory: Path) -> None:
         scores=_scores(test.evaluation, trainer.source.entropy),
     )
     _draw_convergence(trainer, directory, data, model.potential, model.sampler)
+    unroll = getattr(trainer.sampler.dynamics, "diagnostics", None)
+    if isinstance(unroll, Diagnostics):
+        plots.save_diagnostics(directory / DIAGNOSTICS, unroll, title=f"{name}, last unroll diagnosed")
 
 
 def _draw_convergence(trainer: Trainer, directory: Path, data: Tensor, potential, sampler) -> None:

@@ -12,12 +12,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ..plots import convergence, learned, window
+from ..dynamics import Diagnostics
+from ..plots import convergence, learned, unroll, window
 from ..plots.density import LogProb, cells, on_cells
 from .files import write_atomically
 from .temperature import best_scale
 
-__all__ = ["best_scale", "normalised_within", "save_convergence", "save_learned", "stages"]
+__all__ = ["best_scale", "normalised_within", "save_convergence", "save_diagnostics", "save_learned", "stages"]
 
 
 def save_learned(
@@ -49,6 +50,11 @@ def save_convergence(
 ) -> None:
     """Writes :func:`ade_fast.plots.convergence`, whose arguments these are, as a PNG at ``path``."""
     _save(convergence(data, snapshots, stages, history, chosen, entropy=entropy, title=title, scores=scores), path)
+
+
+def save_diagnostics(path: str | Path, diagnostics: Diagnostics, *, title: str = "") -> None:
+    """Writes :func:`ade_fast.plots.unroll`, whose arguments these are, as a PNG at ``path``."""
+    _save(unroll(diagnostics, title=title), path)
 
 
 def stages(

@@ -152,6 +152,7 @@ class DualSampler(nn.Module):
         generator: torch.Generator | None = None,
         context: tuple[Tensor, ...] | None = None,
         condition: Condition | None = None,
+        diagnostics: bool = False,
     ) -> DualSample:
         """Draw n samples; differentiable with respect to everything they depend on.
 
@@ -162,6 +163,7 @@ class DualSampler(nn.Module):
             context: non-leaf tensors that f depends on; passed on to the dynamics.
             condition: a tensor of B rows, or a tuple of such, of an f that is called as f(x, condition); n is a
                 multiple of B, and sample i has row i mod B.
+            diagnostics: whether ``dynamics.diagnostics`` is to be that of this unroll.
         """
         n = integer("DualSampler", "n", n, low=0)
         potential = conditioned("DualSampler", potential, condition, n)
@@ -170,6 +172,7 @@ class DualSampler(nn.Module):
         start, target = (self.initial, potential) if flow is None else (flow.base, _InBaseVariables(potential, flow))
         drawn = start.sample(n, momentum_shape=self._momentum_shape(), generator=generator)
         options = {"initial": start} if annealed else {}
+        options |= {"diagnostics": True} if diagnostics else {}  # a dynamics of others need not know of it
         sample = _run(self.dynamics, target, drawn, generator=generator, context=context, **options)
         return sample if flow is None else _out_of_base(flow, sample)
 
@@ -179,6 +182,7 @@ class DualSampler(nn.Module):
         n: int,
         generator: torch.Generator | None = None,
         context: tuple[Tensor, ...] | None = None,
+        diagnostics: bool = False,
     ) -> tuple[DualSample, Cut | None]:
         """`sample`, with the unroll's graph cut from this sampler's parameters, so that it can be gone through alone.
 
@@ -188,7 +192,7 @@ class DualSampler(nn.Module):
         dynamics = self.dynamics
         own = dict(dynamics.named_parameters(recurse=False)) if isinstance(dynamics, nn.Module) else None
         if own is None or _anneals(dynamics) or len(own) < len(list(dynamics.parameters())):
-            return self.sample(potential, n, generator, context), None
+            return self.sample(potential, n, generator, context, diagnostics), None
         cut = Cut([], [])
 
         def leaf(tensor: Tensor | None) -> Tensor | None:
@@ -204,7 +208,8 @@ class DualSampler(nn.Module):
         def run(*args: object, **options: object) -> DynamicsOutput:
             return functional_call(dynamics, steps, args, options)
 
-        return _run(run, potential, tuple(map(leaf, drawn)), generator=generator, context=context), cut
+        options = {"diagnostics": True} if diagnostics else {}
+        return _run(run, potential, tuple(map(leaf, drawn)), generator=generator, context=context, **options), cut
 
     def draws_own_momenta(self) -> bool:
         """Whether the momenta are the dynamics' own, one per step [T, B, ...] (Langevin), not q^0's."""

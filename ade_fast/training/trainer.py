@@ -114,7 +114,8 @@ class Trainer:
         with phase("data"):
             generator = self._generators["data"]
             data = self._blurred(self._draw_data(self.config.batch_size, generator), generator)
-        metrics = self.ade.step(data, generator=self._generators["samples"], phase=phase)
+        asked = {"diagnostics": True} if self.diagnosed(self.update + 1) else {}
+        metrics = self.ade.step(data, generator=self._generators["samples"], phase=phase, **asked)
         with phase("joint updates"):
             self.potential_average.update(self.potential)
             self.sampler_average.update(self.sampler)
@@ -130,6 +131,10 @@ class Trainer:
         if self.config.validate_every is not None:
             return self.config.validate_every
         return 500 if self.source.endless else 50
+
+    def diagnosed(self, update: int) -> bool:
+        """Whether the unroll of this update is diagnosed."""
+        return bool(self.config.diagnostics) and update % self.config.diagnostics == 0
 
     def validate(self) -> float:
         """Scores the averaged players on the validation points, and keeps them when none before did better.

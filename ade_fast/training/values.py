@@ -79,7 +79,7 @@ def _evaluate_separately(
     penalty = torch.zeros((), dtype=x.dtype, device=x.device)
     n, at_x = len(data), values_of(potential, x)
     if gradient_penalty:
-        (at_data, grad), (penalised, more) = (_values_and_grad(potential, part.detach()) for part in (data, x))
+        (at_data, grad), (penalised, more) = (unfused_values_and_grad(potential, part.detach()) for part in (data, x))
         norms = torch.cat([grad, more[:n]]).flatten(1).square().sum(1)
         penalty = gradient_penalty * norms.mean()
     else:

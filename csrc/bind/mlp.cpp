@@ -106,6 +106,17 @@ struct Bridge {
   }
 };
 
+// What only diagnostics want: allocated, or absent() and null.
+Tensor figure_of(const Op& op, bool wanted, std::initializer_list<int64_t> shape, void*& pointer) {
+  if (!wanted) return op.absent();
+  const Tensor figure = op.new_of_shape(shape);
+  pointer = figure.data_ptr();
+  return figure;
+}
+void only_on_cpu(const Op& op, const char* argument, bool wanted) {
+  if (wanted && op.on_cuda()) op.fail(std::string(argument) + " must be false on CUDA: it is of the CPU alone");
+}
+
 // The gradient of an argument that may be absent: allocated as it, or absent() and null.
 Tensor gradient_of(const Op& op, const Given& tensor, void*& pointer) {
   if (!tensor) return op.absent();
@@ -141,14 +152,14 @@ MlpDynamics dynamics_of(Op& op, const Tensor& kick, const Tensor& drift, const G
   return dynamics;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
     const Tensor& x0, const Tensor& v0, const Tensor& kick, const Tensor& drift, const Given& log_decay,
     const Given& log_stretch, const Tensors& weights, const Tensors& biases, int64_t activation,
     double parameter, int64_t precision, double damping, int64_t grad_clip, double grad_bound,
     int64_t momentum_clip, double momentum_bound, double lo, double hi,
     bool /* stopped: for the derivative */, bool keep_states, bool keep_bits, bool keep_products,
     const Given& scale, const Given& pull, const Given& centre, const Given& noise_v, const Given& noise_x,
-    const Given& noise) {
+    const Given& noise, bool want_figures) {
   Op op("mlp_unroll", "x0", x0);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpUnroll args{};
@@ -162,6 +173,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
   args.x0 = op.states("x0", x0);
   args.v0 = op.states("v0", v0);
   const int64_t rows = op.rows(), dim = op.cols(), steps = args.dynamics.steps;
+  only_on_cpu(op, "want_figures", want_figures);
+  const Tensor value = figure_of(op, want_figures, {steps + 1, rows}, args.value);
+  const Tensor gradient = figure_of(op, want_figures, {steps + 1, rows, dim}, args.gradient);
   const Tensor x_end = op.new_states(), v_end = op.new_states();
   const Tensor x = keep_states ? op.keep_of_shape({steps + 1, rows, dim}) : op.absent();
   const Tensor v = keep_states ? op.keep_of_shape({steps, rows, dim}) : op.absent();
@@ -181,11 +195,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
   args.products = products_wanted ? products.data_ptr() : nullptr;
   args.workers = workers();
   op.run(args);
-  return {x_end, v_end, x, v, bits, products};
+  return {x_end, v_end, x, v, bits, products, value, gradient};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensors,
-           Tensors>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+           Tensors, Tensors>
 mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0, const Tensor& kick,
                     const Tensor& drift, const Given& log_decay, const Given& log_stretch,
                     const Tensors& weights, const Tensors& biases, const Tensor& x, const Tensor& v,
@@ -193,7 +207,8 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
                     int64_t precision, double damping, int64_t grad_clip, double grad_bound,
                     int64_t momentum_clip, double momentum_bound, double lo, double hi, bool stopped,
                     bool want_weights, const Given& dv_all, const Given& scale, const Given& pull,
-                    const Given& centre, const Given& noise_v, const Given& noise_x, const Given& noise) {
+                    const Given& centre, const Given& noise_v, const Given& noise_x, const Given& noise,
+                    bool want_adjoint) {
   Op op("mlp_unroll_backward", "dx_end", dx_end);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpUnrollBackward args{};
@@ -220,6 +235,8 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
   args.stopped = stopped;
   args.dx_end = op.states("dx_end", dx_end);
   args.dv_end = op.states("dv_end", dv_end);
+  only_on_cpu(op, "want_adjoint", want_adjoint);
+  const Tensor adjoint = figure_of(op, want_adjoint, {steps + 1, 2, rows}, args.adjoint);
   args.dv_all = rows_of(op, "dv_all", dv_all, "every kept momentum", {steps, rows, dim});
   const Tensor dx0 = op.new_states(), dv0 = op.new_states();
   const Tensor dkick = op.new_of_shape({steps + 1, dim}), ddrift = op.new_of_shape({steps, dim});
@@ -238,7 +255,7 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
   args.workers = workers();
   op.run(args);
   return {dx0,   dv0,     dkick,    ddrift,   dlog_decay,       dlog_stretch,  dscale,
-          dpull, dcentre, dnoise_v, dnoise_x, gradients.weight, gradients.bias};
+          dpull, dcentre, dnoise_v, dnoise_x, adjoint, gradients.weight, gradients.bias};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_field(const Tensor& x, const Tensors& weights,
@@ -330,8 +347,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
       "grad_clip, "
       "float grad_bound, int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, "
       "bool keep_states, bool keep_bits, bool keep_products, Tensor? scale=None, Tensor? pull=None, "
-      "Tensor? centre=None, Tensor? noise_v=None, Tensor? noise_x=None, Tensor? noise=None) "
-      "-> (Tensor x_end, Tensor v_end, Tensor x, Tensor v, Tensor bits, Tensor products)");
+      "Tensor? centre=None, Tensor? noise_v=None, Tensor? noise_x=None, Tensor? noise=None, "
+      "bool want_figures=False) "
+      "-> (Tensor x_end, Tensor v_end, Tensor x, Tensor v, Tensor bits, Tensor products, Tensor value, "
+      "Tensor gradient)");
   m.def(
       "mlp_unroll_backward(Tensor dx_end, Tensor dv_end, Tensor v0, Tensor kick, Tensor drift, "
       "Tensor? log_decay, Tensor? log_stretch, Tensor[] weights, Tensor[] biases, Tensor x, Tensor v, "
@@ -340,9 +359,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
       "grad_bound, "
       "int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, bool want_weights, "
       "Tensor? dv_all=None, Tensor? scale=None, Tensor? pull=None, Tensor? centre=None, "
-      "Tensor? noise_v=None, Tensor? noise_x=None, Tensor? noise=None) "
+      "Tensor? noise_v=None, Tensor? noise_x=None, Tensor? noise=None, bool want_adjoint=False) "
       "-> (Tensor dx0, Tensor dv0, Tensor dkick, Tensor ddrift, Tensor dlog_decay, Tensor dlog_stretch, "
-      "Tensor dscale, Tensor dpull, Tensor dcentre, Tensor dnoise_v, Tensor dnoise_x, "
+      "Tensor dscale, Tensor dpull, Tensor dcentre, Tensor dnoise_v, Tensor dnoise_x, Tensor adjoint, "
       "Tensor[] dweights, Tensor[] dbiases)");
   m.def(
       "mlp_field(Tensor x, Tensor[] weights, Tensor[] biases, int activation, float parameter, int "

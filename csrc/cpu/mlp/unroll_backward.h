@@ -155,8 +155,24 @@ struct UnrollBackward {
       if (dynamics.bridged() && !args.stopped)
         dynamics.force_vjp(t, rows, tile.x, tile.gradient, tile.dgradient, dx, steps);
       if (tile.want.tangent) second_order(tile, tile.want);
-      if (!tile.want.curvature) continue;
-      for (int64_t i = 0; i < size; ++i) dx[i] += tile.dx[i];
+      for (int64_t i = 0; tile.want.curvature && i < size; ++i) dx[i] += tile.dx[i];
+      if (args.adjoint) {
+        T* const norm = static_cast<T*>(args.adjoint) + 2 * t * args.dynamics.rows + first;
+        norms(rows, dim, dx, norm);
+        norms(rows, dim, dv, norm + args.dynamics.rows);
+      }
+    }
+  }
+
+  // Of each row; the squares of what explodes would not fit T.
+  static void norms(int rows, int64_t dim, const T* cotangent, T* norm) {
+    for (int64_t r = 0; r < rows; ++r) {
+      double sum = 0;
+      for (int64_t i = r * dim; i < (r + 1) * dim; ++i) {
+        const double term = cotangent[i];
+        sum += term * term;
+      }
+      norm[r] = static_cast<T>(__builtin_sqrt(sum));
     }
   }
 

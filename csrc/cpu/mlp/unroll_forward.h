@@ -71,6 +71,7 @@ struct UnrollForward {
     Tile<T>& tile = worker.tile;
     tile.want = Wanted{};
     tile.want.gradient = true;
+    tile.want.value = args.value != nullptr;
     memcpy(tile.x, static_cast<const T*>(args.x0) + at, bytes);
     memcpy(worker.v, static_cast<const T*>(args.v0) + at, bytes);
     const T* noise = nullptr;  // ξ_{t-1}
@@ -78,6 +79,10 @@ struct UnrollForward {
       tile.begin(rows, args.bits ? args.bits + (t * args.dynamics.rows + first) * bit_stride : nullptr,
                  Products<T>::at(args.products, args.shape, args.dynamics.rows, t, first, false));
       first_order(tile, tile.want);
+      if (args.value) {
+        memcpy(static_cast<T*>(args.value) + t * args.dynamics.rows + first, tile.value, rows * sizeof(T));
+        memcpy(static_cast<T*>(args.gradient) + t * all + at, tile.gradient, bytes);
+      }
       if (dynamics.bridged()) dynamics.force(t, rows, tile.x, tile.gradient, tile.gradient);
       dynamics.kick(t, rows, tile.gradient, worker.v);
       if (noise) dynamics.refresh_momentum(t - 1, rows, noise, worker.v);

@@ -1,0 +1,85 @@
+"""What an unroll writes down for its diagnostics, step by step, while it runs and while it goes back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+class Record:
+    """One unroll: what every evaluation of ∇f and every kick was, and the adjoint's norms of the backward pass.
+
+    x, gradient: [B, D] of each evaluation at t = 0 … n - 1; value: [B]. momenta: v after each kick, [B, L]. kicks: the
+    (S_v, g_v) of each kick where there are networks. Tensors instead of lists where one operator makes them all.
+    gains: log-determinants of drifts by a network, [B]. with_momentum: whether the state that steps hand on has one.
+    """
+
+    _current = threading.local()
+
+    def __init__(self) -> None:
+        self.x: Sequence[Tensor] | Tensor = []
+        self.value: Sequence[Tensor] | Tensor = []
+        self.gradient: Sequence[Tensor] | Tensor = []
+        self.momenta: Sequence[Tensor] | Tensor = []
+        self.kicks: list[tuple[Tensor | None, Tensor]] = []
+        self.gains: list[tuple[Tensor, Tensor | None]] = []
+        self.with_momentum = True
+        self._norms: dict[int, Tensor] = {}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The MLP operators' unroll in this block is the one."""
+        before, self._current.of = self.current(), self
+        try:
+            yield
+        finally:
+            self._current.of = before
+
+    @classmethod
+    def current(cls) -> Record | None:
+        return getattr(cls._current, "of", None)
+
+    def stacked(self, name: str) -> Tensor:
+        """x, value, gradient or momenta as one tensor, at least in float32."""
+        values = getattr(self, name)
+        if not isinstance(values, Tensor):
+            values = torch.stack(list(values))
+        return values.float() if values.dtype == torch.bfloat16 else values
+
+    def evaluated(self, x: Tensor, value: Tensor, gradient: Tensor) -> None:
+        self.x.append(x.detach())
+        self.value.append(value.detach())
+        self.gradient.append(gradient.detach())
+
+    def went_back(self, t: int, dx: Tensor, dv: Tensor | None = None) -> None:
+        """dx, dv: cotangents of x_t and of the momentum that kick t begins with, rows."""
+        norm = torch.linalg.vector_norm(dx, dim=1)
+        self._norms[t] = norm if dv is None else torch.hypot(norm, torch.linalg.vector_norm(dv, dim=1))
+
+    def end_backward(self) -> None:
+        """After `went_back` of all steps; nothing where a program has not called it."""
+        norms, self._norms = self._norms, {}
+        if norms:
+            self.after_backward(torch.stack([norms[t] for t in sorted(norms)]))
+
+    def unrolled(self, x: Tensor, momenta: Tensor, value: Tensor, gradient: Tensor) -> None:
+        """All of it from one operator, by steps."""
+        self.x, self.momenta, self.value, self.gradient = x, momenta, value, gradient
+
+    def end_fused_backward(self, norms: Tensor) -> None:
+        """norms: of dx and of dv before each kick, [n, 2, B]."""
+        dx, dv = norms.unbind(1)
+        self.after_backward(torch.hypot(dx, dv) if self.with_momentum else dx)
+
+    def after_backward(self, norms: Tensor) -> None:
+        """norms: of (dx, dv) before each kick, [n, B]."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """What the forward pass has written down: the backward pass keeps the record alive, and needs none of it."""
+        self.x = self.value = self.gradient = self.momenta = ()
+        self.kicks, self.gains = [], []
