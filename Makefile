@@ -7,7 +7,7 @@ BUILD := $(VENV)/.built
 CMAKE_BUILD := build/core
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f -not -name '*.md')
 
-.PHONY: demo test unit compile-check lint format bench clean
+.PHONY: demo test unit compile-check lint format wheel bench clean
 
 demo: $(BUILD)
 	$(BIN)/ade-fast demo --out demo
@@ -34,6 +34,10 @@ format: $(ENV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(BIN)/clang-format -i
+
+# dist/: an sdist, and from it a cp310-abi3 wheel. Not isolated: the build needs the torch that is here.
+wheel: $(ENV)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation
 
 bench: $(BUILD)
 	$(BIN)/pip install -q "jax>=0.4.30"

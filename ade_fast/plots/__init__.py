@@ -5,14 +5,15 @@ log-densities as callables; nothing here knows how a model was trained.
 
 - On one axis, given as ``ax`` or pyplot's current one; the axis is returned: :func:`points` (samples over the data),
   :func:`density` (a log-density on a grid), :func:`curve` (a score over the updates).
-- Whole figures, which do not touch pyplot's state: :func:`learned` (what a model has learned) and
-  :func:`convergence` (how its sampler got there).
+- Whole figures, which do not touch pyplot's state: :func:`learned` (what a model has learned), :func:`convergence`
+  (how its sampler got there) and :func:`comparison` (runs beside each other).
 """
 
 from .axes import window
+from .comparison import comparison
 from .convergence import convergence, curve
 from .density import density
 from .learned import learned
 from .points import points
 
-__all__ = ["convergence", "curve", "density", "learned", "points", "window"]
+__all__ = ["comparison", "convergence", "curve", "density", "learned", "points", "window"]

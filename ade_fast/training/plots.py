@@ -12,12 +12,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ..plots import convergence, learned, window
+from ..plots import comparison, convergence, learned, window
 from ..plots.density import LogProb, cells, on_cells
 from .files import write_atomically
 from .temperature import best_scale
 
-__all__ = ["best_scale", "normalised_within", "save_convergence", "save_learned", "stages"]
+__all__ = ["best_scale", "normalised_within", "save_comparison", "save_convergence", "save_learned", "stages"]
 
 
 def save_learned(
@@ -49,6 +49,15 @@ def save_convergence(
 ) -> None:
     """Writes :func:`ade_fast.plots.convergence`, whose arguments these are, as a PNG at ``path``."""
     _save(convergence(data, snapshots, stages, history, chosen, entropy=entropy, title=title, scores=scores), path)
+
+
+def save_comparison(
+    path: str | Path,
+    histories: Mapping[str, Sequence[Mapping[str, float | None]]],
+    scores: Mapping[str, tuple[float | None, float | None]],
+) -> None:
+    """Writes :func:`ade_fast.plots.comparison`, whose arguments these are, as a PNG at ``path``."""
+    _save(comparison(histories, scores), path)
 
 
 def stages(
