@@ -21,8 +21,8 @@ def needs_yaml() -> None:
 
 
 def test_values_are_those_of_json(tmp_path):
-    text = "data: cos  # a curve\npotential_lr: 3e-3\ntensorboard: off\nhidden: [32, 32]\nbase_std: null\ncalibrate: false\n"
-    values = read_config(written(tmp_path, text))
+    lines = ("data: cos  # a curve", "potential_lr: 3e-3", "tensorboard: off", "hidden: [32, 32]", "base_std: null")
+    values = read_config(written(tmp_path, "\n".join((*lines, "calibrate: false"))))
     as_json = tmp_path / "settings.json"
     as_json.write_text(json.dumps(values))
     expected = dict(data="cos", potential_lr=3e-3, tensorboard="off", hidden=[32, 32], base_std=None, calibrate=False)
@@ -56,7 +56,7 @@ def test_numbers(tmp_path, number, value):
     ],
 )
 def test_what_is_not_a_configuration_is_refused(tmp_path, text, said):
-    with pytest.raises(ConfigError, match="configuration: .*settings.yaml ") as error:
+    with pytest.raises(ConfigError, match=r"configuration: .*settings\.yaml ") as error:
         read_config(written(tmp_path, text))
     assert said in str(error.value) and "\n" not in str(error.value)
 
