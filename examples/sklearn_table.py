@@ -1,4 +1,4 @@
-"""The scikit-learn estimator on a table: density of five columns, beside a Gaussian; the unlikeliest rows are outliers."""
+"""The scikit-learn estimator on a table: the density of five columns, beside a Gaussian; unlikely rows are outliers."""
 
 import sys
 
