@@ -44,7 +44,7 @@ def hmc(f: nn.Module, dim: int, n_chains: int, n_draws: int, burn_in: int) -> Te
 def main(smoke: bool = False) -> dict[str, float]:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    updates, n_samples, n_draws = (3, 1000, 20) if smoke else (400, 20_000, 1000)
+    updates, n_samples, n_draws = (3, 1000, 20) if smoke else (150, 10_000, 200)
     table = load_breast_cancer()
     X = torch.from_numpy(table.data[:, :4]).float()
     f = Posterior((X - X.mean(0)) / X.std(0), torch.from_numpy(table.target).float())

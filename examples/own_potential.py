@@ -24,7 +24,7 @@ class Potential(nn.Module):
 def main(smoke: bool = False) -> dict[str, float]:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    updates, n_samples = (5, 2000) if smoke else (1500, 20_000)
+    updates, n_samples = (5, 2000) if smoke else (1000, 20_000)
     data = ade.data.toy("moons")
 
     potential = ade.WithBase(Potential(), 0.0, 3.0)  # times N(x; 0, 3²): exp f has an integral, whatever f learns
