@@ -7,13 +7,13 @@ BUILD := $(VENV)/.built
 CMAKE_BUILD := build/core
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f -not -name '*.md')
 
-.PHONY: demo test unit compile-check lint format bench clean
+.PHONY: demo test unit compile-check lint format docs wheel bench clean
 
 demo: $(BUILD)
 	$(BIN)/ade-fast demo --out demo
 
 # The quick checks first, so that the output ends with pytest's closing line.
-test: lint compile-check unit
+test: lint docs compile-check unit
 
 unit: $(BUILD)
 	$(BIN)/python -m pytest -n 2
@@ -34,6 +34,14 @@ format: $(ENV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(BIN)/clang-format -i
+
+# The site, in build/site: warnings are errors, links and headings are checked. Not -q: a warning not said is not counted.
+docs: $(ENV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# dist/: an sdist, and from it a cp310-abi3 wheel. Not isolated: the build needs the torch that is here.
+wheel: $(ENV)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation
 
 bench: $(BUILD)
 	$(BIN)/pip install -q "jax>=0.4.30"

@@ -101,9 +101,7 @@ extension = Extension(
     language="c++",
 )
 
+OPTIONS = {"bdist_wheel": {"py_limited_api": "cp310"}}
+
 if __name__ == "__main__":
-    setup(
-        ext_modules=[extension],
-        cmdclass={"build_ext": Build},
-        options={"bdist_wheel": {"py_limited_api": "cp310"}},
-    )
+    setup(ext_modules=[extension], cmdclass={"build_ext": Build}, options=OPTIONS)

@@ -1,4 +1,4 @@
-"""The command line: ``ade-fast demo | train | evaluate | sample | info``.
+"""The command line: ``ade-fast demo | train | evaluate | compare | sample | info | completion``.
 
 A user's mistake ends in one line on standard error and exit code 1 (2 for a malformed command line);
 ``--debug`` shows the traceback instead.
@@ -20,9 +20,9 @@ from typing import NoReturn
 
 import numpy as np
 
-from . import _info
+from . import __version__, _info
 from .dynamics import NonFiniteError
-from .training import checkpoint, config, divergence, evaluation, files, loop, memory, trained
+from .training import checkpoint, comparison, config, divergence, evaluation, files, loop, memory, trained
 
 DEMO_DIRECTORY = "demo"
 
@@ -128,6 +128,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         prog="ade-fast",
         description="Adversarial dynamics embedding: train energy-based models by their own sampler.",
     )
+    parser.add_argument("--version", action="version", version=f"ade-fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser("demo", help="train on two moons on the CPU and show the result (a few minutes)")
@@ -146,6 +147,11 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     evaluate.add_argument("--seed", type=config.flag_type(int), default=0, help="seed of the evaluation (default: 0)")
     evaluate.set_defaults(run=_evaluate)
 
+    compare = commands.add_parser("compare", help="finished runs beside each other: scores, and settings that differ")
+    compare.add_argument("directories", type=Path, nargs="+", metavar="RUN", help="the --out of a run")
+    compare.add_argument("--out", type=Path, help=".png file to write: scores over the updates, and at the end")
+    compare.set_defaults(run=_compare)
+
     sample = commands.add_parser("sample", help="draw samples from a trained model")
     sample.add_argument("directory", type=Path, help="the --out of a run")
     sample.add_argument("--n", type=config.flag_type(int), default=1000, help="number of samples (default: 1000)")
@@ -162,13 +168,22 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     info = commands.add_parser("info", help="version, build, devices, and which fast paths are on")
     info.set_defaults(run=_show_info)
 
-    for command in (demo, train, evaluate, sample, info):
+    completion = commands.add_parser("completion", help="print a completion script for the shell")
+    completion.add_argument(
+        "shell",
+        choices=("bash", "zsh", "tcsh"),
+        help="which shell; bash: save it where "
+        "bash-completion looks, ~/.local/share/bash-completion/completions/ade-fast",
+    )
+    completion.set_defaults(run=_completion)
+
+    for command in (demo, train, evaluate, compare, sample, info, completion):
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser, commands.choices
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, help="JSON file of settings; flags override it")
+    parser.add_argument("--config", type=Path, help="JSON or YAML file of settings; flags override it")
     parser.add_argument("--resume", action="store_true", help="go on from the directory's checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="begin anew where the directory holds a run")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
@@ -197,6 +212,30 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     model = trained.load(arguments.directory)
     found, source = evaluation.evaluate_run(model, arguments.data, arguments.seed)
     print("\n".join(found.lines(arguments.data or model.config.data, source)))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    if arguments.out is not None and arguments.out.suffix != ".png":
+        raise UserError(f"--out must name a .png file, got {arguments.out}")
+    runs = comparison.read_runs(arguments.directories)
+    print("\n".join(comparison.table(runs)))
+    if arguments.out is not None:
+        from .training import plots  # here: no other command waits for matplotlib unless it draws
+
+        plots.save_comparison(
+            arguments.out,
+            {run.name: run.history for run in runs},
+            {run.name: (run.summary.get("nll"), run.summary.get("nll_standard_error")) for run in runs},
+        )
+        print(f"\n{arguments.out}: scores over the updates, and at the end")
+
+
+def _completion(arguments: argparse.Namespace) -> None:
+    try:
+        import shtab
+    except ModuleNotFoundError:
+        raise UserError("completion needs shtab, which is not installed: pip install 'ade_fast[completion]'") from None
+    print(shtab.complete(_parsers()[0], shell=arguments.shell))
 
 
 def _sample(arguments: argparse.Namespace) -> None:

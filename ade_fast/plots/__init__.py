@@ -7,10 +7,12 @@ log-densities as callables; nothing here knows how a model was trained.
   :func:`density` (a log-density on a grid), :func:`curve` (a score over the updates), :func:`energies` (values of f),
   :func:`diagnostics` (some figures of an unroll by its steps).
 - Whole figures, which do not touch pyplot's state: :func:`learned` (what a model has learned),
-  :func:`convergence` (how its sampler got there) and :func:`unroll` (all diagnostics of an unroll).
+  :func:`convergence` (how its sampler got there), :func:`unroll` (all diagnostics of an unroll) and :func:`comparison` (runs beside each
+  other).
 """
 
 from .axes import window
+from .comparison import comparison
 from .convergence import convergence, curve
 from .density import density
 from .diagnostics import diagnostics, unroll
@@ -18,4 +20,15 @@ from .energies import energies
 from .learned import learned
 from .points import points
 
-__all__ = ["convergence", "curve", "density", "diagnostics", "energies", "learned", "points", "unroll", "window"]
+__all__ = [
+    "comparison",
+    "convergence",
+    "curve",
+    "density",
+    "diagnostics",
+    "energies",
+    "learned",
+    "points",
+    "unroll",
+    "window",
+]

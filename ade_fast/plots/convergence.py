@@ -125,7 +125,7 @@ def curve(
             ax.axhline(entropy, color="black", linewidth=0.9, linestyle=":", label=f"data's entropy, {entropy:.3f}")
             values = [entropy, *values]
         if values:
-            ax.set_ylim(*_settled(values))
+            ax.set_ylim(*settled(values))
     elif score == "ess":
         ax.set_ylim(0, 1)
     else:
@@ -138,7 +138,7 @@ def curve(
     return ax
 
 
-def _settled(values: list[float]) -> tuple[float, float]:
+def settled(values: list[float]) -> tuple[float, float]:
     """Limits, of sorted values, in which the later course is seen: the first ones may be many nats higher."""
     low, median, high = values[0], values[len(values) // 2], values[-1]
     top = min(high, low + 4 * max(median - low, 0.05))

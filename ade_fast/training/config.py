@@ -21,6 +21,7 @@ from typing import Any
 
 from ..data import TOY_NAMES
 from ..dynamics.ode import SOLVERS
+from . import yaml_config
 
 SETTINGS_GROUPS = ("data", "potential", "sampler", "objective", "optimisation", "evaluation", "machine")
 
@@ -308,18 +309,26 @@ class Config:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a JSON configuration file."""
+    """The keys and values of a configuration file: JSON, or YAML where it is named .yaml or .yml."""
     path = Path(path)
+    is_yaml = path.suffix.lower() in yaml_config.SUFFIXES
+    kind = "YAML" if is_yaml else "JSON"
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_duplicates)
+        text = path.read_text(encoding="utf-8-sig")
+        values = yaml_config.parse(text) if is_yaml else json.loads(text, object_pairs_hook=_without_duplicates)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"configuration: {path} is YAML, and PyYAML is not installed: pip install 'ade_fast[yaml]', or write JSON"
+        ) from error
     except OSError as error:
         raise ConfigError(f"configuration: cannot read {path}: {error.strerror}") from error
     except RecursionError as error:
         raise ConfigError(f"configuration: {path} is not a configuration: nested too deeply") from error
-    except ValueError as error:  # of JSON, of its encoding, of a number with thousands of digits
-        raise ConfigError(f"configuration: {path} is not valid JSON: {error}") from error
+    except ValueError as error:  # of the format, of its encoding, of a number with thousands of digits
+        raise ConfigError(f"configuration: {path} is not valid {kind}: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"configuration: {path} must hold one JSON object, got a {type(values).__name__}")
+        wanted = "keys and their values" if is_yaml else "one JSON object"
+        raise ConfigError(f"configuration: {path} must hold {wanted}, got a {type(values).__name__}")
     return values
 
 

@@ -13,12 +13,20 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..dynamics import Diagnostics
-from ..plots import convergence, learned, unroll, window
+from ..plots import comparison, convergence, learned, unroll, window
 from ..plots.density import LogProb, cells, on_cells
 from .files import write_atomically
 from .temperature import best_scale
 
-__all__ = ["best_scale", "normalised_within", "save_convergence", "save_diagnostics", "save_learned", "stages"]
+__all__ = [
+    "best_scale",
+    "normalised_within",
+    "save_comparison",
+    "save_convergence",
+    "save_diagnostics",
+    "save_learned",
+    "stages",
+]
 
 
 def save_learned(
@@ -55,6 +63,15 @@ def save_convergence(
 def save_diagnostics(path: str | Path, diagnostics: Diagnostics, *, title: str = "") -> None:
     """Writes :func:`ade_fast.plots.unroll`, whose arguments these are, as a PNG at ``path``."""
     _save(unroll(diagnostics, title=title), path)
+
+
+def save_comparison(
+    path: str | Path,
+    histories: Mapping[str, Sequence[Mapping[str, float | None]]],
+    scores: Mapping[str, tuple[float | None, float | None]],
+) -> None:
+    """Writes :func:`ade_fast.plots.comparison`, whose arguments these are, as a PNG at ``path``."""
+    _save(comparison(histories, scores), path)
 
 
 def stages(

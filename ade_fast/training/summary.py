@@ -17,7 +17,7 @@ from .directory import CHECKPOINT, CONVERGENCE, FIGURE
 
 # Settings that the summary tells in words, or that change nothing about the result.
 _ELSEWHERE = ("data", "seed", "updates", "batch_size", "device", "threads")
-_NO_MATTER = (
+NO_MATTER = (
     *("checkpoint_every", "log_every", "tensorboard", "pictures_every", "max_gap"),
     *("validation_samples", "likelihood_samples", "test_samples", "test_likelihood_samples", "test_permutations"),
 )
@@ -231,7 +231,7 @@ def _settings(config: Config) -> list[str]:
             f"{field.name}={_text(value)}{'' if value == getattr(default, field.name) else '*'}"
             for field in dataclasses.fields(config)
             if field.metadata["group"] == group
-            and field.name not in (*_ELSEWHERE, *_NO_MATTER)
+            and field.name not in (*_ELSEWHERE, *NO_MATTER)
             and _MATTER_WHERE.get(field.name, lambda _: True)(config)
             and (getattr(config, field.name) or field.default)  # what is off, as by default, is not in effect
             for value in (getattr(config, field.name),)
