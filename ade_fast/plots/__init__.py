@@ -6,9 +6,8 @@ log-densities as callables; nothing here knows how a model was trained.
 - On one axis, given as ``ax`` or pyplot's current one; the axis is returned: :func:`points` (samples over the data),
   :func:`density` (a log-density on a grid), :func:`curve` (a score over the updates), :func:`energies` (values of f),
   :func:`diagnostics` (some figures of an unroll by its steps).
-- Whole figures, which do not touch pyplot's state: :func:`learned` (what a model has learned),
-  :func:`convergence` (how its sampler got there), :func:`unroll` (all diagnostics of an unroll) and :func:`comparison` (runs beside each
-  other).
+- Whole figures, which do not touch pyplot's state: :func:`learned` (what a model has learned), :func:`convergence`
+  (how its sampler got there), :func:`unroll` (all diagnostics of an unroll), :func:`comparison` (runs beside each other).
 """
 
 from .axes import window
