@@ -7,7 +7,7 @@ log-densities as callables; nothing here knows how a model was trained.
   :func:`density` (a log-density on a grid), :func:`curve` (a score over the updates), :func:`energies` (values of f),
   :func:`diagnostics` (some figures of an unroll by its steps).
 - Whole figures, which do not touch pyplot's state: :func:`learned` (what a model has learned), :func:`convergence`
-  (how its sampler got there), :func:`unroll` (all diagnostics of an unroll), :func:`comparison` (runs beside each other).
+  (how its sampler got there), :func:`unroll` (all diagnostics of an unroll), :func:`comparison` (runs side by side).
 """
 
 from .axes import window
