@@ -114,7 +114,8 @@ Tensor figure_of(const Op& op, bool wanted, std::initializer_list<int64_t> shape
   return figure;
 }
 void only_on_cpu(const Op& op, const char* argument, bool wanted) {
-  if (wanted && op.on_cuda()) op.fail(std::string(argument) + " must be false on CUDA: it is of the CPU alone");
+  if (wanted && op.on_cuda())
+    op.fail(std::string(argument) + " must be false on CUDA: it is of the CPU alone");
 }
 
 // The gradient of an argument that may be absent: allocated as it, or absent() and null.
@@ -254,8 +255,8 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
   args.dweights = gradients.pointers;
   args.workers = workers();
   op.run(args);
-  return {dx0,   dv0,     dkick,    ddrift,   dlog_decay,       dlog_stretch,  dscale,
-          dpull, dcentre, dnoise_v, dnoise_x, adjoint, gradients.weight, gradients.bias};
+  return {dx0,   dv0,     dkick,    ddrift,   dlog_decay, dlog_stretch,     dscale,
+          dpull, dcentre, dnoise_v, dnoise_x, adjoint,    gradients.weight, gradients.bias};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_field(const Tensor& x, const Tensors& weights,

@@ -95,7 +95,7 @@ struct MlpUnrollBackward {
   void* dcentre;         // [T+1, D], null without pull
   void* dnoise_v;        // [T, D], null without noise
   void* dnoise_x;        // [T, D], null without noise
-  void* adjoint;         // [T+1, 2, B] norms of the cotangents of x_t and of v_{t-1}; or null. Of the CPU alone
+  void* adjoint;  // [T+1, 2, B] norms of the cotangents of x_t and of v_{t-1}; or null. Of the CPU alone
   MlpWeightGradients dweights;
   int32_t workers;
   void* workspace;
