@@ -60,6 +60,7 @@ class Estimation(ADE):
         generator: torch.Generator | None = None,
         context=None,
         phase: Callable[[str], AbstractContextManager[None]] = nullcontext,
+        diagnostics: bool = False,
     ) -> dict[str, float]:
         """One update of f, and ``sampler_steps`` of the sampler, after which the metrics are those of `ADE.step`.
 
@@ -68,9 +69,9 @@ class Estimation(ADE):
         self._batch_size(data)
         with phase("joint updates"):
             metrics = self._potential_update(data, generator)
-        for _ in range(self.sampler_steps):
+        for left in reversed(range(self.sampler_steps)):
             with phase("sampler updates"):
-                followed = self._follow(data, generator)
+                followed = self._follow(data, generator, diagnostics and not left)
         metrics |= followed
         self.updates += 1
         self.watch.metrics(self.updates, metrics)
@@ -100,10 +101,11 @@ class Estimation(ADE):
             penalty = penalty + self.value_penalty * f.square().mean()
         return penalty
 
-    def _follow(self, data: Tensor, generator: torch.Generator | None) -> dict[str, float]:
+    def _follow(self, data: Tensor, generator: torch.Generator | None, diagnostics: bool) -> dict[str, float]:
         """One update of the sampler, f frozen; the metrics of its unroll."""
         with frozen(self.potential_parameters()), pinned(self.potential):
-            sample = self.sampler.sample(self.potential, len(data) * self.samples_per_point, generator)
+            n = len(data) * self.samples_per_point
+            sample = self.sampler.sample(self.potential, n, generator, diagnostics=diagnostics)
             with torch.no_grad():
                 f_data = values_of(self.potential, data).mean()
             model = self._model_terms(sample, values_of(self.potential, sample.x))

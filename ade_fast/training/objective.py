@@ -422,9 +422,10 @@ class ADE(nn.Module):
         apart = self.bounds.differ and torch.is_grad_enabled()
         weights = WeightGradients()
         with pinned(self.potential):
-            request = (self.potential, n * self.samples_per_point, generator, context, diagnostics)
+            draw = self.sampler.sample_cut if apart else self.sampler.sample
             with weights.deciding():
-                sample, cut = self.sampler.sample_cut(*request) if apart else (self.sampler.sample(*request), None)
+                drawn = draw(self.potential, n * self.samples_per_point, generator, context, diagnostics=diagnostics)
+                sample, cut = drawn if apart else (drawn, None)
             _check_like(data, sample.x)
             base = self._draw_base(len(sample.x), generator)
             penalties = (self.gradient_penalty, self.value_penalty)

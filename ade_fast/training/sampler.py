@@ -192,7 +192,7 @@ class DualSampler(nn.Module):
         dynamics = self.dynamics
         own = dict(dynamics.named_parameters(recurse=False)) if isinstance(dynamics, nn.Module) else None
         if own is None or _anneals(dynamics) or len(own) < len(list(dynamics.parameters())):
-            return self.sample(potential, n, generator, context, diagnostics), None
+            return self.sample(potential, n, generator, context, diagnostics=diagnostics), None
         cut = Cut([], [])
 
         def leaf(tensor: Tensor | None) -> Tensor | None:
