@@ -506,7 +506,9 @@ def test_an_interrupt_says_how_to_go_on(run, tmp_path, capsys, monkeypatch):
 def test_ctrl_c_at_a_terminal_is_one_line(tmp_path):
     """The signal itself, twice: the second while the process leaves."""
     out = tmp_path / "out"
-    command = [sys.executable, "-c", "import sys; from ade_fast.cli import main; sys.exit(main())"]
+    # Tests that run in the background of a shell inherit that SIGINT is ignored.
+    start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = [sys.executable, "-c", start + "from ade_fast.cli import main; sys.exit(main())"]
     flags = train("--updates", "1000000", "--log-every", "1", "--checkpoint-every", "10", "--out", str(out))
     child = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True)
     try:
