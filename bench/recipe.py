@@ -80,7 +80,12 @@ DYNAMICS: dict[str, dict[str, Any]] = {
         f"Langevin, σ = √(η/2), T = {steps}": {"dynamics": "langevin", "n_steps": steps, **_QUIET}
         for steps in (1, 2, 5)
     },
-    "deterministic Langevin, T = 1": {"dynamics": "deterministic", "n_steps": 1},
+    "deterministic Langevin, T = 1, η = 0.01 fixed": {
+        "dynamics": "deterministic",
+        "n_steps": 1,
+        "step_size": 0.01,
+        "learn_step_size": False,
+    },  # fmt: skip
     "deterministic Langevin, T = 2": {"dynamics": "deterministic"},
     "continuous Langevin, 1000 updates of 128": {"dynamics": "continuous", "updates": 1000, "batch_size": 128},
     "generalized leapfrog, T = 2": {"dynamics": "generalized"},
