@@ -85,7 +85,7 @@ DYNAMICS: dict[str, dict[str, Any]] = {
         "n_steps": 1,
         "step_size": 0.01,
         "learn_step_size": False,
-    },  # fmt: skip
+    },
     "deterministic Langevin, T = 2": {"dynamics": "deterministic"},
     "continuous Langevin, 1000 updates of 128": {"dynamics": "continuous", "updates": 1000, "batch_size": 128},
     "generalized leapfrog, T = 2": {"dynamics": "generalized"},
