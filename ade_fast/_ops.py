@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 
 OLDEST_TORCH = (2, 11)
 
@@ -82,6 +83,19 @@ class _WithoutAutograd:
 
 
 ops_without_autograd = _WithoutAutograd()
+
+
+def has_kernels_for(tensor: Tensor) -> bool:
+    """Whether operators of float32 and float64 alone can take this tensor where it is."""
+    if tensor.dtype not in (torch.float32, torch.float64):
+        return False
+    return tensor.device.type == "cpu" or (tensor.device.type == "cuda" and bool(build_info()["cuda"]))
+
+
+def in_reverse_mode_alone() -> bool:
+    """Whether no forward-mode derivative and no transform of torch.func is under way: an operator's derivative that is
+    taken around the dispatcher would lose their tangents."""
+    return forward_ad._current_level < 0 and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def _arguments(op) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ._mlp_ops import wants_grad
 from ._ops import (
@@ -18,7 +17,8 @@ from ._ops import (
     _skipping_autograd,
     _through,
     below_autograd,
-    build_info,
+    has_kernels_for,
+    in_reverse_mode_alone,
     ops,
 )
 
@@ -64,14 +64,11 @@ def takes(z: Tensor, *parameters: Tensor) -> bool:
     """Whether the operator can take these tensors, z ``(n, dim)`` and u, w, b, and give all derivatives asked for."""
     if torch.compiler.is_compiling():  # fuses the plain formula itself
         return False
-    if z.dtype not in (torch.float32, torch.float64) or any(p.dtype != z.dtype for p in parameters):
-        return False
-    if z.device.type != "cpu" and not (z.device.type == "cuda" and build_info()["cuda"]):
+    if not has_kernels_for(z) or any(p.dtype != z.dtype for p in parameters):
         return False
     if any(p.device != z.device for p in parameters) or not 1 <= z.shape[1] <= _MAX_DIM or len(parameters[0]) == 0:
         return False
-    # Reverse mode alone: a forward-mode tangent would be lost.
-    return forward_ad._current_level < 0 and torch._C._functorch.peek_interpreter_stack() is None
+    return in_reverse_mode_alone()
 
 
 def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from .._ops import in_reverse_mode_alone
 from ..potentials.with_base import WithBase
 from .affine import why_whole
 from .mlp import MLPField
@@ -33,7 +32,7 @@ def _fused(potential: Callable, x: Tensor, want_grad: bool) -> tuple[Tensor, ...
     field = MLPField.match(potential)
     if isinstance(field, str) or tuple(x.shape[1:]) != (field.spec.dim,) or field.refuses(x) is not None:
         return None
-    if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+    if not in_reverse_mode_alone():
         return None  # transforms that do not see through the operators
     x = x.contiguous()
     if whole is potential:

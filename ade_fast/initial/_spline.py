@@ -8,11 +8,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.distributions import Transform
 from zuko.transforms import MonotonicRQSTransform
 
-from .._ops import build_info, ops
+from .._ops import has_kernels_for, in_reverse_mode_alone, ops
 
 BOUND, LEAST = 5.0, 1e-3
 """Of zuko's NSF: the box [-5, 5], and the least slope."""
@@ -40,13 +39,9 @@ def univariate(widths: Tensor, heights: Tensor, slopes: Tensor) -> Transform:
 
 
 def _takes(widths: Tensor) -> bool:
-    if torch.compiler.is_compiling() or widths.dtype not in (torch.float32, torch.float64):
+    if torch.compiler.is_compiling() or not 2 <= widths.shape[-1] <= _MAX_PIECES:
         return False
-    if widths.device.type != "cpu" and not (widths.device.type == "cuda" and build_info()["cuda"]):
-        return False
-    # Reverse mode alone: a forward-mode tangent would be lost.
-    plain = forward_ad._current_level < 0 and torch._C._functorch.peek_interpreter_stack() is None
-    return plain and 2 <= widths.shape[-1] <= _MAX_PIECES
+    return has_kernels_for(widths) and in_reverse_mode_alone()
 
 
 class _Spline(MonotonicRQSTransform):
