@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._ends import Ends
 from ._once import refuse_batched, refuse_derivative
 from ._ops import _Function, _library, _skipping_autograd, below_autograd, ops
 from ._record import Record
@@ -23,6 +24,7 @@ from ._record import Record
 Tensors = list[Tensor]
 
 _MAX_BOTTOM_DIMS = 2  # csrc/common/mlp_shape.h
+_PIECEWISE_LINEAR = (0, 1)  # of its activations
 # Before the weights and the biases:
 _STEP_TENSORS = 6  # x0, v0, kick, drift, log_decay, log_stretch
 _BRIDGE_TENSORS = 6  # scale, pull, centre, noise_v, noise_x, noise
@@ -42,11 +44,15 @@ def product_columns(dim: int, widths: Sequence[int], piecewise_linear: bool) -> 
 
 def field_columns(dim: int, widths: Sequence[int], piecewise_linear: bool) -> int:
     """Columns of what ``mlp_field`` keeps on the CPU: the products, and values of hidden layers that are not bits."""
-    count = product_columns(dim, widths, piecewise_linear)
+    return product_columns(dim, widths, piecewise_linear) + hidden_columns(dim, widths, piecewise_linear)
+
+
+def hidden_columns(dim: int, widths: Sequence[int], piecewise_linear: bool) -> int:
+    """Columns of hidden values that a value's backward pass on the CPU would compute again."""
     if not piecewise_linear:
-        return count
+        return 0
     bottom = len(widths) > 2 and dim <= _MAX_BOTTOM_DIMS
-    return count + sum(widths[1 if bottom else 0 : -1 if len(widths) > 1 else None])
+    return sum(widths[1 if bottom else 0 : -1 if len(widths) > 1 else None])
 
 
 def _register_fakes() -> None:
@@ -59,13 +65,19 @@ def _register_fakes() -> None:
         steps, rows, dim = drift.shape[0], *x0.shape
         states = (steps + 1, rows, dim), (steps, rows, dim)
         x, v = (x0.new_empty(shape if keep_states else (0,)) for shape in states)
-        linear, widths = activation in (0, 1), [w.shape[0] for w in weights[:-1]]
+        linear, widths = activation in _PIECEWISE_LINEAR, [w.shape[0] for w in weights[:-1]]
         bits = (steps + 1, rows, sum(widths) // 8) if keep_bits and linear else (0,)
         columns = product_columns(dim, widths, linear)
-        products = (steps + 1, columns, rows) if keep_products and x0.device.type != "cuda" else (0,)
+        keep_products = keep_products and x0.device.type != "cuda"
+        want_figures, want_ends = (*optional[_BRIDGE_TENSORS:], False, False)[:2]
+        hidden = hidden_columns(dim, widths, linear)
         return (
             x0.new_empty(x0.shape), v0.new_empty(v0.shape), x, v, x0.new_empty(bits, dtype=torch.uint8),
-            x0.new_empty(products), *_figures_like(x0, steps, optional[_BRIDGE_TENSORS:] == (True,)),
+            x0.new_empty((steps + 1, columns, rows) if keep_products else (0,)),
+            *_figures_like(x0, steps, want_figures),
+            *(x0.new_empty((rows,) if want_ends else (0,)) for _ in range(2)),
+            x0.new_empty((rows, dim) if want_ends else (0,)),
+            x0.new_empty((hidden, rows) if want_ends and keep_products and linear else (0,)),
         )  # fmt: skip
 
     @torch.library.register_fake("ade_fast::mlp_unroll_backward")
@@ -73,7 +85,7 @@ def _register_fakes() -> None:
         dx_end, dv_end, v0, kick, drift, log_decay, log_stretch, weights, biases, x, v, bits, products, activation,
         parameter, precision, damping, grad_clip, grad_bound, momentum_clip, momentum_bound, lo, hi, stopped,
         want_weights, dv_all=None, scale=None, pull=None, centre=None, noise_v=None, noise_x=None, noise=None,
-        want_adjoint=False,
+        want_adjoint=False, dend_value=None, dend_gradient=None, hidden=None,
     ):  # fmt: skip
         inputs = (dx_end, dv_end, kick, drift, log_decay, log_stretch, scale, pull, centre, noise_v, noise_x)
         like = [_empty_like(t, dx_end) for t in inputs]
@@ -86,7 +98,7 @@ def _register_fakes() -> None:
         value_shift=0.0, keep=False,
     ):  # fmt: skip
         rows, dim = x.shape
-        linear, widths = activation in (0, 1), [w.shape[0] for w in weights[:-1]]
+        linear, widths = activation in _PIECEWISE_LINEAR, [w.shape[0] for w in weights[:-1]]
         keep = keep and x.device.type != "cuda"
         return (
             x.new_empty(x.shape[:1] if want_value else (0,)), x.new_empty(x.shape if want_grad else (0,)),
@@ -121,6 +133,7 @@ def _gradients_like(weights: Tensors, biases: Tensors, wanted: bool) -> tuple[Te
 _unroll, _field = ops.mlp_unroll.default, ops.mlp_field.default
 _NOISE = 1 + [argument.name for argument in _unroll._schema.arguments].index("noise")  # arguments up to the noise
 _KEPT = 6  # outputs up to the products
+_ENDS = 8  # outputs up to the figures
 _unroll_backward = _skipping_autograd(ops.mlp_unroll_backward.default)
 _field_backward = _skipping_autograd(ops.mlp_field_backward.default)
 
@@ -171,38 +184,44 @@ class WeightGradients:
 
 
 class _Unroll(_Function):
-    """Inputs: the numbers of the schema, want_figures, x0, v0, kick, drift, log_decay, log_stretch, scale, pull,
-    centre, noise_v, noise_x, noise, weights, biases. With keep_states, v is differentiable; x is not."""
+    """Inputs: the numbers of the schema, (want_figures, want_ends), x0, v0, kick, drift, log_decay, log_stretch, scale,
+    pull, centre, noise_v, noise_x, noise, weights, biases. With keep_states, v is differentiable; x is not."""
 
     @staticmethod
-    def forward(ctx, numbers: Sequence[float], want_figures: bool, *tensors: Tensor | None):
+    def forward(ctx, numbers: Sequence[float], figures: tuple[bool, bool], *tensors: Tensor | None):
         inputs, weights, biases = _split(tensors, _UNROLL_TENSORS)
         steps, bridge = inputs[:_STEP_TENSORS], inputs[_STEP_TENSORS:]
         *rest, keep_states, keep_bits, keep_products = numbers
         with below_autograd():
-            x_end, v_end, x, v, *kept = _unroll(
-                *steps, weights, biases, *rest, True, keep_bits, keep_products, *bridge, want_figures
+            x_end, v_end, x, v, *kept, start, value, gradient, hidden = _unroll(
+                *steps, weights, biases, *rest, True, keep_bits, keep_products, *bridge, *figures
             )
+        want_figures, want_ends = figures
         ctx.numbers, ctx.decides = rest, WeightGradients.latest()
         ctx.record = Record.current() if want_figures else None
         bits, products, *_ = kept
-        ctx.save_for_backward(*tensors, x, v, bits, products)
+        ctx.save_for_backward(*tensors, x, v, bits, products, hidden)
         ctx.set_materialize_grads(False)
         if not keep_states:
             x, v = x.new_empty(0), v.new_empty(0)
-        ctx.mark_non_differentiable(x, *kept, *([] if keep_states else [v]))
-        return x_end, v_end, x, v, *kept
+        absent = [*([] if keep_states else [v]), *([] if want_ends else [value])]
+        if not want_ends or rest[0] not in _PIECEWISE_LINEAR:
+            absent.append(gradient)
+        ctx.mark_non_differentiable(x, *kept, start, hidden, *absent)
+        return x_end, v_end, x, v, *kept, start, value, gradient, hidden
 
     @staticmethod
-    def backward(ctx, dx_end: Tensor | None, dv_end: Tensor | None, _dx: None, dv_all: Tensor | None, *_):
-        refuse_batched(dx_end, dv_end)
-        *saved, x, v, bits, products = ctx.saved_tensors
+    def backward(ctx, dx_end: Tensor | None, dv_end: Tensor | None, _dx: None, dv_all: Tensor | None, *others):
+        *_, dend_value, dend_gradient, _ = others
+        refuse_batched(dx_end, dv_end, dend_value, dend_gradient)
+        *saved, x, v, bits, products, hidden = ctx.saved_tensors
         inputs, weights, biases = _split(saved, _UNROLL_TENSORS)
         (x0, v0, *steps), bridge = inputs[:_STEP_TENSORS], inputs[_STEP_TENSORS:]
         wanted = ctx.needs_input_grad[2:]
         *dinputs, dweights, dbiases = _go_back(
             dx_end, dv_end, v0, steps, weights, biases, (x, v, bits, products), ctx.numbers,
             _are_wanted(ctx, wanted[_UNROLL_TENSORS:]), dv_all, *bridge, record=ctx.record,
+            ends=(dend_value, dend_gradient, hidden),
         )  # fmt: skip
         derivatives = [*dinputs, None, *dweights, *dbiases]  # none for the noise
         if torch.is_grad_enabled():  # create_graph=True: x0 is not among the operator's inputs, but they depend on it
@@ -212,7 +231,8 @@ class _Unroll(_Function):
 
 class _ScheduledUnroll(_Function):
     """Inputs: the numbers of the schema without keep_states, the schedule's vjp, kick, drift, the constants pull and
-    centre or none, x0, v0, the schedule's tensors, weights, biases. Outputs: x_end, v_end.
+    centre or none, whether the ends are wanted, x0, v0, the schedule's tensors, weights, biases. Outputs: x_end, v_end,
+    and those of `Ends`.
 
     One node: a graph of kicks and drifts would take a tenth of a small batch's time.
     """
@@ -225,41 +245,51 @@ class _ScheduledUnroll(_Function):
         kick: Tensor,
         drift: Tensor,
         gaussian: Sequence[Tensor],
+        want_ends: bool,
         *tensors: Tensor | None,
     ):
         (x0, v0, *steps), weights, biases = _split(tensors, _SCHEDULED_TENSORS)
         *rest, keep_bits, keep_products = numbers
         ctx.record = Record.current()
         with below_autograd():
-            x_end, v_end, *kept = _recorded(
-                ctx.record, x0, v0, kick, drift, None, None, weights, biases, *rest, True, keep_bits, keep_products,
-                *_as_bridge(gaussian),
+            (x_end, v_end, *kept), (*ends, hidden) = _recorded(
+                ctx.record, want_ends, x0, v0, kick, drift, None, None, weights, biases, *rest, True, keep_bits,
+                keep_products, *_as_bridge(gaussian),
             )  # fmt: skip
         ctx.numbers, ctx.vjp, ctx.decides = rest, vjp, WeightGradients.latest()
         # What a derivative's derivative would depend on.
         ctx.step_tensors = [t for t in steps if t is not None and t.requires_grad]
-        ctx.save_for_backward(x0, v0, *weights, *biases, kick, drift, *kept, *gaussian)
+        ctx.save_for_backward(x0, v0, *weights, *biases, kick, drift, *kept, hidden, *gaussian)
         ctx.gaussian = len(gaussian)
         ctx.set_materialize_grads(False)
-        return x_end, v_end
+        start, value, gradient = ends
+        ctx.mark_non_differentiable(start, *([] if numbers[0] in _PIECEWISE_LINEAR else [gradient]))
+        return x_end, v_end, *((start, value, gradient) if want_ends else ())
 
     @staticmethod
-    def backward(ctx, dx_end: Tensor | None, dv_end: Tensor | None):
-        refuse_batched(dx_end, dv_end)
+    def backward(
+        ctx,
+        dx_end: Tensor | None,
+        dv_end: Tensor | None,
+        _start: None = None,
+        dend_value: Tensor | None = None,
+        dend_gradient: Tensor | None = None,
+    ):
+        refuse_batched(dx_end, dv_end, dend_value, dend_gradient)
         saved = list(ctx.saved_tensors)
         gaussian = [saved.pop() for _ in range(ctx.gaussian)][::-1]
-        *saved, kick, drift, x, v, bits, products = saved
+        *saved, kick, drift, x, v, bits, products, hidden = saved
         (x0, v0), weights, biases = _split(saved, 2)
-        wanted = ctx.needs_input_grad[5:]
+        wanted = ctx.needs_input_grad[6:]
         dx0, dv0, dkick, ddrift, *_, dweights, dbiases = _go_back(
             dx_end, dv_end, v0, (kick, drift, None, None), weights, biases, (x, v, bits, products), ctx.numbers,
             _are_wanted(ctx, wanted[_SCHEDULED_TENSORS:]), *((None, *_as_bridge(gaussian)) if gaussian else ()),
-            record=ctx.record,
+            record=ctx.record, ends=(dend_value, dend_gradient, hidden),
         )  # fmt: skip
         derivatives = [dx0, dv0, *ctx.vjp(dkick, ddrift, wanted[2:_SCHEDULED_TENSORS]), *dweights, *dbiases]
         if torch.is_grad_enabled():
             derivatives = refuse_derivative(derivatives, [x0, *ctx.step_tensors])
-        return None, None, None, None, None, *_where(wanted, derivatives)
+        return None, None, None, None, None, None, *_where(wanted, derivatives)
 
 
 def _are_wanted(ctx, weights: Sequence[bool]) -> bool:
@@ -283,10 +313,14 @@ def _go_back(
     want_weights: bool,
     *optional: Tensor | None,
     record: Record | None = None,
+    ends: Sequence[Tensor | None] = (None, None, None),
 ) -> tuple:
-    """``mlp_unroll_backward``; `steps` and `kept` are kick to log_stretch, and x to products."""
-    if record is not None:
-        optional = (*optional, *(None,) * (1 + _BRIDGE_TENSORS - len(optional)), True)
+    """``mlp_unroll_backward``; `steps` and `kept` are kick to log_stretch, and x to products; ends: the cotangents of
+    value and gradient, and what was kept for them."""
+    at_ends = any(t is not None for t in ends[:2])
+    if record is not None or at_ends:
+        optional = (*optional, *(None,) * (1 + _BRIDGE_TENSORS - len(optional)), record is not None)
+        optional = (*optional, *ends) if at_ends else optional
     dx_end = torch.zeros_like(v0) if dx_end is None else dx_end
     dv_end = torch.zeros_like(v0) if dv_end is None else dv_end
     stopped = numbers[-1]
@@ -298,14 +332,17 @@ def _go_back(
     return *dinputs, dweights, dbiases
 
 
-def _recorded(record: Record | None, *values) -> Sequence[Tensor]:
-    """``mlp_unroll`` by its values up to those of the bridge; kept states, f and ∇f go to the record too."""
-    if record is None:
-        return _unroll(*values)[:_KEPT]
-    outputs = _unroll(*values, *(None,) * (_NOISE - len(values)), True)
-    _, v_end, x, v, _, _, value, gradient = outputs
-    record.unrolled(x, torch.cat([v, v_end.unsqueeze(0)]), value, gradient)
-    return outputs[:_KEPT]
+def _recorded(record: Record | None, want_ends: bool, *values) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """``mlp_unroll`` by its values up to those of the bridge: its outputs up to the products, and from the ends' on;
+    kept states, f and ∇f go to the record too."""
+    if record is None and not want_ends:
+        outputs = _unroll(*values)
+    else:
+        outputs = _unroll(*values, *(None,) * (_NOISE - len(values)), record is not None, want_ends)
+    if record is not None:
+        _, v_end, x, v, _, _, value, gradient, *_ = outputs
+        record.unrolled(x, torch.cat([v, v_end.unsqueeze(0)]), value, gradient)
+    return outputs[:_KEPT], outputs[_ENDS:]
 
 
 class _Field(_Function):
@@ -363,22 +400,29 @@ def scheduled_unroll(
     biases: Tensors,
     numbers: Sequence[float],
     gaussian: Sequence[Tensor] = (),
+    ends: Ends | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(x_end, v_end) of ``mlp_unroll``, differentiable by the tensors that `schedule` was made of.
 
-    numbers: those of the schema, without keep_states. gaussian: pull and centre, constants, or nothing.
+    numbers: those of the schema, without keep_states. gaussian: pull and centre, constants, or nothing. ends: are told,
+    where gradients are recorded.
     """
     _refuse_gradients("scheduled_unroll", pull_and_centre=gaussian)
     kick, drift, steps, vjp = schedule
     tensors = (x0, v0, *steps, *weights, *biases)
     if wants_grad(*tensors):
-        return _ScheduledUnroll.apply(numbers, vjp, kick, drift, gaussian, *tensors)
+        x_end, v_end, *found = _ScheduledUnroll.apply(numbers, vjp, kick, drift, gaussian, ends is not None, *tensors)
+        if ends is not None:
+            start, value, gradient = found
+            ends.found(start, value, gradient if numbers[0] in _PIECEWISE_LINEAR else None)
+        return x_end, v_end
     record = Record.current()
     with below_autograd():
-        return _recorded(
-            record, x0, v0, kick, drift, None, None, weights, biases, *numbers[:-2], record is not None, False, False,
-            *_as_bridge(gaussian),
-        )[:2]  # fmt: skip
+        outputs, _ = _recorded(
+            record, False, x0, v0, kick, drift, None, None, weights, biases, *numbers[:-2], record is not None, False,
+            False, *_as_bridge(gaussian),
+        )  # fmt: skip
+    return outputs[:2]
 
 
 def _refuse_gradients(name: str, **constants: Sequence[Tensor | float | None]) -> None:
@@ -391,13 +435,13 @@ def _refuse_gradients(name: str, **constants: Sequence[Tensor | float | None]) -
 def _register_derivatives() -> None:
     def unroll(x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *rest):
         numbers, bridge = rest[:_UNROLL_NUMBERS], rest[_UNROLL_NUMBERS:]
-        bridge, want_figures = bridge[:_BRIDGE_TENSORS], bridge[_BRIDGE_TENSORS:] == (True,)
+        bridge, figures = bridge[:_BRIDGE_TENSORS], (*bridge[_BRIDGE_TENSORS:], False, False)[:2]
         steps = (x0, v0, kick, drift, log_decay, log_stretch)
         if len(bridge) == _BRIDGE_TENSORS:
             _refuse_gradients("mlp_unroll", noise=bridge[-1:])
         if wants_grad(*steps, *bridge, *weights, *biases):
             absent = (None,) * (_BRIDGE_TENSORS - len(bridge))
-            return _Unroll.apply(numbers, want_figures, *steps, *bridge, *absent, *weights, *biases)
+            return _Unroll.apply(numbers, figures, *steps, *bridge, *absent, *weights, *biases)
         with below_autograd():
             return _unroll(*steps, weights, biases, *rest)
 

@@ -239,7 +239,7 @@ def test_products_take_the_bytes_that_are_foretold(activation: str, dim: int, la
     x = torch.zeros(5, dim, dtype=torch.float64)
     steps = torch.full((5, dim), 0.1, dtype=torch.float64)
     for keep in (False, True):
-        *_, products, _, _ = torch.ops.ade_fast.mlp_unroll(
+        _, _, _, _, _, products, *_ = torch.ops.ade_fast.mlp_unroll(
             x, x, steps, steps[1:], None, None, weights, biases, *field.spec._numbers, 1.0, 0, 0.0, 0, 0.0,
             -math.inf, math.inf, False, False, True, keep,
         )  # fmt: skip

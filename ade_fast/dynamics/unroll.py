@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
+from .._ends import Ends
 from .._once import refuse_batched, refuse_derivative
 from .._record import Record
 from .._slow_paths import note_slow_path
@@ -198,6 +199,8 @@ def _differentiate(
     x0 = args[0]
     inner, base = without_base(layer, potential, layout, x0, accumulation_dtype(x0.dtype))
     if (fused := _fused(layer, inner, base, program, args, layout, options, record)) is not None:
+        if (ends := Ends.current()) is not None:
+            ends.belong(potential, x0, fused[0][0], 0.0 if base is None else base.normaliser)
         return fused
     args = savable(program.as_rows(args))
     functions = {"potential": potential} | {k: f for pair in program.networks() for k, f in pair.functions.items()}

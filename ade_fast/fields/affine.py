@@ -26,10 +26,14 @@ class AffineForce:
     pull: Tensor
     centre: Tensor
 
+    @property
+    def normaliser(self) -> Tensor:
+        """The log-density's maximum, at the centre; a scalar."""
+        return 0.5 * (self.pull.log().sum() - len(self.pull) * math.log(2 * math.pi))
+
     def log_density(self, x: Tensor) -> Tensor:
         """log N(x; centre, diag(1/pull)) of rows [..., D]."""
-        normaliser = 0.5 * (self.pull.log().sum() - len(self.pull) * math.log(2 * math.pi))
-        return normaliser - 0.5 * ((x - self.centre).square() @ self.pull)
+        return self.normaliser - 0.5 * ((x - self.centre).square() @ self.pull)
 
     def added_to(self, grad: Tensor, x: Tensor) -> Tensor:
         """grad + the force at x, rows [B, D]; autograd sees it."""

@@ -22,6 +22,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
+from .._ends import Ends
 from .._mlp_ops import Schedule, field_columns, product_columns, scheduled_unroll, wants_grad
 from .._ops import build_info, ops
 from .._record import Record
@@ -265,6 +266,7 @@ class MLPField:
             schedule, x0, v0, *_as_inputs(*self.weights(), gradient),
             (*_unroll_numbers(self.spec, gradient, **options), keep_bits, keep_products),
             () if base is None else [row.expand(schedule.kick.shape) for row in base],
+            Ends.current() if gradient == "full" and x0.device.type == "cpu" else None,
         )  # fmt: skip
 
 
@@ -329,12 +331,12 @@ def mlp_unroll(
     recorded = wants_grad(x0, v0, kick, drift, log_decay, log_stretch, *bridge, *weights, *biases)
     record = Record.current()
     figures = () if record is None else (True,)
-    x, v, states, momenta, _, _, *found = ops.mlp_unroll.default(
+    x, v, states, momenta, _, _, value, grad, *_ = ops.mlp_unroll.default(
         x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *numbers, want_momenta or record is not None,
         recorded and keep_bits, recorded and keep_products, *bridge, *figures,
     )  # fmt: skip
     if record is not None:
-        record.unrolled(states, torch.cat([momenta.detach(), v.detach().unsqueeze(0)]), *found)
+        record.unrolled(states, torch.cat([momenta.detach(), v.detach().unsqueeze(0)]), value, grad)
     log_det = x0.new_zeros(len(x0))
     if log_decay is not None:
         log_det = log_det + log_decay.sum()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .._ends import Ends
 from .._mlp_ops import WeightGradients
 from ..dynamics import Diagnostics, NonFiniteError
 from ..fields import pinned
@@ -420,16 +421,17 @@ class ADE(nn.Module):
         """The loss and its parts, the samples, and the metrics of the weights where they are wanted."""
         n = self._batch_size(data)
         apart = self.bounds.differ and torch.is_grad_enabled()
-        weights = WeightGradients()
+        weights, ends = WeightGradients(), Ends()
         with pinned(self.potential):
             draw = self.sampler.sample_cut if apart else self.sampler.sample
-            with weights.deciding():
+            with weights.deciding(), ends.asked():
                 drawn = draw(self.potential, n * self.samples_per_point, generator, context, diagnostics=diagnostics)
                 sample, cut = drawn if apart else (drawn, None)
             _check_like(data, sample.x)
             base = self._draw_base(len(sample.x), generator)
             penalties = (self.gradient_penalty, self.value_penalty)
-            f = evaluate(self.potential, data, base, sample.x, *penalties, apart, separately=context is not None)
+            end = ends.end_of(self.potential, sample.x)
+            f = evaluate(self.potential, data, base, sample.x, *penalties, apart, context is not None, end)
             model = self._model_terms(sample, f.samples)
             f_data, penalty = self._over_data(f.data), f.penalty
             defence = None if base is None else Defence(f.base - self.potential.log_base(base), self.bounds.defensive)
@@ -442,7 +444,7 @@ class ADE(nn.Module):
             if self.coverage and self.updates % COVERAGE_EVERY == 0:
                 covered = self._covered(data)
                 loss = loss - (covered - covered.detach())
-            figures = self._figures(sample, model, beta, defence) if want_figures else {}
+            figures = self._figures(sample, model, beta, defence, ends) if want_figures else {}
         return _Terms(loss, f_data, model.f_samples, model.kinetic, model.entropy, penalty), sample, figures
 
     def _covered(self, data: Tensor) -> Tensor:
@@ -470,9 +472,14 @@ class ADE(nn.Module):
 
     @torch.no_grad()
     def _figures(
-        self, sample: DualSample, model: _Model, beta: float | Tensor, defence: Defence | None
+        self,
+        sample: DualSample,
+        model: _Model,
+        beta: float | Tensor,
+        defence: Defence | None,
+        ends: Ends | None = None,
     ) -> dict[str, Tensor]:
-        """The metrics of the weights and of the steps."""
+        """The metrics of the weights and of the steps. ends: what the unroll knows of f at them."""
         figures = {}
         step_size = getattr(self.sampler.dynamics, "step_size", None)
         if step_size is not None:
@@ -482,18 +489,20 @@ class ADE(nn.Module):
                 figures["f_model"] = (model.log_w.softmax(0) * model.values).sum()
             figures["log_z"] = renyi_bound(model.log_w, 1.0, defence)
             figures["ess"] = effective_sample_size(model.log_w)
-            figures["initial_ess"] = effective_sample_size(self._initial_log_weights(sample))
+            figures["initial_ess"] = effective_sample_size(self._initial_log_weights(sample, ends))
             figures["beta"] = torch.as_tensor(beta)
         return figures
 
-    def _initial_log_weights(self, sample: DualSample) -> Tensor:
+    def _initial_log_weights(self, sample: DualSample, ends: Ends | None) -> Tensor:
         """log f(x^0) - log q^0(x^0) of the first samples, up to a constant: the momenta, where N(0, I), are no part of
         the matter."""
         rows = slice(_INITIAL_ROWS)
         log_q = sample.log_q0[rows]
         if sample.v0 is not None and getattr(self.sampler.initial, "momentum", None) is None:
             log_q = log_q - standard_normal_log_density(sample.v0[rows])
-        return values_of(self.potential, sample.x0[rows]) - log_q
+        values = None if ends is None else ends.start_of(self.potential, sample.x0)
+        values = values_of(self.potential, sample.x0[rows]) if values is None else values[rows]
+        return values - log_q
 
     def _log_normaliser(self, sample: DualSample) -> Tensor | float:
         """Sum over the momenta of l/2 log(2 pi / lambda_i)."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._ends import End
 from ..fields import fused_value, fused_value_and_grad
 
 
@@ -29,6 +30,7 @@ def evaluate(
     value_penalty: float,
     apart: bool,
     separately: bool = False,
+    end: End | None = None,
 ) -> Evaluations:
     """f at the data, the samples x and the base samples, and the weighted penalties of `ADE`.
 
@@ -37,10 +39,16 @@ def evaluate(
     apart: the derivatives by x and by f's parameters will be asked for one after the other, and each shall cost its
         own part alone.
     separately: f takes the rows of one of the three at a time (it captured tensors with as many).
+    end: what the unroll knows of f at x.
     """
     if separately:
         return _evaluate_separately(potential, data, base, x, gradient_penalty, value_penalty)
     n, k, parts = len(data), len(x), [] if base is None else [base]
+    if end is not None and not value_penalty and not (gradient_penalty and end.gradient is None):
+        given = torch.cat([data, *parts]) if parts else data
+        found = fused_value_and_grad(potential, given.detach() if gradient_penalty else given)
+        if found is not None:
+            return _with_end(end, n, *found, gradient_penalty)
     penalty = torch.zeros((), dtype=x.dtype, device=x.device)
     points = torch.cat([data, x, *parts])
     learning = torch.is_grad_enabled() and not data.requires_grad
@@ -66,6 +74,15 @@ def evaluate(
     if value_penalty:
         penalty = penalty + value_penalty * penalised.square().mean()
     return Evaluations(at_data, at_x, None if base is None else values[n + k :], penalty)
+
+
+def _with_end(end: End, n: int, values: Tensor, grad: Tensor, gradient_penalty: float) -> Evaluations:
+    """values, grad: at the data, and behind them at the base samples."""
+    penalty = torch.zeros((), dtype=values.dtype, device=values.device)
+    if gradient_penalty:
+        norms = [g[:n].flatten(1).square().sum(1).mean() for g in (grad, end.gradient)]
+        penalty = gradient_penalty / 2 * (norms[0] + norms[1])
+    return Evaluations(values[:n], end.value, values[n:] if len(values) > n else None, penalty)
 
 
 def _evaluate_separately(

@@ -153,14 +153,14 @@ MlpDynamics dynamics_of(Op& op, const Tensor& kick, const Tensor& drift, const G
   return dynamics;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_unroll(
-    const Tensor& x0, const Tensor& v0, const Tensor& kick, const Tensor& drift, const Given& log_decay,
-    const Given& log_stretch, const Tensors& weights, const Tensors& biases, int64_t activation,
-    double parameter, int64_t precision, double damping, int64_t grad_clip, double grad_bound,
-    int64_t momentum_clip, double momentum_bound, double lo, double hi,
-    bool /* stopped: for the derivative */, bool keep_states, bool keep_bits, bool keep_products,
-    const Given& scale, const Given& pull, const Given& centre, const Given& noise_v, const Given& noise_x,
-    const Given& noise, bool want_figures) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+mlp_unroll(const Tensor& x0, const Tensor& v0, const Tensor& kick, const Tensor& drift,
+           const Given& log_decay, const Given& log_stretch, const Tensors& weights, const Tensors& biases,
+           int64_t activation, double parameter, int64_t precision, double damping, int64_t grad_clip,
+           double grad_bound, int64_t momentum_clip, double momentum_bound, double lo, double hi,
+           bool /* stopped: for the derivative */, bool keep_states, bool keep_bits, bool keep_products,
+           const Given& scale, const Given& pull, const Given& centre, const Given& noise_v,
+           const Given& noise_x, const Given& noise, bool want_figures, bool want_ends) {
   Op op("mlp_unroll", "x0", x0);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpUnroll args{};
@@ -177,6 +177,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_u
   only_on_cpu(op, "want_figures", want_figures);
   const Tensor value = figure_of(op, want_figures, {steps + 1, rows}, args.value);
   const Tensor gradient = figure_of(op, want_figures, {steps + 1, rows, dim}, args.gradient);
+  only_on_cpu(op, "want_ends", want_ends);
+  if (want_ends && scale) op.fail("want_ends must come without scale");
+  const Tensor start_value = figure_of(op, want_ends, {rows}, args.ends.start_value);
+  const Tensor end_value = figure_of(op, want_ends, {rows}, args.ends.value);
+  const Tensor end_gradient = figure_of(op, want_ends, {rows, dim}, args.ends.gradient);
   const Tensor x_end = op.new_states(), v_end = op.new_states();
   const Tensor x = keep_states ? op.keep_of_shape({steps + 1, rows, dim}) : op.absent();
   const Tensor v = keep_states ? op.keep_of_shape({steps, rows, dim}) : op.absent();
@@ -188,6 +193,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_u
   const bool products_wanted = keep_products && !op.on_cuda();
   const Tensor products =
       products_wanted ? op.keep_of_shape({steps + 1, product_columns(network.shape), rows}) : op.absent();
+  const bool hidden_wanted = want_ends && products_wanted && piecewise_linear(network.shape.activation);
+  const Tensor hidden = hidden_wanted ? op.keep_of_shape({hidden_columns(network.shape), rows}) : op.absent();
+  args.ends.hidden = hidden_wanted ? hidden.data_ptr() : nullptr;
   args.x_end = x_end.data_ptr();
   args.v_end = v_end.data_ptr();
   args.x = keep_states ? x.data_ptr() : nullptr;
@@ -196,7 +204,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_u
   args.products = products_wanted ? products.data_ptr() : nullptr;
   args.workers = workers();
   op.run(args);
-  return {x_end, v_end, x, v, bits, products, value, gradient};
+  return {x_end, v_end, x, v, bits, products, value, gradient, start_value, end_value, end_gradient, hidden};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
@@ -209,7 +217,8 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
                     int64_t momentum_clip, double momentum_bound, double lo, double hi, bool stopped,
                     bool want_weights, const Given& dv_all, const Given& scale, const Given& pull,
                     const Given& centre, const Given& noise_v, const Given& noise_x, const Given& noise,
-                    bool want_adjoint) {
+                    bool want_adjoint, const Given& dend_value, const Given& dend_gradient,
+                    const Given& hidden) {
   Op op("mlp_unroll_backward", "dx_end", dx_end);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpUnrollBackward args{};
@@ -239,6 +248,17 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
   only_on_cpu(op, "want_adjoint", want_adjoint);
   const Tensor adjoint = figure_of(op, want_adjoint, {steps + 1, 2, rows}, args.adjoint);
   args.dv_all = rows_of(op, "dv_all", dv_all, "every kept momentum", {steps, rows, dim});
+  only_on_cpu(op, "dend_value", dend_value.has_value());
+  only_on_cpu(op, "dend_gradient", dend_gradient.has_value());
+  if ((dend_value || dend_gradient) && scale) op.fail("dend_value and dend_gradient must come without scale");
+  if (dend_value) args.dends.value = op.per_sample("dend_value", *dend_value);
+  if (dend_gradient && !piecewise_linear(network.shape.activation))
+    op.fail("dend_gradient must be absent where the potential is not piecewise linear");
+  if (dend_gradient) args.dends.gradient = op.states("dend_gradient", *dend_gradient);
+  if (hidden && hidden->dim() == 2) {
+    args.dends.hidden =
+        op.of_shape("hidden", *hidden, "every kept hidden value", {hidden_columns(network.shape), rows});
+  }
   const Tensor dx0 = op.new_states(), dv0 = op.new_states();
   const Tensor dkick = op.new_of_shape({steps + 1, dim}), ddrift = op.new_of_shape({steps, dim});
   const Tensor dlog_decay = gradient_of(op, log_decay, args.dlog_decay);
@@ -349,9 +369,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
       "float grad_bound, int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, "
       "bool keep_states, bool keep_bits, bool keep_products, Tensor? scale=None, Tensor? pull=None, "
       "Tensor? centre=None, Tensor? noise_v=None, Tensor? noise_x=None, Tensor? noise=None, "
-      "bool want_figures=False) "
+      "bool want_figures=False, bool want_ends=False) "
       "-> (Tensor x_end, Tensor v_end, Tensor x, Tensor v, Tensor bits, Tensor products, Tensor value, "
-      "Tensor gradient)");
+      "Tensor gradient, Tensor start_value, Tensor end_value, Tensor end_gradient, Tensor hidden)");
   m.def(
       "mlp_unroll_backward(Tensor dx_end, Tensor dv_end, Tensor v0, Tensor kick, Tensor drift, "
       "Tensor? log_decay, Tensor? log_stretch, Tensor[] weights, Tensor[] biases, Tensor x, Tensor v, "
@@ -360,7 +380,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
       "grad_bound, "
       "int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, bool want_weights, "
       "Tensor? dv_all=None, Tensor? scale=None, Tensor? pull=None, Tensor? centre=None, "
-      "Tensor? noise_v=None, Tensor? noise_x=None, Tensor? noise=None, bool want_adjoint=False) "
+      "Tensor? noise_v=None, Tensor? noise_x=None, Tensor? noise=None, bool want_adjoint=False, "
+      "Tensor? dend_value=None, Tensor? dend_gradient=None, Tensor? hidden=None) "
       "-> (Tensor dx0, Tensor dv0, Tensor dkick, Tensor ddrift, Tensor dlog_decay, Tensor dlog_stretch, "
       "Tensor dscale, Tensor dpull, Tensor dcentre, Tensor dnoise_v, Tensor dnoise_x, Tensor adjoint, "
       "Tensor[] dweights, Tensor[] dbiases)");

@@ -55,15 +55,18 @@ ADE_HD int product_columns(const MlpShape& shape) {
   return count;
 }
 
-// Columns that the field's forward pass keeps: the products, and h_l of a piecewise-linear potential, but for
-// the layers that are taken as bits.
-ADE_HD int field_columns(const MlpShape& shape) {
-  int count = product_columns(shape);
+// Columns of h_l that a value's backward pass would have to compute again: of a piecewise-linear potential,
+// but for the layers that are taken as bits.
+ADE_HD int hidden_columns(const MlpShape& shape) {
+  int count = 0;
   for (int l = 1; l <= shape.layers && piecewise_linear(shape.activation); ++l) {
     const bool bits = (l == shape.layers && top_is_bits(shape)) || (l == 1 && bottom_is_bits(shape));
     count += bits ? 0 : shape.width[l - 1];
   }
   return count;
 }
+
+// Columns that the field's forward pass keeps.
+ADE_HD int field_columns(const MlpShape& shape) { return product_columns(shape) + hidden_columns(shape); }
 
 }  // namespace ade

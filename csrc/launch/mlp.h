@@ -49,6 +49,20 @@ struct MlpDynamics {
   ADE_HD bool bridged() const { return scale != nullptr || pull != nullptr; }
 };
 
+// What the unroll's own evaluations know of its two ends; with a Gaussian, of f(x) - ½ Σ pull (x - centre)².
+struct MlpEnds {
+  void* start_value;  // [B] at x_0
+  void* value;        // [B] at x_T
+  void* gradient;     // [B, D] at x_T, before its clip
+  void* hidden;       // [hidden_columns, B] h_l at x_T for the backward pass, beside its products; or null
+};
+// Their cotangents, of which the gradient's goes to the weights alone: x_T counts as a constant in it.
+struct MlpEndCotangents {
+  const void* value;     // [B], or null: 0
+  const void* gradient;  // [B, D], or null: 0
+  const void* hidden;    // [hidden_columns, B], or null: not kept
+};
+
 struct MlpUnroll {
   Dtype dtype;  // float32 or float64; on CUDA float32 alone
   MlpShape shape;
@@ -65,6 +79,7 @@ struct MlpUnroll {
   void* products;   // [T+1, product_columns, B], in an order of the kernels' own; or null. Of the CPU alone
   void* value;      // [T+1, B] f(x_t), for diagnostics; or null. Of the CPU alone
   void* gradient;   // [T+1, B, D] F(x_t), with value
+  MlpEnds ends;     // all null: not wanted. Of the CPU alone
   int32_t workers;  // at most so many threads will run; the results do not depend on it
   void* workspace;
 };
@@ -84,17 +99,18 @@ struct MlpUnrollBackward {
   const void* dx_end;    // [B, D]
   const void* dv_end;    // [B, D]
   const void* dv_all;    // [T, B, D] of v, or null: 0
-  void* dx0;             // [B, D]
-  void* dv0;             // [B, D]
-  void* dkick;           // [T+1, D], summed over the batch like all that follows
-  void* ddrift;          // [T, D]
-  void* dlog_decay;      // [T+1, D], null without log_decay
-  void* dlog_stretch;    // [T, D], null without log_stretch
-  void* dscale;          // [T+1], null without scale
-  void* dpull;           // [T+1, D], null without pull
-  void* dcentre;         // [T+1, D], null without pull
-  void* dnoise_v;        // [T, D], null without noise
-  void* dnoise_x;        // [T, D], null without noise
+  MlpEndCotangents dends;  // of the CPU alone
+  void* dx0;               // [B, D]
+  void* dv0;               // [B, D]
+  void* dkick;             // [T+1, D], summed over the batch like all that follows
+  void* ddrift;            // [T, D]
+  void* dlog_decay;        // [T+1, D], null without log_decay
+  void* dlog_stretch;      // [T, D], null without log_stretch
+  void* dscale;            // [T+1], null without scale
+  void* dpull;             // [T+1, D], null without pull
+  void* dcentre;           // [T+1, D], null without pull
+  void* dnoise_v;          // [T, D], null without noise
+  void* dnoise_x;          // [T, D], null without noise
   void* adjoint;  // [T+1, 2, B] norms of the cotangents of x_t and of v_{t-1}; or null. Of the CPU alone
   MlpWeightGradients dweights;
   int32_t workers;

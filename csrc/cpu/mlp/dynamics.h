@@ -7,6 +7,7 @@
 
 #include "common/noise.h"
 #include "cpu/mlp/arena.h"
+#include "cpu/mlp/gaussian.h"
 #include "cpu/rows.h"
 #include "cpu/vector_exp.h"
 #include "launch/mlp.h"
@@ -65,6 +66,12 @@ class Dynamics {
         force[i + d] = affine_force::force(gradient[i + d], x[i + d], coefficients(t, d));
       }
     }
+  }
+
+  // The Gaussian at kick t, where there is no scale.
+  Gaussian<T> gaussian(int64_t t) const {
+    if (!args_.pull) return {nullptr, nullptr, dim_};
+    return {row(args_.pull, t), row(args_.centre, t), dim_};
   }
 
   // u: cotangent of the force, then of F. Adds to dx.

@@ -3,45 +3,14 @@
 
 #include <cstring>
 
+#include "cpu/mlp/gaussian.h"
 #include "cpu/mlp/gradient.h"
 #include "cpu/mlp/reduce.h"
 #include "cpu/mlp/second_order.h"
-#include "potentials/affine_force.h"
 
 namespace ade {
 namespace ADE_ISA {
 namespace mlp {
-
-// The Gaussian beside f: adds its part to value [rows] and grad [rows, D] where wanted, or null.
-template <class T>
-void add_gaussian(const MlpField& args, int64_t rows, const T* x, T* value, T* grad) {
-  const int64_t dim = args.shape.dim;
-  for (int64_t r = 0; args.pull && r < rows; ++r) {
-    for (int64_t d = 0; d < dim; ++d) {
-      const auto by = affine_force::Coefficients<T>::at(nullptr, args.pull, args.centre, 0, dim, d);
-      const int64_t at = r * dim + d;
-      if (value) value[r] += affine_force::value(x[at], by);
-      if (grad) grad[at] = affine_force::force(grad[at], x[at], by);
-    }
-  }
-  for (int64_t r = 0; value && args.value_shift != 0 && r < rows; ++r) {
-    value[r] += static_cast<T>(args.value_shift);
-  }
-}
-// Adds to dx for the cotangents that there are, or null.
-template <class T>
-void add_gaussian_vjp(const MlpFieldBackward& args, int64_t rows, const T* x, const T* dvalue, const T* dgrad,
-                      T* dx) {
-  const int64_t dim = args.shape.dim;
-  for (int64_t r = 0; args.pull && r < rows; ++r) {
-    for (int64_t d = 0; d < dim; ++d) {
-      const auto by = affine_force::Coefficients<T>::at(nullptr, args.pull, args.centre, 0, dim, d);
-      const int64_t at = r * dim + d;
-      if (dvalue) dx[at] += affine_force::value_vjp(dvalue[r], x[at], by);
-      if (dgrad) dx[at] += affine_force::force_vjp(dgrad[at], T(0), x[at], by).dx;
-    }
-  }
-}
 
 template <class T>
 struct Field {
@@ -79,11 +48,16 @@ struct Field {
                    Products<T>::of_field(args.products, args.shape, args.rows, first, false));
         memcpy(tile.x, static_cast<const T*>(args.x) + first * dim, rows * dim * sizeof(T));
         first_order(tile, tile.want);
-        add_gaussian(args, rows, tile.x, args.value ? tile.value : nullptr,
-                     args.grad ? tile.gradient : nullptr);
-        if (args.value) memcpy(static_cast<T*>(args.value) + first, tile.value, rows * sizeof(T));
-        if (args.grad)
+        const Gaussian<T> gaussian{args.pull, args.centre, dim};
+        if (args.value) {
+          gaussian.add_value(rows, tile.x, tile.value);
+          const T shift = static_cast<T>(args.value_shift);
+          for (int64_t r = 0; r < rows; ++r) static_cast<T*>(args.value)[first + r] = tile.value[r] + shift;
+        }
+        if (args.grad) {
+          gaussian.add_force(rows, tile.x, tile.gradient);
           memcpy(static_cast<T*>(args.grad) + first * dim, tile.gradient, rows * dim * sizeof(T));
+        }
       }
     });
   }
@@ -162,8 +136,10 @@ struct FieldBackward {
             for (int64_t i = 0; i < rows * dim; ++i)
               dx[i] = args.dvalue ? tile.dvalue[i / dim] * tile.gradient[i] : T(0);
           }
-          const T* const dgrad = args.dgrad ? static_cast<const T*>(args.dgrad) + first * dim : nullptr;
-          add_gaussian_vjp(args, rows, tile.x, args.dvalue ? tile.dvalue : nullptr, dgrad, dx);
+          const Gaussian<T> gaussian{args.pull, args.centre, dim};
+          if (args.dvalue) gaussian.add_value_vjp(rows, tile.x, tile.dvalue, dx);
+          if (args.dgrad)
+            gaussian.add_force_vjp(rows, tile.x, static_cast<const T*>(args.dgrad) + first * dim, dx);
         }
         tile.end_sums();
       }

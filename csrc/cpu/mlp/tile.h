@@ -32,21 +32,22 @@ struct TileUse {
 // folder's own.
 template <class T>
 struct Products {
-  T* data;       // at the tile's first row, or null: not kept
-  int64_t rows;  // B
-  bool known;    // to be read, not computed
-  bool hidden =
-      false;  // h_l of a piecewise-linear potential are there too, behind the products (field_columns)
+  T* data;              // at the tile's first row, or null: not kept
+  int64_t rows;         // B
+  bool known;           // to be read, not computed
+  T* hidden = nullptr;  // h_l of a piecewise-linear potential (hidden_columns), or null: not kept
 
-  // Step t of `kept` [T+1, ...], the tile's rows from `first` on.
-  static Products at(void* kept, const MlpShape& shape, int64_t rows, int64_t t, int64_t first, bool known) {
+  // Step t of `kept` [T+1, ...], the tile's rows from `first` on; hidden: of this step, or null.
+  static Products at(void* kept, const MlpShape& shape, int64_t rows, int64_t t, int64_t first, bool known,
+                     void* hidden = nullptr) {
     if (!kept) return {nullptr, 0, false};
-    return {static_cast<T*>(kept) + t * rows * product_columns(shape) + first * kPanel<T>, rows, known};
+    T* const h = hidden && piecewise_linear(shape.activation) ? static_cast<T*>(hidden) : nullptr;
+    return {static_cast<T*>(kept) + t * rows * product_columns(shape) + first * kPanel<T>, rows, known,
+            h ? h + first * kPanel<T> : nullptr};
   }
+  // The field's, which lie behind its products.
   static Products of_field(void* kept, const MlpShape& shape, int64_t rows, int64_t first, bool known) {
-    Products products = at(kept, shape, rows, 0, first, known);
-    products.hidden = kept && piecewise_linear(shape.activation);
-    return products;
+    return at(kept, shape, rows, 0, first, known, static_cast<T*>(kept) + rows * product_columns(shape));
   }
 };
 
@@ -217,7 +218,7 @@ Tile<T>::Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena
   first_z_ = first_unit_[layers] - columns(1);
   first_grad_ = bottom_by_bits() ? shape_.dim * columns(2) - columns(1) : 0;
 
-  for (int l = 1, at = product_columns(shape_); l <= layers; ++l) {
+  for (int l = 1, at = 0; l <= layers; ++l) {
     first_hidden_[l] = at;
     at += has_hidden(l) ? columns(l) : 0;
   }
@@ -271,7 +272,7 @@ template <class T>
 template <bool Store>
 void Tile<T>::copy_hidden(int l) const {
   for (int p = 0; p < panel_count(l); ++p) {
-    T* const kept = products_.data + (first_hidden_[l] + p * kPanel<T>)*products_.rows;
+    T* const kept = products_.hidden + (first_hidden_[l] + p * kPanel<T>)*products_.rows;
     T* const own = hidden_[l] + p * panel_size();
     memcpy(Store ? kept : own, Store ? own : kept, panel_size() * sizeof(T));
   }

@@ -42,13 +42,15 @@ struct UnrollBackward {
   };
   struct Worker {
     Tile<T> tile;
-    T* force;  // [rows, D], where it is not the gradient
+    Tile<T> end;  // at x_T, where f's value has a cotangent
+    T* force;     // [rows, D], where it is not the gradient; or null
 
     Worker(const MlpUnrollBackward& args, const Network<T>& network, const Dynamics<T>& dynamics,
            Arena& arena)
         : tile(network, TileUse{true, false}, capacity(args), arena),
+          end(network, TileUse{true, true}, has_end_tile(args) ? capacity(args) : 0, arena),
           force(dynamics.bridged() ? arena.take<T>(static_cast<int64_t>(capacity(args)) * args.shape.dim)
-                                   : tile.gradient) {}
+                                   : nullptr) {}
     static int capacity(const MlpUnrollBackward& args) { return Tiles(args.dynamics.rows).capacity(); }
   };
   // Everything that lives in the workspace, in its order: weights, sums of each group, workers.
@@ -82,7 +84,8 @@ struct UnrollBackward {
 
   static void launch(const MlpUnrollBackward& args, cpu::Parallel parallel) {
     Layout layout(args);
-    layout.network.pack(args.weights, {args.products == nullptr, !piecewise_linear(args.shape.activation)});
+    const bool computes = !args.products || (has_end_tile(args) && !keeps_end(args));
+    layout.network.pack(args.weights, {computes, !piecewise_linear(args.shape.activation)});
     layout.dynamics.prepare();
     const Tiles cut(args.dynamics.rows);
     const Groups group(cut.count);
@@ -99,11 +102,16 @@ struct UnrollBackward {
         Sums sums(args, arena);
         tile.want = wanted(args);
         tile.begin_sums(sums.weights);
+        if (has_end_tile(args)) {
+          worker.end.want = wanted_at_end(args);
+          worker.end.begin_sums(sums.weights);
+        }
         for (int64_t i = group.begin(g); i < group.begin(g + 1); ++i) {
           go_back(args, layout.dynamics, worker, sums.steps, cut.begin(i),
                   static_cast<int>(cut.begin(i + 1) - cut.begin(i)));
         }
         tile.end_sums();
+        if (has_end_tile(args)) worker.end.end_sums();
       }
     });
     Arena arena(memory + layout.sums_at);
@@ -121,6 +129,20 @@ struct UnrollBackward {
     return want;
   }
 
+  // The value's derivative by x is the gradient, which any tile knows; that by the weights takes a tile of
+  // its own.
+  static bool has_end_tile(const MlpUnrollBackward& args) {
+    return args.dends.value && args.dweights.weight[0];
+  }
+  static bool keeps_end(const MlpUnrollBackward& args) {
+    return args.products && (args.dends.hidden || !piecewise_linear(args.shape.activation));
+  }
+  static Wanted wanted_at_end(const MlpUnrollBackward& args) {
+    Wanted want = wanted(args);
+    want.bits_kept = args.bits && keeps_end(args);
+    return want;
+  }
+
   static void go_back(const MlpUnrollBackward& args, const Dynamics<T>& dynamics, Worker& worker,
                       const StepSums<T>& steps, int64_t first, int rows) {
     const int64_t dim = args.shape.dim, size = rows * dim, at = first * dim, all = args.dynamics.rows * dim;
@@ -129,7 +151,6 @@ struct UnrollBackward {
     const T* const v = static_cast<const T*>(args.v) + at;
     const T* const v0 = static_cast<const T*>(args.v0) + at;
     const T* const dv_all = args.dv_all ? static_cast<const T*>(args.dv_all) + at : nullptr;
-    Tile<T>& tile = worker.tile;
     T* const dx = static_cast<T*>(args.dx0) + at;  // the cotangents of x and v are carried in their outputs
     T* const dv = static_cast<T*>(args.dv0) + at;
     memcpy(dx, static_cast<const T*>(args.dx_end) + at, bytes);
@@ -139,21 +160,34 @@ struct UnrollBackward {
         dynamics.drift_vjp(t, rows, x + t * all, v + t * all, dynamics.noise(t, first), dx, dv, steps);
         for (int64_t i = 0; dv_all && i < size; ++i) dv[i] += dv_all[t * all + i];
       }
+      const bool last = t == args.dynamics.steps, at_end = last && has_end_tile(args);
+      const bool known = !at_end || keeps_end(args);
+      Tile<T>& tile = at_end ? worker.end : worker.tile;
       // The tile only reads the bits and products that are given.
+      uint8_t* const bits = const_cast<uint8_t*>(args.bits);
       tile.begin(
-          rows,
-          args.bits ? const_cast<uint8_t*>(args.bits) + (t * args.dynamics.rows + first) * bit_stride
-                    : nullptr,
-          Products<T>::at(const_cast<void*>(args.products), args.shape, args.dynamics.rows, t, first, true));
+          rows, bits && known ? bits + (t * args.dynamics.rows + first) * bit_stride : nullptr,
+          Products<T>::at(known ? const_cast<void*>(args.products) : nullptr, args.shape, args.dynamics.rows,
+                          t, first, true, at_end ? const_cast<void*>(args.dends.hidden) : nullptr));
       memcpy(tile.x, x + t * all, bytes);
+      if (at_end) memcpy(tile.dvalue, static_cast<const T*>(args.dends.value) + first, rows * sizeof(T));
       first_order(tile, tile.want);
+      T* const force = dynamics.bridged() ? worker.force : tile.gradient;
       const T* const v_before = t == 0 ? v0 : v + (t - 1) * all;
       const T* const noise = t == 0 ? nullptr : dynamics.noise(t - 1, first);
       if (noise) dynamics.refresh_momentum_vjp(t - 1, rows, noise, dv, steps);
-      if (dynamics.bridged()) dynamics.force(t, rows, tile.x, tile.gradient, worker.force);
-      dynamics.kick_vjp(t, rows, worker.force, v_before, dv, tile.dgradient, steps);
+      if (dynamics.bridged()) dynamics.force(t, rows, tile.x, tile.gradient, force);
+      dynamics.kick_vjp(t, rows, force, v_before, dv, tile.dgradient, steps);
       if (dynamics.bridged() && !args.stopped)
         dynamics.force_vjp(t, rows, tile.x, tile.gradient, tile.dgradient, dx, steps);
+      if (last && args.dends.value) {
+        const T* const dvalue = static_cast<const T*>(args.dends.value) + first;
+        const bool by_curvature = at_end && tile.want.curvature;  // then tile.dx has the gradient's part
+        for (int64_t i = 0; !by_curvature && i < size; ++i) dx[i] += dvalue[i / dim] * tile.gradient[i];
+        dynamics.gaussian(t).add_value_vjp(rows, tile.x, dvalue, dx);
+      }
+      for (int64_t i = 0; last && args.dends.gradient && i < size; ++i)
+        tile.dgradient[i] += static_cast<const T*>(args.dends.gradient)[at + i];
       if (tile.want.tangent) second_order(tile, tile.want);
       for (int64_t i = 0; tile.want.curvature && i < size; ++i) dx[i] += tile.dx[i];
       if (args.adjoint) {

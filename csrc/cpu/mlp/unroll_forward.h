@@ -71,23 +71,31 @@ struct UnrollForward {
     Tile<T>& tile = worker.tile;
     tile.want = Wanted{};
     tile.want.gradient = true;
-    tile.want.value = args.value != nullptr;
     memcpy(tile.x, static_cast<const T*>(args.x0) + at, bytes);
     memcpy(worker.v, static_cast<const T*>(args.v0) + at, bytes);
     const T* noise = nullptr;  // ξ_{t-1}
     for (int64_t t = 0; t <= args.dynamics.steps; ++t) {
+      const bool last = t == args.dynamics.steps;
+      tile.want.value = args.value || (args.ends.value && (t == 0 || last));
       tile.begin(rows, args.bits ? args.bits + (t * args.dynamics.rows + first) * bit_stride : nullptr,
-                 Products<T>::at(args.products, args.shape, args.dynamics.rows, t, first, false));
+                 Products<T>::at(args.products, args.shape, args.dynamics.rows, t, first, false,
+                                 last ? args.ends.hidden : nullptr));
       first_order(tile, tile.want);
       if (args.value) {
         memcpy(static_cast<T*>(args.value) + t * args.dynamics.rows + first, tile.value, rows * sizeof(T));
         memcpy(static_cast<T*>(args.gradient) + t * all + at, tile.gradient, bytes);
       }
       if (dynamics.bridged()) dynamics.force(t, rows, tile.x, tile.gradient, tile.gradient);
+      if (args.ends.value && (t == 0 || last)) {
+        dynamics.gaussian(t).add_value(rows, tile.x, tile.value);
+        void* const to = last ? args.ends.value : args.ends.start_value;
+        memcpy(static_cast<T*>(to) + first, tile.value, rows * sizeof(T));
+      }
+      if (args.ends.value && last) memcpy(static_cast<T*>(args.ends.gradient) + at, tile.gradient, bytes);
       dynamics.kick(t, rows, tile.gradient, worker.v);
       if (noise) dynamics.refresh_momentum(t - 1, rows, noise, worker.v);
       if (args.x) memcpy(static_cast<T*>(args.x) + t * all + at, tile.x, bytes);
-      if (t == args.dynamics.steps) break;
+      if (last) break;
       if (args.v) memcpy(static_cast<T*>(args.v) + t * all + at, worker.v, bytes);
       noise = dynamics.noise(t, first);
       dynamics.drift(t, rows, worker.v, noise, tile.x);
