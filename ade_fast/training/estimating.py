@@ -18,7 +18,7 @@ from .config import Config
 from .objective import ADE, COVERAGE_EVERY
 from .sampler import DualSampler
 from .streams import stream
-from .updates import clip_grad_norm, forget_gradients, frozen
+from .updates import clip_grads, forget_gradients, frozen, grad_norm
 from .values import unfused_values_and_grad, values_of
 
 Loss = Callable[..., Tensor]
@@ -82,10 +82,11 @@ class Estimation(ADE):
         loss = self.loss(data, generator=generator)
         forget_gradients(self, self._optimizers())
         (-loss - penalty).backward()  # f's optimizer ascends
-        norm = clip_grad_norm(self.potential_optimizer, self.grad_norm_clip)
+        norm = grad_norm(self.potential_optimizer)
         found, penalised, length = torch.stack([t.detach().to(loss) for t in (loss, penalty, norm)]).tolist()
         if self.check_finite and not math.isfinite(found + penalised + length):
             raise self._non_finite("the estimator's loss or its gradient", data, None)
+        clip_grads(self.potential_optimizer, length, self.grad_norm_clip)
         self.potential_optimizer.step()
         return {"loss": found, "penalty": penalised, "potential_grad_norm": length}
 
@@ -120,12 +121,13 @@ class Estimation(ADE):
             "f_data": f_data, "f_samples": model.f_samples, "kinetic": model.kinetic, "entropy": model.entropy,
         }  # fmt: skip
         if self.sampler_optimizer is not None:
-            terms["sampler_grad_norm"] = clip_grad_norm(self.sampler_optimizer, self.grad_norm_clip)
+            terms["sampler_grad_norm"] = grad_norm(self.sampler_optimizer)
         terms |= figures
         metrics = dict(zip(terms, torch.stack([t.detach().to(loss) for t in terms.values()]).tolist(), strict=True))
         if self.check_finite and not all(map(math.isfinite, (metrics["f_samples"], metrics["entropy"]))):
             raise self._non_finite("the sampler's objective", data, None)
         if self.sampler_optimizer is not None:
+            clip_grads(self.sampler_optimizer, metrics["sampler_grad_norm"], self.grad_norm_clip)
             self.sampler_optimizer.step()
         return metrics
 

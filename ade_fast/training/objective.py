@@ -31,7 +31,7 @@ from .bounds import Bounds, Defence, fraction, renyi_bound, with_other_gradient
 from .divergence import ADVICE, Watch
 from .ranks import Ranks, refuse_wrapped
 from .sampler import DualSample, DualSampler
-from .updates import OptimizerOrFactory, clip_grad_norm, forget_gradients, frozen, player_optimizer, shortened
+from .updates import OptimizerOrFactory, clip_grads, forget_gradients, frozen, grad_norm, player_optimizer, shortened
 from .values import evaluate, values_of
 
 _GAP = 100.0
@@ -356,15 +356,9 @@ class ADE(nn.Module):
         terms.loss.backward()
         if self._ranks is not None:
             self._ranks.average_gradients(self._optimizers())
-        names = [*_Terms._fields]
-        values = [*terms]
-        for name, optimizer in (
-            ("potential_grad_norm", self.potential_optimizer),
-            ("sampler_grad_norm", self.sampler_optimizer),
-        ):
-            if optimizer is not None:
-                names.append(name)
-                values.append(clip_grad_norm(optimizer, self.grad_norm_clip))
+        players = {"potential_grad_norm": self.potential_optimizer, "sampler_grad_norm": self.sampler_optimizer}
+        norms = {name: grad_norm(optimizer) for name, optimizer in players.items() if optimizer is not None}
+        names, values = [*terms._fields, *norms], [*terms, *norms.values()]
         # One transfer for all metrics; it also tells whether to touch the parameters at all.
         everything = torch.stack([t.detach().to(terms.loss) for t in (*values, *figures.values())])
         everything = (everything if self._ranks is None else self._ranks.average(everything)).tolist()
@@ -374,8 +368,9 @@ class ADE(nn.Module):
         if diagnostics and isinstance(found := getattr(self.sampler.dynamics, "diagnostics", None), Diagnostics):
             metrics |= {f"unroll_{name}": value for name, value in found.figures().items()}
         with shortened(self.potential_optimizer, self._pace(metrics)):
-            for optimizer in self._optimizers():
-                optimizer.step()
+            for name in norms:
+                clip_grads(players[name], metrics[name], self.grad_norm_clip)
+                players[name].step()
         self._fill_replay_buffer(sample)
         self.updates += 1
         self.watch.metrics(self.updates, metrics)
@@ -403,9 +398,10 @@ class ADE(nn.Module):
         if self._ranks is not None:
             self._ranks.average_gradients([self.sampler_optimizer])
             found = self._ranks.average(found)
-        norm = clip_grad_norm(self.sampler_optimizer, self.grad_norm_clip)
-        if self.check_finite and not math.isfinite((found + norm).item()):
+        found, norm = torch.stack([found, grad_norm(self.sampler_optimizer).to(found)]).tolist()
+        if self.check_finite and not math.isfinite(found + norm):
             raise self._non_finite("the sampler's objective or its gradient", data, None)
+        clip_grads(self.sampler_optimizer, norm, self.grad_norm_clip)
         self.sampler_optimizer.step()
         self._fill_replay_buffer(sample)
 

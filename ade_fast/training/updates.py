@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
@@ -36,14 +37,22 @@ def player_optimizer(
     return given
 
 
-def clip_grad_norm(optimizer: Optimizer, limit: float | None) -> Tensor:
-    """The norm of all gradients of one optimizer, scaled down in place to at most ``limit``."""
-    parameters = list(itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups))
-    grads = [p.grad for p in parameters if p.grad is not None]
-    norm = nn.utils.get_total_norm(grads)
-    if limit is not None and grads:
-        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    return norm
+def grad_norm(optimizer: Optimizer) -> Tensor:
+    """The norm of all gradients of one optimizer."""
+    return nn.utils.get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
+
+
+def clip_grads(optimizer: Optimizer, norm: float, limit: float | None) -> None:
+    """Scales all gradients of one optimizer down in place, whose `grad_norm` is ``norm``, to at most ``limit``.
+
+    The norm is a number: where it has come off the device for the metrics, most updates have nothing to scale.
+    """
+    if limit is not None and norm > limit:
+        nn.utils.clip_grads_with_norm_(_parameters(optimizer), limit, torch.tensor(norm, dtype=torch.float64))
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def forget_gradients(module: nn.Module, optimizers: Iterable[Optimizer]) -> None:

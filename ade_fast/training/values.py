@@ -80,8 +80,8 @@ def _with_end(end: End, n: int, values: Tensor, grad: Tensor, gradient_penalty: 
     """values, grad: at the data, and behind them at the base samples."""
     penalty = torch.zeros((), dtype=values.dtype, device=values.device)
     if gradient_penalty:
-        norms = [g[:n].flatten(1).square().sum(1).mean() for g in (grad, end.gradient)]
-        penalty = gradient_penalty / 2 * (norms[0] + norms[1])
+        squares = [(g if len(g) == n else g[:n]).square().sum() for g in (grad, end.gradient)]
+        penalty = gradient_penalty / (2 * n) * (squares[0] + squares[1])
     return Evaluations(values[:n], end.value, values[n:] if len(values) > n else None, penalty)
 
 
