@@ -18,6 +18,7 @@ from ..fields import (
     Dependence,
     Inputs,
     Layout,
+    MLPField,
     OtherGradient,
     Surroundings,
     possible_inputs,
@@ -25,10 +26,11 @@ from ..fields import (
     without_base,
 )
 from ..fields.graph import inspect_graph, sequence_number
+from ..fields.mlp import Base
 from . import base
 from .base import DynamicsOutput
 from .ode import SolverOptions, solve
-from .trace import jacobian_trace, rademacher
+from .trace import jacobian_trace, rademacher, unit_rows
 from .unroll import refuse_transforms, savable, why_under_autograd
 
 _DIVERGENCES = ("exact", "hutchinson")
@@ -87,6 +89,8 @@ class _Flow:
     Args:
         field: of f. h: or None. probes: rows [P, B, D], or None for exact traces.
         surroundings: of everything that is evaluated.
+        kernels: of f, and the base beside it or None, for the rate where no gradient is wanted; None where there are
+            no fused kernels for it.
     """
 
     def __init__(
@@ -97,16 +101,19 @@ class _Flow:
         h: Callable | None,
         probes: Tensor | None,
         surroundings: Surroundings,
+        kernels: tuple[MLPField, Base | None] | None = None,
     ) -> None:
         self.layer, self.options, self.inputs, self.n_steps = layer, options, Inputs(), 0
         self._field, self._h, self._layout = field, h, field.layout
-        self._probes, self._surroundings = probes, surroundings
+        self._probes, self._surroundings, self._kernels = probes, surroundings, kernels
         self._at: Tensor | None = None
         self._found: tuple[Checksum, Dependence] | None = None
 
     def rate(self, x: Tensor) -> Tensor:
         """(dx/dt, tr ∂(dx/dt)/∂x) at rows x [B, D], [B, D + 1]; differentiable where gradients are on."""
         learning = torch.is_grad_enabled()
+        if not learning and self._kernels is not None:
+            return self._rate_by_kernels(x)
         with torch.enable_grad():
             if not (learning and x.requires_grad):
                 x = x.detach().requires_grad_()
@@ -114,6 +121,14 @@ class _Flow:
         trace = jacobian_trace(velocity, x, self._probes)
         rate = torch.cat([velocity, trace.unsqueeze(1)], 1)
         return rate if learning else rate.detach()
+
+    def _rate_by_kernels(self, x: Tensor) -> Tensor:
+        """The same of an MLP's ∇f: a step of a solver is so many of them, and most are taken to sample alone."""
+        field, base = self._kernels
+        grad, trace = field.grad_and_trace(x, unit_rows(x) if self._probes is None else self._probes, base)
+        if self._probes is not None:
+            trace = trace / len(self._probes)
+        return torch.cat([grad, trace.unsqueeze(1)], 1)
 
     def _velocity(self, x: Tensor) -> Tensor:
         events = self._layout.events(x)
@@ -179,6 +194,17 @@ class _Flow:
             values.compare(values_again, OtherGradient(self.layer, "the rate of change"))
             tensors_again.check(tensors)
             yield
+
+
+def _kernels(
+    layer: str, functions: dict[str, Callable], layout: Layout, x: Tensor
+) -> tuple[MLPField, Base | None] | None:
+    """The fused kernels for ∇f and its Hessian products at rows like x, or None; and f's base as they take it."""
+    inner, base = without_base(layer, functions["potential"], layout, x, x.dtype)
+    field = MLPField.match(inner)
+    if len(functions) > 1 or isinstance(field, str) or layout.event != (field.spec.dim,) or field.refuses(x):
+        return None
+    return field, None if base is None else (base.pull, base.centre)
 
 
 def _refuse_kinks(layer: str, potential: Callable, layout: Layout, x: Tensor, surroundings: Surroundings) -> None:
@@ -254,7 +280,8 @@ def _run(
     known = tuple(t for t in (*surroundings.weights, *context) if t.requires_grad)
     _refuse_kinks(layer, functions["potential"], layout, rows, surroundings)
     field = AutogradField(layer, functions["potential"], layout, known)
-    flow = _Flow(layer, options, field, functions.get("h"), probes, surroundings)
+    kernels = _kernels(layer, functions, layout, rows)
+    flow = _Flow(layer, options, field, functions.get("h"), probes, surroundings, kernels)
     with flow.held():
         adjoint = options.adjoint and torch.is_grad_enabled()
         if adjoint:

@@ -179,7 +179,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_u
   const Tensor gradient = figure_of(op, want_figures, {steps + 1, rows, dim}, args.gradient);
   const Tensor x_end = op.new_states(), v_end = op.new_states();
   const Tensor x = keep_states ? op.keep_of_shape({steps + 1, rows, dim}) : op.absent();
-  const Tensor v = keep_states ? op.keep_of_shape({steps, rows, dim}) : op.absent();
+  const Tensor v = keep_states ? op.keep_of_shape({steps + 1, rows, dim}) : op.absent();
   const bool bits_wanted = keep_bits && piecewise_linear(network.shape.activation);
   const Tensor bits =
       op.keep_bytes(bits_wanted ? std::initializer_list<int64_t>{steps + 1, rows, network.bit_bytes}
@@ -223,7 +223,7 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
   const int64_t rows = op.rows(), dim = op.cols(), steps = args.dynamics.steps;
   args.v0 = op.states("v0", v0);
   args.x = op.of_shape("x", x, "every kept state", {steps + 1, rows, dim});
-  args.v = op.of_shape("v", v, "every kept state", {steps, rows, dim});
+  args.v = op.of_shape("v", v, "every kept state", {steps + 1, rows, dim});
   if (bits.dim() == 3)
     args.bits = op.bytes("bits", bits, "every kept bit", {steps + 1, rows, network.bit_bytes});
   if (products.dim() == 3 && !op.on_cuda()) {
@@ -238,7 +238,7 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
   args.dv_end = op.states("dv_end", dv_end);
   only_on_cpu(op, "want_adjoint", want_adjoint);
   const Tensor adjoint = figure_of(op, want_adjoint, {steps + 1, 2, rows}, args.adjoint);
-  args.dv_all = rows_of(op, "dv_all", dv_all, "every kept momentum", {steps, rows, dim});
+  args.dv_all = rows_of(op, "dv_all", dv_all, "every kept momentum", {steps + 1, rows, dim});
   const Tensor dx0 = op.new_states(), dv0 = op.new_states();
   const Tensor dkick = op.new_of_shape({steps + 1, dim}), ddrift = op.new_of_shape({steps, dim});
   const Tensor dlog_decay = gradient_of(op, log_decay, args.dlog_decay);

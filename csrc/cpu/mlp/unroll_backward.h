@@ -137,8 +137,8 @@ struct UnrollBackward {
     for (int64_t t = args.dynamics.steps; t >= 0; --t) {
       if (t < args.dynamics.steps) {
         dynamics.drift_vjp(t, rows, x + t * all, v + t * all, dynamics.noise(t, first), dx, dv, steps);
-        for (int64_t i = 0; dv_all && i < size; ++i) dv[i] += dv_all[t * all + i];
       }
+      for (int64_t i = 0; dv_all && i < size; ++i) dv[i] += dv_all[t * all + i];
       // The tile only reads the bits and products that are given.
       tile.begin(
           rows,
