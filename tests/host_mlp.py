@@ -327,7 +327,7 @@ class Host:
         states, bits = (p.rows, p.dim), (p.steps + 1, p.rows, p.units // 8)
         outputs = {
             "x_end": unwritten(*states), "v_end": unwritten(*states),
-            "x": unwritten(p.steps + 1, *states) if keep else None, "v": unwritten(p.steps + 1, *states) if keep else None,
+            **{name: unwritten(p.steps + 1, *states) if keep else None for name in ("x", "v")},
             "bits": torch.zeros(bits, dtype=torch.uint8) if p.linear and keep else None,
         }  # fmt: skip
         return self._run("mlp_unroll", data, outputs, **self._dynamics(data), x0=data.x0, v0=data.v0)

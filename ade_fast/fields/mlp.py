@@ -331,10 +331,11 @@ def mlp_unroll(
     "stopped" takes the forces for constants: none to scale, pull and centre either.
     Raises: RuntimeError for tensors that do not fit each other, or miss one of pull and centre, or of noise, noise_v
     and noise_x; ValueError for noise that requires grad.
-    Memory: x_t, v_t (which the momenta are, not a copy); with `keep_bits` one bit per hidden unit of a piecewise-linear potential; with `keep_products` on
-    the CPU `MLPSpec.product_bytes` for the matrix products that the backward pass would compute again (CUDA computes
-    them again in any case). Each makes the backward pass faster by about a quarter. Only a call that autograd records
-    keeps anything. The results do not depend on the number of threads.
+    Memory: x_t, v_t (the momenta, where those are wanted); with `keep_bits` one bit per hidden unit of a
+    piecewise-linear potential; with `keep_products` on the CPU `MLPSpec.product_bytes` for the matrix products that the
+    backward pass would compute again (CUDA computes them again in any case). Each makes the backward pass faster by
+    about a quarter. Only a call that autograd records keeps anything. The results do not depend on the number of
+    threads.
     """
     if keep_products and spec.piecewise_linear and not keep_bits:
         raise ValueError("mlp_unroll: keep_products needs keep_bits where the potential is piecewise linear")
