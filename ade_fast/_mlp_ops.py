@@ -63,8 +63,7 @@ def _register_fakes() -> None:
         *optional,
     ):  # fmt: skip
         steps, rows, dim = drift.shape[0], *x0.shape
-        states = (steps + 1, rows, dim), (steps, rows, dim)
-        x, v = (x0.new_empty(shape if keep_states else (0,)) for shape in states)
+        x, v = (x0.new_empty((steps + 1, rows, dim) if keep_states else (0,)) for _ in range(2))
         linear, widths = activation in _PIECEWISE_LINEAR, [w.shape[0] for w in weights[:-1]]
         bits = (steps + 1, rows, sum(widths) // 8) if keep_bits and linear else (0,)
         columns = product_columns(dim, widths, linear)
@@ -340,8 +339,8 @@ def _recorded(record: Record | None, want_ends: bool, *values) -> tuple[Sequence
     else:
         outputs = _unroll(*values, *(None,) * (_NOISE - len(values)), record is not None, want_ends)
     if record is not None:
-        _, v_end, x, v, _, _, value, gradient, *_ = outputs
-        record.unrolled(x, torch.cat([v, v_end.unsqueeze(0)]), value, gradient)
+        _, _, x, v, _, _, value, gradient, *_ = outputs
+        record.unrolled(x, v, value, gradient)
     return outputs[:_KEPT], outputs[_ENDS:]
 
 

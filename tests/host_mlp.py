@@ -109,7 +109,7 @@ class Data:
     noise_v: Tensor | None  # [T, D]
     noise_x: Tensor | None  # [T, D]
     noise: Tensor | None  # [T, B, D]
-    dv_all: Tensor | None  # [T, B, D]
+    dv_all: Tensor | None  # [T+1, B, D]
 
     @staticmethod
     def draw(problem: Problem, seed: int = 0, margin: float = 0.0) -> Data:
@@ -142,7 +142,7 @@ class Data:
             0.3 * normal(p.steps, p.dim) if p.noise else None,
             0.2 * normal(p.steps, p.dim) if p.noise else None,
             normal(p.steps, *states) if p.noise else None,
-            normal(p.steps, *states) if p.momenta else None,
+            normal(p.steps + 1, *states) if p.momenta else None,
         )
         while margin and (near := kink_distance(data) < margin).any():
             count = int(near.sum())
@@ -327,7 +327,7 @@ class Host:
         states, bits = (p.rows, p.dim), (p.steps + 1, p.rows, p.units // 8)
         outputs = {
             "x_end": unwritten(*states), "v_end": unwritten(*states),
-            "x": unwritten(p.steps + 1, *states) if keep else None, "v": unwritten(p.steps, *states) if keep else None,
+            **{name: unwritten(p.steps + 1, *states) if keep else None for name in ("x", "v")},
             "bits": torch.zeros(bits, dtype=torch.uint8) if p.linear and keep else None,
         }  # fmt: skip
         return self._run("mlp_unroll", data, outputs, **self._dynamics(data), x0=data.x0, v0=data.v0)

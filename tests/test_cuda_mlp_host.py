@@ -181,7 +181,7 @@ def test_no_rows(testing: ModuleType, activation: str) -> None:
     data = Data.draw(with_option(Problem(activation, rows=0), EVERYTHING))
     host = Host(testing)
     assert host.unroll(data)["x_end"].shape == (0, 3)
-    kept: Results = {"x": torch.empty(3, 0, 3), "v": torch.empty(2, 0, 3)}
+    kept: Results = {"x": torch.empty(3, 0, 3), "v": torch.empty(3, 0, 3)}
     for results in (host.unroll_backward(data, kept), host.field_backward(data)):
         assert all((t == 0).all() for t in results.values())
 

@@ -108,9 +108,9 @@ class Case:
             v = self.damping * v + g["kick"][t] * clipped(force, self.options.get("grad_clip"))
             if "noise" in g and t > 0:
                 v = v + g["noise_v"][t - 1] * g["noise"][t - 1]
+            momenta.append(v)
             if t == len(g["drift"]):
                 break
-            momenta.append(v)
             x = x + g["drift"][t] * clipped(v, self.options.get("momentum_clip"))
             if "noise" in g:
                 x = x + g["noise_x"][t] * g["noise"][t]
@@ -178,7 +178,7 @@ def test_gradient_modes(activation: str, gradient: str) -> None:
 def test_no_rows() -> None:
     case = Case.make(make_potential("silu", 2), 0, 2, 2, "everything", "norm clips")
     x, v, momenta = case.fused()
-    assert momenta.shape == (2, 0, 2)
+    assert momenta.shape == (3, 0, 2)
     got = derivatives((x, v, momenta), case.leaves, [x, v, momenta])
     assert all((g == 0).all() for g in got.values())
 

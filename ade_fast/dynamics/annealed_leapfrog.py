@@ -89,8 +89,9 @@ class AnnealedProgram:
             noise_x=noise_x, log_decay=functional.pad(log_decay, (0, 0, 1, 0)), grad_clip=self._kick[1:],
             want_momenta=True, **options,
         )  # fmt: skip
-        after = _refreshed(end.momenta, log_decay.exp().unsqueeze(1), noise_v.unsqueeze(1), noise)
-        return end.x, end.v, (end.momenta.square() - after.square()).sum((0, 2)) / 2
+        before = end.momenta[:-1]
+        after = _refreshed(before, log_decay.exp().unsqueeze(1), noise_v.unsqueeze(1), noise)
+        return end.x, end.v, (before.square() - after.square()).sum((0, 2)) / 2
 
     def as_rows(self, args: tuple) -> tuple[Tensor, ...]:
         before, log_decay, after = args[:4], args[4], args[5:]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,21 +13,14 @@ from .._slow_paths import note_slow_path
 from ..fields import (
     Ancestry,
     AutogradField,
-    Checksum,
-    Dependence,
-    Inputs,
     Layout,
-    OtherGradient,
     Surroundings,
-    possible_inputs,
-    refuse_observed,
-    without_base,
 )
-from ..fields.graph import inspect_graph, sequence_number
 from . import base
 from .base import DynamicsOutput
+from .flow import Flow, match_mlp, refuse_kinks
 from .ode import SolverOptions, solve
-from .trace import jacobian_trace, rademacher
+from .trace import rademacher
 from .unroll import refuse_transforms, savable, why_under_autograd
 
 _DIVERGENCES = ("exact", "hutchinson")
@@ -79,118 +71,6 @@ class Divergence(NamedTuple):
                 f"{layer}: probes must be {x0.dtype} on {x0.device} as x0 is, got {probes.dtype} on {probes.device}"
             )
         return layout.rows(probes.detach().flatten(0, 1)).view(*shape[:2], layout.size)
-
-
-class _Flow:
-    """dx/dt = ∇f(x), or h(∇f(x), f(x), x), and its trace: a `Problem` for the solver.
-
-    Args:
-        field: of f. h: or None. probes: rows [P, B, D], or None for exact traces.
-        surroundings: of everything that is evaluated.
-    """
-
-    def __init__(
-        self,
-        layer: str,
-        options: SolverOptions,
-        field: AutogradField,
-        h: Callable | None,
-        probes: Tensor | None,
-        surroundings: Surroundings,
-    ) -> None:
-        self.layer, self.options, self.inputs, self.n_steps = layer, options, Inputs(), 0
-        self._field, self._h, self._layout = field, h, field.layout
-        self._probes, self._surroundings = probes, surroundings
-        self._at: Tensor | None = None
-        self._found: tuple[Checksum, Dependence] | None = None
-
-    def rate(self, x: Tensor) -> Tensor:
-        """(dx/dt, tr ∂(dx/dt)/∂x) at rows x [B, D], [B, D + 1]; differentiable where gradients are on."""
-        learning = torch.is_grad_enabled()
-        with torch.enable_grad():
-            if not (learning and x.requires_grad):
-                x = x.detach().requires_grad_()
-            velocity = self._velocity(x)
-        trace = jacobian_trace(velocity, x, self._probes)
-        rate = torch.cat([velocity, trace.unsqueeze(1)], 1)
-        return rate if learning else rate.detach()
-
-    def _velocity(self, x: Tensor) -> Tensor:
-        events = self._layout.events(x)
-        value = self._field.value(events)
-        (grad,) = torch.autograd.grad(value, x, torch.ones_like(value), create_graph=True)
-        if self._h is None:
-            return grad
-        velocity = self._h(self._layout.events(grad), value, events)
-        if not isinstance(velocity, Tensor) or velocity.shape != events.shape:
-            got = tuple(velocity.shape) if isinstance(velocity, Tensor) else type(velocity).__name__
-            raise ValueError(f"{self.layer}: h must return x's shape {tuple(events.shape)}, got {got}")
-        if velocity.dtype != x.dtype:
-            raise TypeError(f"{self.layer}: h must return x's dtype {x.dtype}, got {velocity.dtype}")
-        return self._layout.rows(velocity)
-
-    def find_inputs(self, x: Tensor, known: tuple[Tensor, ...], behind_known: Ancestry) -> str | None:
-        """Finds everything that f and h depend on, from one evaluation; returns a captured node's name or None."""
-        facts = [self._field.first_value(x).facts]
-        if self._h is not None:
-            born_after = sequence_number()
-            with torch.enable_grad():
-                leaf = x.detach().requires_grad_()
-                velocity = self._velocity(leaf)
-            if velocity.requires_grad:
-                facts.append(inspect_graph(velocity, leaf, known, born_after))
-        certain = {id(t): t for found in facts for t in (*found.known, *found.leaves)}
-        possible: dict[int, Tensor] = {}
-        for contents in self._surroundings.contents.values():
-            possible |= {id(t): t for t in possible_inputs(contents, list(certain.values()), known, behind_known)}
-        self.inputs = Inputs(list(certain.values()), list(possible.values()))
-        return next((found.captured for found in facts if found.captured is not None), None)
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Everything that is evaluated is as it was when the call began."""
-        with self._surroundings.held():
-            yield
-            self._surroundings.refuse_changed_buffers()
-
-    def end_forward(self, x: Tensor) -> None:
-        """Notes the rate at one x: solvers that control their errors come past no x twice, so the backward pass looks
-        there whether f is still the same."""
-        self._at = x.detach()
-        self._found = self._look()
-
-    def _look(self) -> tuple[Checksum, Dependence]:
-        values, tensors = (
-            Checksum(),
-            Dependence(self.layer, "the rate of change", self.inputs, self._surroundings.frozen),
-        )
-        with torch.enable_grad():
-            x = self._at.clone().requires_grad_()
-            rate = self.rate(x)
-        values.add(0, rate)
-        tensors.note([rate], x)
-        return values, tensors
-
-    @contextlib.contextmanager
-    def backward_context(self) -> Iterator[None]:
-        refuse_observed(self.layer, self.inputs)
-        with self._surroundings.held():
-            (values, tensors), (values_again, tensors_again) = self._found, self._look()
-            values.compare(values_again, OtherGradient(self.layer, "the rate of change"))
-            tensors_again.check(tensors)
-            yield
-
-
-def _refuse_kinks(layer: str, potential: Callable, layout: Layout, x: Tensor, surroundings: Surroundings) -> None:
-    """∇f of a piecewise-linear f jumps, and where it does log_det jumps too, which no derivative of f can tell."""
-    inner, _ = without_base(layer, potential, layout, x, x.dtype)
-    with surroundings.held():
-        facts = AutogradField(layer, inner, layout, surroundings.weights).first_value(x).facts
-    if facts.piecewise_linear:
-        raise ValueError(
-            f"{layer}: potential is piecewise linear (ReLU?): ∇f jumps at its kinks, and so does the log-determinant "
-            f"there, while the Laplacian is 0: use a smooth activation such as softplus, silu or tanh"
-        )
 
 
 @base.outside_of_graphs
@@ -252,9 +132,10 @@ def _run(
         return rows.clone(), rows.sum(1), 0
     surroundings = Surroundings(layer, functions, rows.device)
     known = tuple(t for t in (*surroundings.weights, *context) if t.requires_grad)
-    _refuse_kinks(layer, functions["potential"], layout, rows, surroundings)
+    refuse_kinks(layer, functions["potential"], layout, rows, surroundings)
     field = AutogradField(layer, functions["potential"], layout, known)
-    flow = _Flow(layer, options, field, functions.get("h"), probes, surroundings)
+    mlp = match_mlp(layer, functions, layout, rows)
+    flow = Flow(layer, options, field, functions.get("h"), probes, surroundings, mlp)
     with flow.held():
         adjoint = options.adjoint and torch.is_grad_enabled()
         if adjoint:

@@ -48,7 +48,7 @@ class DeterministicLangevinProgram:
             x, torch.zeros_like(x), eta, torch.ones_like(eta[1:]), log_decay=torch.full_like(eta, -torch.inf),
             want_momenta=True, **base_rows, **options,
         )  # fmt: skip
-        states = torch.cat([x.unsqueeze(0), x + end.momenta.cumsum(0)])
+        states = torch.cat([x.unsqueeze(0), x + end.momenta[:-1].cumsum(0)])
         return end.x + end.v, states
 
     def as_rows(self, args: tuple) -> tuple[Tensor, ...]:

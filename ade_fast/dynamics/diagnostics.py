@@ -129,7 +129,7 @@ class Observed(NamedTuple):
 
     force: what grad_clip acts on, [n, B, L], or None. v: momenta at x_t, [n, B, L], or None. drifting: what
     momentum_clip acts on, [T, B, L], or None. log_det: [n, B] or [n], or None. conserves: whether there is an energy to
-    be conserved.
+    be conserved; without a log_det, volume is too.
     """
 
     force: Tensor | None = None
@@ -195,23 +195,25 @@ class Watched(Record):
         return self._found
 
     def _diagnosed(self, observed: Observed) -> Diagnostics:
-        value, gradient, log_det = self.stacked("value"), self.stacked("gradient"), observed.log_det
-        found = Diagnostics(self._layer, value.mean(1), _norm(gradient).mean(1), alarm=self._alarm)
-        found.grad_clipped = _fraction(observed.force, self._options.grad_clip)
-        found.momentum_clipped = _fraction(observed.drifting, self._options.momentum_clip)
-        if log_det is not None:
-            found.log_det = log_det if log_det.dim() == 1 else log_det.mean(1)
+        value, log_det = self.stacked("value"), observed.log_det
+        each = {"value": value, "grad_norm": _norm(self.stacked("gradient"))}  # [n, B]
+        others = {
+            "grad_clipped": _fraction(observed.force, self._options.grad_clip),
+            "momentum_clipped": _fraction(observed.drifting, self._options.momentum_clip),
+        }
         if observed.v is not None:
-            norm = _norm(observed.v)
-            found.momentum_norm = norm.mean(1)
+            each["momentum_norm"] = norm = _norm(observed.v)
         if observed.v is not None and observed.conserves:
-            energy = torch.addcmul(-value, norm, norm, value=0.5)
-            error = energy - energy[0]
-            found.energy, found.energy_error = energy.mean(1), error.mean(1)
-            found.energy_error_max = _largest(error.abs())
+            each["energy"] = energy = torch.addcmul(-value, norm, norm, value=0.5)
+            each["energy_error"] = error = energy - energy[0]
+            others["energy_error_max"] = _largest(error.abs())
             log_ratio = -error if log_det is None else log_det.view(len(log_det), -1) - error
-            found.acceptance = log_ratio.clamp_(max=0.0).exp_().mean(1)
-        return found
+            each["acceptance"] = log_ratio.clamp_(max=0.0).exp_()
+            log_det = value.new_zeros(len(value)) if log_det is None else log_det
+        if log_det is not None:
+            others["log_det"] = log_det if log_det.dim() == 1 else log_det.mean(1)
+        means = torch.stack(list(each.values())).mean(2).unbind()  # of all in one: each is tiny
+        return Diagnostics(self._layer, **dict(zip(each, means, strict=True)), **others, alarm=self._alarm)
 
     def after_backward(self, norms: Tensor) -> None:
         self._adjoint = norms

@@ -94,7 +94,7 @@ class LangevinProgram:
                 want_momenta=True, **options,
             )  # fmt: skip
         x = ops.leapfrog_drift(end.x, end.v, one[0], *self._drift)
-        return x, torch.cat([end.momenta, end.v.unsqueeze(0)]), noise.square().sum((0, 2)) / 2
+        return x, end.momenta, noise.square().sum((0, 2)) / 2
 
     def _all_noise(self, args: tuple) -> Tensor:
         return torch.stack([self._noise(args, t) for t in range(self.n_steps)])

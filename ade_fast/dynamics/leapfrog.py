@@ -118,13 +118,15 @@ class LeapfrogProgram:
         force, after = record.stacked("gradient"), record.stacked("momenta")
         damping = self._kick[0]
         half = self._steps.half_kicks(x0, step_size)
-        ended = torch.addcmul(damping * after[:-1], half.unsqueeze(1), clipped(force[1:], self._grad_clip))
-        kicks = torch.arange(1, self.n_kicks + 1, dtype=half.dtype, device=half.device)
-        kicks[0] = 0  # before the first kick
-        return Observed(
-            force, torch.cat([v0.detach().to(ended).unsqueeze(0), ended]), after[:-1],
-            kicks * (x0.shape[1] * math.log(damping)), conserves=True,
-        )  # fmt: skip
+        before = after[:-1] if damping == 1 else damping * after[:-1]
+        ended = torch.addcmul(before, half.unsqueeze(1), clipped(force[1:], self._grad_clip))
+        log_det = None  # 0
+        if damping != 1:
+            kicks = torch.arange(1, self.n_kicks + 1, dtype=half.dtype, device=half.device)
+            kicks[0] = 0  # before the first kick
+            log_det = kicks * (x0.shape[1] * math.log(damping))
+        v = torch.cat([v0.detach().to(ended).unsqueeze(0), ended])
+        return Observed(force, v, after[:-1], log_det, conserves=True)
 
 
 @base.outside_of_graphs

@@ -239,9 +239,7 @@ def _adjoint(
             at = at.detach().requires_grad_()
             forward = time * problem.rate(at)
         found = derivatives([forward], [at, *asked], [torch.cat([d, dlog_det], 1)])
-        rates = [
-            torch.zeros_like(s) if f is None else f.to(s).view_as(s) for s, f in zip(state[1:], found, strict=True)
-        ]
+        rates = [_like(f, s) for s, f in zip(state[1:], found, strict=True)]
         return -forward.detach()[:, :-1], *rates
 
     at = end[:, :-1]
@@ -257,7 +255,7 @@ def _adjoint(
 
 def _like(derivative: Tensor | None, state: Tensor) -> Tensor:
     """A derivative, None for zero, as the solver keeps it."""
-    return torch.zeros_like(state) if derivative is None else derivative.to(state).view_as(state)
+    return torch.zeros_like(state) if derivative is None else derivative.to(state).reshape(state.shape)
 
 
 def _of_inputs(problem: Problem, found: list[Tensor | None]) -> list[Tensor | None]:

@@ -19,7 +19,7 @@ def jacobian_trace(y: Tensor, x: Tensor, probes: Tensor | None = None) -> Tensor
     if not y.requires_grad:
         return total
     learning = torch.is_grad_enabled()
-    directions = _units(x) if probes is None else probes
+    directions = unit_rows(x) if probes is None else probes
     for z in directions:
         (product,) = derivatives([y], [x], [z], retain_graph=True, create_graph=learning)
         if product is not None:
@@ -27,7 +27,7 @@ def jacobian_trace(y: Tensor, x: Tensor, probes: Tensor | None = None) -> Tensor
     return total if probes is None else total / len(probes)
 
 
-def _units(x: Tensor) -> Tensor:
+def unit_rows(x: Tensor) -> Tensor:
     """The unit vectors of all samples, [D, B, D]."""
     dim = x.shape[1]
     return torch.eye(dim, dtype=x.dtype, device=x.device).unsqueeze(1).expand(dim, len(x), dim)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -121,7 +121,7 @@ def _note_weights(spec: MLPSpec, device: torch.device) -> None:
 
 
 class UnrollEnd(NamedTuple):
-    """x: x^T rows, [B, D]. v: v^T rows, [B, D]. log_det: [B]. momenta: if wanted, v_t after kick t < T, [T, B, D]."""
+    """x: x^T rows, [B, D]. v: v^T rows, [B, D]. log_det: [B]. momenta: if wanted, v_t after every kick, [T+1, B, D]."""
 
     x: Tensor
     v: Tensor
@@ -243,6 +243,24 @@ class MLPField:
             ops.mlp_field_backward.default(None, u, x, *self.weights(), *self.spec._numbers, True, *(base or ()))
         )
 
+    @torch.no_grad()
+    def grad_and_trace(
+        self, x: Tensor, directions: Iterable[Tensor], base: Base | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(∇f(x), [B, D], and Σ z·H z over directions z [B, D], [B]); with a base, those of the sum. Without a graph.
+
+        Directions are the unit vectors for the Laplacian. Each costs about an evaluation: what the products H z have
+        in common is computed once, where there is memory for it.
+        """
+        _note_weights(self.spec, x.device)
+        network, rows = (*self.weights(), *self.spec._numbers), base or (None, None)
+        _, grad, *kept = ops.mlp_field.default(x, *network, False, True, *rows, 0.0, self._keeps(x))
+        trace = x.new_zeros(len(x))
+        for z in directions:
+            product, *_ = ops.mlp_field_backward.default(None, z, x, *network, False, *rows, *kept)
+            trace += (product * z).sum(1)
+        return grad, trace
+
     def unroll(self, x0: Tensor, v0: Tensor, kick: Tensor, drift: Tensor, **options) -> UnrollEnd:
         """`mlp_unroll` with this potential's weights."""
         return mlp_unroll(self.spec, *self.weights(), x0, v0, kick, drift, **options)
@@ -310,15 +328,16 @@ def mlp_unroll(
     Shapes: weights[l] [n_l, n_{l-1}], biases[l] [n_l]; x0, v0 [B, D]; kick, log_decay, pull, centre [T+1, D]; drift,
     log_stretch, noise_v, noise_x [T, D]; scale [T+1]; noise [T, B, D]; one dtype, float32 or float64.
     Returns: x^T, v^T, log_det [B] = Σ log decay + Σ log stretch, the same for every sample (at given noise), and with
-    `want_momenta` v_0 … v_{T-1}, [T, B, D], else None.
+    `want_momenta` v_0 … v_T, [T+1, B, D], else None.
     Gradients: of every tensor but the noise; once differentiable. gradient "truncated" gives none to the weights,
     "stopped" takes the forces for constants: none to scale, pull and centre either.
     Raises: RuntimeError for tensors that do not fit each other, or miss one of pull and centre, or of noise, noise_v
     and noise_x; ValueError for noise that requires grad.
-    Memory: x_t, v_t; with `keep_bits` one bit per hidden unit of a piecewise-linear potential; with `keep_products` on
-    the CPU `MLPSpec.product_bytes` for the matrix products that the backward pass would compute again (CUDA computes
-    them again in any case). Each makes the backward pass faster by about a quarter. Only a call that autograd records
-    keeps anything. The results do not depend on the number of threads.
+    Memory: x_t, v_t (the momenta, where those are wanted); with `keep_bits` one bit per hidden unit of a
+    piecewise-linear potential; with `keep_products` on the CPU `MLPSpec.product_bytes` for the matrix products that the
+    backward pass would compute again (CUDA computes them again in any case). Each makes the backward pass faster by
+    about a quarter. Only a call that autograd records keeps anything. The results do not depend on the number of
+    threads.
     """
     if keep_products and spec.piecewise_linear and not keep_bits:
         raise ValueError("mlp_unroll: keep_products needs keep_bits where the potential is piecewise linear")
@@ -336,7 +355,7 @@ def mlp_unroll(
         recorded and keep_bits, recorded and keep_products, *bridge, *figures,
     )  # fmt: skip
     if record is not None:
-        record.unrolled(states, torch.cat([momenta.detach(), v.detach().unsqueeze(0)]), value, grad)
+        record.unrolled(states, momenta.detach(), value, grad)
     log_det = x0.new_zeros(len(x0))
     if log_decay is not None:
         log_det = log_det + log_decay.sum()

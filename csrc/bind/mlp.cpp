@@ -184,7 +184,7 @@ mlp_unroll(const Tensor& x0, const Tensor& v0, const Tensor& kick, const Tensor&
   const Tensor end_gradient = figure_of(op, want_ends, {rows, dim}, args.ends.gradient);
   const Tensor x_end = op.new_states(), v_end = op.new_states();
   const Tensor x = keep_states ? op.keep_of_shape({steps + 1, rows, dim}) : op.absent();
-  const Tensor v = keep_states ? op.keep_of_shape({steps, rows, dim}) : op.absent();
+  const Tensor v = keep_states ? op.keep_of_shape({steps + 1, rows, dim}) : op.absent();
   const bool bits_wanted = keep_bits && piecewise_linear(network.shape.activation);
   const Tensor bits =
       op.keep_bytes(bits_wanted ? std::initializer_list<int64_t>{steps + 1, rows, network.bit_bytes}
@@ -232,7 +232,7 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
   const int64_t rows = op.rows(), dim = op.cols(), steps = args.dynamics.steps;
   args.v0 = op.states("v0", v0);
   args.x = op.of_shape("x", x, "every kept state", {steps + 1, rows, dim});
-  args.v = op.of_shape("v", v, "every kept state", {steps, rows, dim});
+  args.v = op.of_shape("v", v, "every kept state", {steps + 1, rows, dim});
   if (bits.dim() == 3)
     args.bits = op.bytes("bits", bits, "every kept bit", {steps + 1, rows, network.bit_bytes});
   if (products.dim() == 3 && !op.on_cuda()) {
@@ -247,7 +247,7 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
   args.dv_end = op.states("dv_end", dv_end);
   only_on_cpu(op, "want_adjoint", want_adjoint);
   const Tensor adjoint = figure_of(op, want_adjoint, {steps + 1, 2, rows}, args.adjoint);
-  args.dv_all = rows_of(op, "dv_all", dv_all, "every kept momentum", {steps, rows, dim});
+  args.dv_all = rows_of(op, "dv_all", dv_all, "every kept momentum", {steps + 1, rows, dim});
   only_on_cpu(op, "dend_value", dend_value.has_value());
   only_on_cpu(op, "dend_gradient", dend_gradient.has_value());
   if ((dend_value || dend_gradient) && scale) op.fail("dend_value and dend_gradient must come without scale");

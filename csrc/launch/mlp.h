@@ -74,7 +74,7 @@ struct MlpUnroll {
   void* x_end;      // [B, D] x_T
   void* v_end;      // [B, D] v_T
   void* x;          // [T+1, B, D] x_0 .. x_T for the backward pass, or null: not wanted
-  void* v;          // [T, B, D] v_0 .. v_{T-1}, each after its kick, or null
+  void* v;          // [T+1, B, D] v_0 .. v_T, each after its kick and its noise, with x
   uint8_t* bits;    // [T+1, B, Σ n_l / 8] of a piecewise-linear potential: z > 0, unit by unit; or null
   void* products;   // [T+1, product_columns, B], in an order of the kernels' own; or null. Of the CPU alone
   void* value;      // [T+1, B] f(x_t), for diagnostics; or null. Of the CPU alone
@@ -92,13 +92,13 @@ struct MlpUnrollBackward {
   MlpDynamics dynamics;
   const void* v0;        // [B, D]
   const void* x;         // [T+1, B, D]
-  const void* v;         // [T, B, D]
+  const void* v;         // [T+1, B, D]
   const uint8_t* bits;   // [T+1, B, Σ n_l / 8], or null: not kept
   const void* products;  // [T+1, product_columns, B], or null: not kept; with the bits, where there are bits
   bool stopped;          // the force is a constant: no second-order products; every dweights is null
   const void* dx_end;    // [B, D]
   const void* dv_end;    // [B, D]
-  const void* dv_all;    // [T, B, D] of v, or null: 0
+  const void* dv_all;    // [T+1, B, D] of v, beside dv_end; or null: 0
   MlpEndCotangents dends;  // of the CPU alone
   void* dx0;               // [B, D]
   void* dv0;               // [B, D]

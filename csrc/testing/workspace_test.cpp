@@ -154,8 +154,8 @@ struct Case {
     const std::vector<T> kick(kicks, T(0.1)), drift(drifts, T(0.1));
     const auto scale = numbers<T>(steps + 1, 1), pull = numbers<T>(kicks, 1), centre = numbers<T>(kicks, 1),
                noise_v = numbers<T>(drifts, 1), noise_x = numbers<T>(drifts, 1),
-               noise = numbers<T>(steps * size, 1), dv_all = numbers<T>(steps * size, 1);
-    std::vector<T> x_end(size, NAN), v_end(size, NAN), x((steps + 1) * size, NAN), v(steps * size, NAN);
+               noise = numbers<T>(steps * size, 1), dv_all = numbers<T>((steps + 1) * size, 1);
+    std::vector<T> x_end(size, NAN), v_end(size, NAN), x((steps + 1) * size, NAN), v((steps + 1) * size, NAN);
     int64_t units = 0;
     for (int l = 0; l < shape.layers; ++l) units += shape.width[l];
     std::vector<uint8_t> bits((steps + 1) * rows * units / 8, 0xff);

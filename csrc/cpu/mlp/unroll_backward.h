@@ -158,8 +158,8 @@ struct UnrollBackward {
     for (int64_t t = args.dynamics.steps; t >= 0; --t) {
       if (t < args.dynamics.steps) {
         dynamics.drift_vjp(t, rows, x + t * all, v + t * all, dynamics.noise(t, first), dx, dv, steps);
-        for (int64_t i = 0; dv_all && i < size; ++i) dv[i] += dv_all[t * all + i];
       }
+      for (int64_t i = 0; dv_all && i < size; ++i) dv[i] += dv_all[t * all + i];
       const bool last = t == args.dynamics.steps, at_end = last && has_end_tile(args);
       const bool known = !at_end || keeps_end(args);
       Tile<T>& tile = at_end ? worker.end : worker.tile;

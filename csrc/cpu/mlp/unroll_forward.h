@@ -95,8 +95,8 @@ struct UnrollForward {
       dynamics.kick(t, rows, tile.gradient, worker.v);
       if (noise) dynamics.refresh_momentum(t - 1, rows, noise, worker.v);
       if (args.x) memcpy(static_cast<T*>(args.x) + t * all + at, tile.x, bytes);
-      if (last) break;
       if (args.v) memcpy(static_cast<T*>(args.v) + t * all + at, worker.v, bytes);
+      if (last) break;
       noise = dynamics.noise(t, first);
       dynamics.drift(t, rows, worker.v, noise, tile.x);
     }

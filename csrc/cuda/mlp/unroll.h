@@ -54,7 +54,7 @@ struct MlpUnrollBody {
         tile.bits_out = launch.bits ? launch.bits + (t * plan.rows + turn.first) * bit_stride : nullptr;
         mlp::first_order(tile, tile.want);
         if (dynamics.bridged()) dynamics.force(t, x, force, force);
-        float* const keep = launch.v && t < steps ? static_cast<float*>(launch.v) + t * all + at : nullptr;
+        float* const keep = launch.v ? static_cast<float*>(launch.v) + t * all + at : nullptr;
         const float* const noise = t > 0 ? dynamics.noise(t - 1, turn.first) : nullptr;
         dynamics.kick(t, force, v, noise ? nullptr : keep);
         if (noise) dynamics.refresh_momentum(t - 1, noise, v, keep);

@@ -25,8 +25,8 @@ ADE_HD void back_to_kick(Dynamics& dynamics, const MlpUnrollBackward& launch, co
     dynamics.drift_vjp(t, x, v, dx, dv, terms);
     dynamics.add_sums(terms, sums + at.drift + t * dim,
                       launch.dlog_stretch ? sums + at.stretch + t * dim : nullptr);
-    if (launch.dv_all) dynamics.add(static_cast<const float*>(launch.dv_all) + t * all + first, dv);
   }
+  if (launch.dv_all) dynamics.add(static_cast<const float*>(launch.dv_all) + t * all + first, dv);
   if (launch.dynamics.noise && t > 0) {
     dynamics.refresh_momentum_vjp(dynamics.noise(t - 1, turn.first), dv, terms);
     dynamics.add_sums(terms, sums + at.noise_v + (t - 1) * dim, nullptr);
