@@ -67,6 +67,13 @@ class Dynamics {
     }
   }
 
+  // value += that of the Gaussian, up to a constant.
+  void add_value(int64_t t, int rows, const T* x, T* value) const {
+    for (int64_t r = 0; args_.pull && r < rows; ++r) {
+      for (int64_t d = 0; d < dim_; ++d) value[r] += affine_force::value(x[r * dim_ + d], coefficients(t, d));
+    }
+  }
+
   // u: cotangent of the force, then of F. Adds to dx.
   void force_vjp(int64_t t, int rows, const T* x, const T* gradient, T* u, T* dx,
                  const StepSums<T>& sums) const {
