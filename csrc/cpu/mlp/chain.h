@@ -16,6 +16,9 @@ namespace mlp {
 
 template <class T>
 struct Chain {
+  // Sums follow the points for so many evaluations: their rounding errors add up.
+  static constexpr int kFollowed = 16;
+
   // Everything that lives in the workspace, in its order.
   struct Layout {
     Arena arena;
@@ -44,9 +47,10 @@ struct Chain {
     T* energy;  // [rows], f - ½ ‖v‖² at the beginning of a transition
     T* log_u;   // [rows]
     philox::Run<T> run;
+    int evaluations;
 
     Worker(const MlpChain& args, const Network<T>& network, Arena& arena)
-        : tile(network, TileUse{false, false}, tiles(args).capacity(), arena) {
+        : tile(network, TileUse{false, false, true}, tiles(args).capacity(), arena) {
       const int64_t rows = tiles(args).capacity(), points = rows * args.shape.dim;
       v = arena.take<T>(points);
       x = arena.take<T>(points);
@@ -106,6 +110,7 @@ struct Chain {
       tile.want = Wanted{};
       tile.want.gradient = true;
       memcpy(tile.x, static_cast<const T*>(args.x0) + at, bytes());
+      worker.evaluations = 0;
       evaluate(args.test);
       if (args.test) {
         for (int r = 0; r < rows; ++r) keep(r);
@@ -121,6 +126,7 @@ struct Chain {
     void evaluate(bool want_value) {
       Tile<T>& tile = worker.tile;
       tile.want.value = want_value;
+      if (worker.evaluations++ % kFollowed == 0) tile.forget();
       tile.begin(rows, nullptr, {nullptr, 0, false});
       first_order(tile, tile.want);
       if (want_value) layout.dynamics.add_value(0, rows, tile.x, tile.value);
