@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .._mlp_weighted_op import weighted_value
 from .._ops import in_reverse_mode_alone
 from ..potentials.with_base import WithBase
 from .affine import why_whole
@@ -22,6 +23,16 @@ def fused_value(potential: Callable, x: Tensor) -> Tensor | None:
 def fused_value_and_grad(potential: Callable, x: Tensor) -> tuple[Tensor, Tensor] | None:
     """(f(x) [B], ∇f(x) [B, *event]) from one operator, both differentiable once; or None."""
     return _fused(potential, x, want_grad=True)
+
+
+def fused_weighted_value(potential: Callable, x: Tensor, factor: Tensor) -> Tensor | None:
+    """Σ factor f(x), a scalar, with its derivatives from the same evaluation; factor [B], a constant. Or None."""
+    found = fused_sum(potential, x)
+    if found is None or x.device.type != "cpu":
+        return None
+    field, base, normaliser = found
+    total = weighted_value(x.contiguous(), factor, *field.weights(), field.spec.numbers, base)
+    return total if normaliser is None else total + normaliser * factor.sum()
 
 
 class FusedSum(NamedTuple):

@@ -262,6 +262,32 @@ std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(
   return {dx, gradients.weight, gradients.bias};
 }
 
+// Σ factor f(x) is linear in f, so that one evaluation has f and the gradients of the sum.
+std::tuple<Tensor, Tensor, Tensors, Tensors> mlp_weighted_value(
+    const Tensor& x, const Tensor& factor, const Tensors& weights, const Tensors& biases, int64_t activation,
+    double parameter, int64_t precision, const Given& pull, const Given& centre) {
+  Op op("mlp_weighted_value", "x", x);
+  const Network network(op, weights, biases, activation, parameter, precision);
+  MlpFieldBackward args{};
+  args.dtype = op.dtype();
+  args.shape = network.shape;
+  args.weights = network.weights;
+  args.rows = op.rows();
+  args.x = op.states("x", x);
+  all_or_none(op, "pull and centre", {&pull, &centre});
+  args.pull = op.row("pull", pull);
+  args.centre = op.row("centre", centre);
+  args.dvalue = op.per_sample("factor", factor);
+  const Tensor value = op.new_per_sample(), dx = op.new_states();
+  const NetworkGradients gradients(op, weights, true);
+  args.value = value.data_ptr();
+  args.dx = dx.data_ptr();
+  args.dweights = gradients.pointers;
+  args.workers = workers();
+  op.run_on_cpu(args);
+  return {value, dx, gradients.weight, gradients.bias};
+}
+
 template <class Library>
 void implement(Library& m) {
   m.impl("mlp_unroll", TORCH_BOX(&mlp_unroll));
@@ -307,7 +333,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
       "int activation, float parameter, int precision, bool want_weights, Tensor? pull=None, "
       "Tensor? centre=None, Tensor? bits=None, Tensor? products=None) "
       "-> (Tensor dx, Tensor[] dweights, Tensor[] dbiases)");
+  m.def(
+      "mlp_weighted_value(Tensor x, Tensor factor, Tensor[] weights, Tensor[] biases, int activation, "
+      "float parameter, int precision, Tensor? pull=None, Tensor? centre=None) "
+      "-> (Tensor value, Tensor dx, Tensor[] dweights, Tensor[] dbiases)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(ade_fast, CPU, m) { ade::bind::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(ade_fast, CPU, m) {
+  ade::bind::implement(m);
+  m.impl("mlp_weighted_value", TORCH_BOX(&ade::bind::mlp_weighted_value));
+}
 STABLE_TORCH_LIBRARY_IMPL(ade_fast, CUDA, m) { ade::bind::implement(m); }

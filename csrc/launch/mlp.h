@@ -157,6 +157,7 @@ struct MlpFieldBackward {
   const void* dvalue;    // [B], or null: 0
   const void* dgrad;     // [B, D], or null: 0
   void* dx;              // [B, D]
+  void* value;           // [B] f(x) beside them, for dvalue that was known before; or null. Of the CPU alone
   MlpWeightGradients dweights;
   int32_t workers;
   void* workspace;

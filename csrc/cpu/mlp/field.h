@@ -13,8 +13,8 @@ namespace ADE_ISA {
 namespace mlp {
 
 // The Gaussian beside f: adds its part to value [rows] and grad [rows, D] where wanted, or null.
-template <class T>
-void add_gaussian(const MlpField& args, int64_t rows, const T* x, T* value, T* grad) {
+template <class T, class Args>
+void add_gaussian(const Args& args, int64_t rows, const T* x, T* value, T* grad) {
   const int64_t dim = args.shape.dim;
   for (int64_t r = 0; args.pull && r < rows; ++r) {
     for (int64_t d = 0; d < dim; ++d) {
@@ -23,9 +23,6 @@ void add_gaussian(const MlpField& args, int64_t rows, const T* x, T* value, T* g
       if (value) value[r] += affine_force::value(x[at], by);
       if (grad) grad[at] = affine_force::force(grad[at], x[at], by);
     }
-  }
-  for (int64_t r = 0; value && args.value_shift != 0 && r < rows; ++r) {
-    value[r] += static_cast<T>(args.value_shift);
   }
 }
 // Adds to dx for the cotangents that there are, or null.
@@ -81,6 +78,9 @@ struct Field {
         first_order(tile, tile.want);
         add_gaussian(args, rows, tile.x, args.value ? tile.value : nullptr,
                      args.grad ? tile.gradient : nullptr);
+        for (int64_t r = 0; args.value && args.value_shift != 0 && r < rows; ++r) {
+          tile.value[r] += static_cast<T>(args.value_shift);
+        }
         if (args.value) memcpy(static_cast<T*>(args.value) + first, tile.value, rows * sizeof(T));
         if (args.grad)
           memcpy(static_cast<T*>(args.grad) + first * dim, tile.gradient, rows * dim * sizeof(T));
@@ -130,6 +130,7 @@ struct FieldBackward {
       Tile<T> tile(layout.network, use(args), cut.capacity(), own);
       tile.want = Wanted{};
       tile.want.bits_kept = args.bits != nullptr;
+      tile.want.value = args.value != nullptr;
       const bool weights = args.dweights.weight[0] != nullptr;
       tile.want.curvature = use(args).curvature(args.shape);
       tile.want.gradient = use(args).homogeneous(args.shape);  // dx = df F
@@ -154,6 +155,10 @@ struct FieldBackward {
           if (args.dgrad) memcpy(tile.dgradient, static_cast<const T*>(args.dgrad) + first * dim, bytes);
           if (args.dvalue) memcpy(tile.dvalue, static_cast<const T*>(args.dvalue) + first, rows * sizeof(T));
           first_order(tile, tile.want);
+          if (args.value) {
+            add_gaussian<T>(args, rows, tile.x, tile.value, nullptr);
+            memcpy(static_cast<T*>(args.value) + first, tile.value, rows * sizeof(T));
+          }
           second_order(tile, tile.want);
           T* const dx = static_cast<T*>(args.dx) + first * dim;
           if (tile.want.curvature) {
