@@ -97,6 +97,7 @@ def _family_lines(device: str, usable: bool) -> list[str]:
     found = [
         f"  steps of all dynamics, for any potential: {_step_kernels(device)}",
         f"  whole unrolls of MLP potentials: {_mlp_kernels(device, usable)}",
+        f"  whole Markov chains of the same (MALA, HMC, Langevin; CD and PCD): {_chain_kernel(device)}",
     ]
     if device == "cuda" and usable and has_kernel("mlp_unroll", device):
         room = mlp.shared_memory(torch.device("cuda", torch.cuda.current_device())) >> 10
@@ -113,6 +114,10 @@ def _names(dtypes: Iterable[torch.dtype]) -> str:
 
 def _step_kernels(device: str) -> str:
     return _names(base._STATE_DTYPES) if has_kernel("leapfrog_kick_drift", device) else "not in this build"
+
+
+def _chain_kernel(device: str) -> str:
+    return "on" if has_kernel("mlp_chain", device) else "not in this build; transition by transition instead"
 
 
 def _mlp_kernels(device: str, usable: bool) -> str:

@@ -351,7 +351,7 @@ def op_arguments(case: Case, keep: tuple[bool, bool, bool]) -> list:
     field = MLPField.match(case.potential)
     g = case.given
     optional = [g.get(name) for name in ("scale", "pull", "centre", "noise_v", "noise_x", "noise")]
-    numbers = [*field.spec._numbers, 1.0, 2, 0.6, 1, 0.8, -0.9, 1.0, False]
+    numbers = [*field.spec.numbers, 1.0, 2, 0.6, 1, 0.8, -0.9, 1.0, False]
     return [g["x0"], g["v0"], g["kick"], g["drift"], None, None, *field.weights(), *numbers, *keep, *optional]
 
 
@@ -387,7 +387,7 @@ def test_opcheck(activation: str, features: str) -> None:
 def test_opcheck_of_the_field() -> None:
     field = MLPField.match(make_potential("silu", 2, dtype=torch.float32))
     x, pull, centre = torch.randn(5, 2, requires_grad=True), torch.rand(2), torch.randn(2)
-    ops, network = torch.ops.ade_fast, (*field.weights(), *field.spec._numbers)
+    ops, network = torch.ops.ade_fast, (*field.weights(), *field.spec.numbers)
     for keep in (False, True):
         torch.library.opcheck(ops.mlp_field.default, (x, *network, True, True, pull, centre, 0.5, keep))
     for dvalue, dgrad in ((torch.randn(5), None), (None, torch.randn(5, 2)), (torch.randn(5), torch.randn(5, 2))):

@@ -12,6 +12,7 @@ from ..fields import fused_value
 from ..fields.autograd import check_value
 from . import base
 from .base import Options
+from .fused_chain import fused_metropolis
 from .leapfrog import run_leapfrog
 
 
@@ -61,11 +62,11 @@ def run_chain(
             f"{layer}: step_size must read the same backwards where there is one per step: a proposal has to lead back "
             f"by the same steps"
         )
-    with torch.no_grad():
-        return _run(layer, potential, x0.detach(), n_transitions, step_size, n_steps, options, generator)
+    return Chain(*metropolis(layer, potential, x0.detach(), n_transitions, step_size, n_steps, options, generator))
 
 
-def _run(
+@torch.no_grad()
+def metropolis(
     layer: str,
     potential: Callable,
     x: Tensor,
@@ -74,20 +75,45 @@ def _run(
     n_steps: int,
     options: Options,
     generator: torch.Generator | None,
-) -> Chain:
+    context: tuple[Tensor, ...] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(x, acceptance [K]) after K transitions: in one operator for the potentials that it knows, else step by step."""
+    found = fused_metropolis(layer, potential, x, n_transitions, step_size, n_steps, options, generator)
+    if found is not None:
+        return found
+
+    def draw(_: int) -> tuple[Tensor, Tensor]:
+        device = x.device if generator is None else generator.device
+        v = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device)
+        u = torch.rand(len(x), generator=generator, dtype=base.accumulation_dtype(x.dtype), device=device)
+        return v.to(x.device), u.to(x.device)
+
+    return metropolis_by_steps(layer, potential, x, n_transitions, step_size, n_steps, options, draw, context)
+
+
+def metropolis_by_steps(
+    layer: str,
+    potential: Callable,
+    x: Tensor,
+    n_transitions: int,
+    step_size: Tensor,
+    n_steps: int,
+    options: Options,
+    draw: Callable[[int], tuple[Tensor, Tensor]],
+    context: tuple[Tensor, ...] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`metropolis` for any potential. draw: k -> (v⁰, like x; u, [B]) of transition k."""
     value, accepted = _value(layer, potential, x), []
-    for _ in range(n_transitions):
-        v = base.draw_momentum(layer, x, tuple(x.shape[1:]), generator)
-        out, _ = run_leapfrog(layer, potential, x, v, step_size, n_steps, options)
+    for k in range(n_transitions):
+        v, u = draw(k)
+        out, _ = run_leapfrog(layer, potential, x, v, step_size, n_steps, options, context=context)
         proposed = _value(layer, potential, out.x)
         log_ratio = proposed - _kinetic(out.v) - value + _kinetic(v)
-        device = x.device if generator is None else generator.device
-        u = torch.rand(len(x), generator=generator, dtype=log_ratio.dtype, device=device).to(x.device)
         moves = u.log() < log_ratio  # no move where the ratio is NaN
         x = torch.where(moves.view(-1, *[1] * (x.dim() - 1)), out.x, x)
         value = torch.where(moves, proposed, value)
         accepted.append(moves.to(value.dtype).mean())
-    return Chain(x, torch.stack(accepted))
+    return x, torch.stack(accepted)
 
 
 def check_n_transitions(layer: str, n: object) -> int:

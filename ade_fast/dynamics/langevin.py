@@ -296,7 +296,7 @@ def run_langevin(
     with torch.set_grad_enabled(torch.is_grad_enabled() and options.gradient != "none"):
         eta = base.step_rows(layer, step_size, n_steps, momentum, x0, what=what).expand(n_steps, -1)
         std = base.step_rows(layer, noise_std, n_steps, momentum, x0, "noise_std", what).expand(n_steps, -1)
-        _check_positive(layer, std)
+        check_noise_std(layer, std)
         given = None if noise is None else _given_noise(layer, noise, n_steps, momentum, x0)
         seed = draw_seed(x0.device, generator) if noise is None else None
         program = LangevinProgram(layer, n_steps, shifts, layout, momentum, options)
@@ -308,7 +308,7 @@ def run_langevin(
     return LangevinOutput(layout.events(x), v, base.zero_log_det(x0), log_noise), plan
 
 
-def _check_positive(layer: str, std: Tensor) -> None:
+def check_noise_std(layer: str, std: Tensor) -> None:
     """A learned step size that is not positive any more has no root. On CUDA the look would wait for the device: there
     the noise is NaN, which `check_finite` names."""
     if std.device.type == "cpu" and not bool((std > 0).all()):

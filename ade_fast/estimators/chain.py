@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ..dynamics import Langevin, Leapfrog
 from ..dynamics.base import Dynamics
+from ..dynamics.chain import metropolis
+from ..dynamics.fused_chain import fused_langevin
 from ..initial.base import as_count
-from ._values import Potential, check_generator, check_positive, normal, values
+from ._values import Potential, check_generator, check_positive
 
 
 class ChainEnd(NamedTuple):
@@ -85,34 +87,15 @@ class Chain:
         check_generator("Chain", generator)
         x = x0.detach()
         if not self.accept_reject:
+            found = fused_langevin("Chain", potential, x, self.dynamics, self.n_transitions, generator)
+            if found is not None:
+                return ChainEnd(found, None)
             for _ in range(self.n_transitions):
                 x = self.dynamics(potential, x, generator=generator, context=context).x
             return ChainEnd(x, None)
-        f, accepted = values("Chain", potential, x), []
-        for layer in self._proposals():
-            v = normal(tuple(x.shape), x, generator)
-            moved = layer(potential, x, v, context=context)
-            f_moved = values("Chain", potential, moved.x)
-            gain = f_moved - f - _kinetic(moved.v) + _kinetic(v)
-            unit = torch.rand(len(x), generator=generator, device=_device(x, generator), dtype=f.dtype).to(x.device)
-            takes = unit.log() < gain  # not where the gain is NaN
-            x = torch.where(takes.view(-1, *(1 for _ in x.shape[1:])), moved.x, x)
-            f = torch.where(takes, f_moved, f)
-            accepted.append(takes.to(f.dtype).mean())
-        return ChainEnd(x, torch.stack(accepted).mean())
-
-    def _proposals(self) -> list[Leapfrog]:
-        """The leapfrog of every Metropolis-Hastings step."""
-        if isinstance(self.dynamics, Leapfrog):
-            return [self.dynamics] * self.n_transitions
-        layer, options = self.dynamics, {"learn_step_size": False, "grad_clip": self.dynamics.options.grad_clip}
-        root = layer.step_size.detach().sqrt()
-        return [Leapfrog(1, root, **options)] * (layer.n_steps * self.n_transitions)
-
-
-def _kinetic(v: Tensor) -> Tensor:
-    return 0.5 * v.flatten(1).square().sum(1)
-
-
-def _device(x: Tensor, generator: torch.Generator | None) -> torch.device:
-    return x.device if generator is None else generator.device
+        layer, n = self.dynamics, self.n_transitions
+        step_size, n_steps = layer.step_size, layer.n_steps
+        if isinstance(layer, Langevin):  # one leapfrog step each
+            step_size, n_steps, n = step_size.sqrt(), 1, n * n_steps
+        x, accepted = metropolis("Chain", potential, x, n, step_size, n_steps, layer.options, generator, context)
+        return ChainEnd(x, accepted.mean())

@@ -11,7 +11,7 @@ from .mlp import MLPField, Schedule, generalized_kicks
 from .modules import pinned, probe_potential
 from .surroundings import Draws, Inputs, Surroundings, is_observed, possible_inputs
 from .unroll import GradientMode, GradientSide, Plan, Sum, choose_plan, keeps_kinks, kept_per_gradient, refuse_observed
-from .values import fused_value, fused_value_and_grad
+from .values import fused_sum, fused_value, fused_value_and_grad, fused_weighted_value
 
 __all__ = [
     "AffineForce",
@@ -36,8 +36,10 @@ __all__ = [
     "Surroundings",
     "choose_plan",
     "contents_of",
+    "fused_sum",
     "fused_value",
     "fused_value_and_grad",
+    "fused_weighted_value",
     "generalized_kicks",
     "is_observed",
     "keeps_kinks",

@@ -75,7 +75,7 @@ class MLPSpec:
         return 2 * _PRECISIONS[precision] * sum(n * m for n, m in itertools.pairwise(sizes))
 
     @property
-    def _numbers(self) -> tuple[int, float, int]:
+    def numbers(self) -> tuple[int, float, int]:
         """The operators' numbers: on CUDA, torch's precision of float32 matrix products holds here too."""
         return _CODES[self.activation], self.parameter, _precision()
 
@@ -226,7 +226,7 @@ class MLPField:
         # What its backward pass would compute again.
         keep = want_grad and wants_grad(x, *weights, *biases) and self._keeps(x)
         optional = (*(base or (None, None)), shift, keep) if base or shift or keep else ()
-        return ops.mlp_field.default(x, weights, biases, *self.spec._numbers, want_value, want_grad, *optional)
+        return ops.mlp_field.default(x, weights, biases, *self.spec.numbers, want_value, want_grad, *optional)
 
     def _keeps(self, x: Tensor) -> bool:
         """Whether there is memory for it; on CUDA, computing it again is cheaper than fetching it."""
@@ -240,7 +240,7 @@ class MLPField:
         a base."""
         _note_weights(self.spec, x.device)
         return tuple(
-            ops.mlp_field_backward.default(None, u, x, *self.weights(), *self.spec._numbers, True, *(base or ()))
+            ops.mlp_field_backward.default(None, u, x, *self.weights(), *self.spec.numbers, True, *(base or ()))
         )
 
     @torch.no_grad()
@@ -375,7 +375,7 @@ def _unroll_numbers(
     bounds: tuple[float, float] = _NO_RANGE,
 ) -> tuple[float, ...]:
     """The numbers of the operator's schema, up to what is kept."""
-    return (*spec._numbers, damping, *grad_clip, *momentum_clip, *bounds, gradient == "stopped")
+    return (*spec.numbers, damping, *grad_clip, *momentum_clip, *bounds, gradient == "stopped")
 
 
 def _as_inputs(weights: Sequence[Tensor], biases: Sequence[Tensor], gradient: str) -> tuple[list[Tensor], list[Tensor]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 
+from .._mlp_weighted_op import weighted_value
 from .._ops import in_reverse_mode_alone
 from ..potentials.with_base import WithBase
 from .affine import why_whole
-from .mlp import MLPField
+from .mlp import Base, MLPField
 
 
 def fused_value(potential: Callable, x: Tensor) -> Tensor | None:
@@ -23,7 +25,26 @@ def fused_value_and_grad(potential: Callable, x: Tensor) -> tuple[Tensor, Tensor
     return _fused(potential, x, want_grad=True)
 
 
-def _fused(potential: Callable, x: Tensor, want_grad: bool) -> tuple[Tensor, ...] | None:
+def fused_weighted_value(potential: Callable, x: Tensor, factor: Tensor) -> Tensor | None:
+    """Σ factor f(x), a scalar, with its derivatives from the same evaluation; factor [B], a constant. Or None."""
+    found = fused_sum(potential, x)
+    if found is None or x.device.type != "cpu":
+        return None
+    field, base, normaliser = found
+    total = weighted_value(x.contiguous(), factor, *field.weights(), field.spec.numbers, base)
+    return total if normaliser is None else total + normaliser * factor.sum()
+
+
+class FusedSum(NamedTuple):
+    """An MLP that the operators know, and where there is one the Gaussian beside it with log N's constant."""
+
+    field: MLPField
+    base: Base | None
+    normaliser: Tensor | None
+
+
+def fused_sum(potential: Callable, x: Tensor) -> FusedSum | None:
+    """A potential as the operators take it at x [B, *event], or None where they do not know it."""
     whole = potential
     if type(whole) is WithBase:
         if why_whole(whole) is not None:
@@ -34,11 +55,17 @@ def _fused(potential: Callable, x: Tensor, want_grad: bool) -> tuple[Tensor, ...
         return None
     if not in_reverse_mode_alone():
         return None  # transforms that do not see through the operators
-    x = x.contiguous()
     if whole is potential:
-        return field.value_and_grad(x) if want_grad else (field.value(x),)
+        return FusedSum(field, None, None)
     pull, centre, normaliser = whole.precision(x.shape[1:], x.dtype)
-    if want_grad:
-        value, grad = field.value_and_grad(x, (pull, centre))
-        return value + normaliser, grad
-    return (field.value(x, (pull, centre)) + normaliser,)
+    return FusedSum(field, (pull, centre), normaliser)
+
+
+def _fused(potential: Callable, x: Tensor, want_grad: bool) -> tuple[Tensor, ...] | None:
+    found = fused_sum(potential, x)
+    if found is None:
+        return None
+    field, base, normaliser = found
+    x = x.contiguous()
+    value, *grad = field.value_and_grad(x, base) if want_grad else (field.value(x, base),)
+    return (value if normaliser is None else value + normaliser, *grad)

@@ -1,64 +1,11 @@
 // MLP potentials: schemas and bindings of the whole unroll, and of the field on its own (launch/mlp.h).
 #include <tuple>
 
-#include "bind/op.h"
+#include "bind/mlp_network.h"
 
 namespace ade {
 namespace bind {
 namespace {
-
-using Tensors = std::vector<Tensor>;
-using Given = std::optional<Tensor>;
-
-// The network of a call: checked shape and weights.
-struct Network {
-  MlpShape shape{};
-  int32_t precision;
-  MlpWeights weights{};
-  int64_t bit_bytes = 0;  // of φ' per sample
-
-  Network(Op& op, const Tensors& weight, const Tensors& bias, int64_t activation, double parameter,
-          int64_t precision) {
-    if (op.dtype() == kBFloat16) op.fail("states must be float32 or float64, got bfloat16");
-    if (op.dtype() == kFloat64 && op.on_cuda()) op.fail("states must be float32 on CUDA, got float64");
-    op.mlp_device();
-    if (weight.size() < 2 || weight.size() > kMaxHiddenLayers + 1 || bias.size() != weight.size()) {
-      op.fail("weights and biases must be those of 1 to " + std::to_string(kMaxHiddenLayers) +
-              " hidden layers and the output, got " + std::to_string(weight.size()) + " weights and " +
-              std::to_string(bias.size()) + " biases");
-    }
-    if (activation < kRelu || activation > kElu) {
-      op.fail("activation must be 0 to 5, got " + std::to_string(activation));
-    }
-    if (precision < kMediumPrecision || precision > kHighestPrecision) {
-      op.fail("precision must be 1 (medium), 2 (high) or 3 (highest), got " + std::to_string(precision));
-    }
-    this->precision = static_cast<int32_t>(precision);
-    shape.activation = static_cast<int32_t>(activation);
-    shape.parameter = op.finite("parameter", parameter);
-    if (activation == kLeakyRelu && parameter < 0) {
-      op.fail("parameter, leaky relu's slope, must not be negative, got " + std::to_string(parameter));
-    }
-    shape.dim = static_cast<int32_t>(op.cols());
-    shape.layers = static_cast<int32_t>(weight.size()) - 1;
-    int64_t in = op.cols();
-    if (in < 1) op.fail("states must have at least one column, got 0");
-    for (int l = 0; l <= shape.layers; ++l) {
-      const std::string of = "[" + std::to_string(l) + "]";
-      const int64_t out = l == shape.layers ? 1 : weight[l].size(0);
-      if (l < shape.layers) {
-        if (out < 32 || out % 32 != 0) {
-          op.fail("weights" + of + " must have a multiple of 32 rows, got " + std::to_string(out));
-        }
-        shape.width[l] = static_cast<int32_t>(out);
-        bit_bytes += out / 8;
-      }
-      weights.weight[l] = op.of_shape(("weights" + of).c_str(), weight[l], "the network's layer", {out, in});
-      weights.bias[l] = op.of_shape(("biases" + of).c_str(), bias[l], "the network's layer", {out});
-      in = out;
-    }
-  }
-};
 
 // Gradients of the weights: allocated and in the struct, or neither.
 struct NetworkGradients {
@@ -74,20 +21,6 @@ struct NetworkGradients {
     }
   }
 };
-
-int32_t workers() { return static_cast<int32_t>(torch::stable::get_num_threads()); }
-
-// Tensors that only make sense together.
-void all_or_none(const Op& op, const char* names, std::initializer_list<const Given*> tensors) {
-  size_t given = 0;
-  for (const Given* tensor : tensors) given += tensor->has_value();
-  if (given != 0 && given != tensors.size()) op.fail(std::string(names) + " must come together");
-}
-
-const void* rows_of(Op& op, const char* argument, const Given& tensor, const char* meaning,
-                    std::initializer_list<int64_t> shape) {
-  return tensor ? op.of_shape(argument, *tensor, meaning, shape) : nullptr;
-}
 
 // What annealing and a Gaussian beside f add to the dynamics.
 struct Bridge {
@@ -349,6 +282,32 @@ std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(
   return {dx, gradients.weight, gradients.bias};
 }
 
+// Σ factor f(x) is linear in f, so that one evaluation has f and the gradients of the sum.
+std::tuple<Tensor, Tensor, Tensors, Tensors> mlp_weighted_value(
+    const Tensor& x, const Tensor& factor, const Tensors& weights, const Tensors& biases, int64_t activation,
+    double parameter, int64_t precision, const Given& pull, const Given& centre) {
+  Op op("mlp_weighted_value", "x", x);
+  const Network network(op, weights, biases, activation, parameter, precision);
+  MlpFieldBackward args{};
+  args.dtype = op.dtype();
+  args.shape = network.shape;
+  args.weights = network.weights;
+  args.rows = op.rows();
+  args.x = op.states("x", x);
+  all_or_none(op, "pull and centre", {&pull, &centre});
+  args.pull = op.row("pull", pull);
+  args.centre = op.row("centre", centre);
+  args.dvalue = op.per_sample("factor", factor);
+  const Tensor value = op.new_per_sample(), dx = op.new_states();
+  const NetworkGradients gradients(op, weights, true);
+  args.value = value.data_ptr();
+  args.dx = dx.data_ptr();
+  args.dweights = gradients.pointers;
+  args.workers = workers();
+  op.run_on_cpu(args);
+  return {value, dx, gradients.weight, gradients.bias};
+}
+
 template <class Library>
 void implement(Library& m) {
   m.impl("mlp_unroll", TORCH_BOX(&mlp_unroll));
@@ -395,7 +354,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
       "int activation, float parameter, int precision, bool want_weights, Tensor? pull=None, "
       "Tensor? centre=None, Tensor? bits=None, Tensor? products=None) "
       "-> (Tensor dx, Tensor[] dweights, Tensor[] dbiases)");
+  m.def(
+      "mlp_weighted_value(Tensor x, Tensor factor, Tensor[] weights, Tensor[] biases, int activation, "
+      "float parameter, int precision, Tensor? pull=None, Tensor? centre=None) "
+      "-> (Tensor value, Tensor dx, Tensor[] dweights, Tensor[] dbiases)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(ade_fast, CPU, m) { ade::bind::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(ade_fast, CPU, m) {
+  ade::bind::implement(m);
+  m.impl("mlp_weighted_value", TORCH_BOX(&ade::bind::mlp_weighted_value));
+}
 STABLE_TORCH_LIBRARY_IMPL(ade_fast, CUDA, m) { ade::bind::implement(m); }

@@ -70,6 +70,8 @@ class Op {
   // error.
   template <class Args>
   void run(Args& args) const;
+  template <class Args>
+  void run_on_cpu(Args& args) const;
 
   [[noreturn]] void fail(const std::string& message) const;
 
@@ -99,12 +101,15 @@ inline void parallel(int64_t count, int64_t grain, void (*body)(const void*, int
 }
 
 template <class Args>
+void Op::run_on_cpu(Args& args) const {
+  const auto memory = workspace(cpu::workspace_bytes(args));
+  args.workspace = memory.has_value() ? memory->data_ptr() : nullptr;
+  cpu::launch(args, &parallel);
+}
+
+template <class Args>
 void Op::run(Args& args) const {
-  if (device_type_ == aoti_torch_device_type_cpu()) {
-    const auto memory = workspace(cpu::workspace_bytes(args));
-    args.workspace = memory.has_value() ? memory->data_ptr() : nullptr;
-    return cpu::launch(args, &parallel);
-  }
+  if (device_type_ == aoti_torch_device_type_cpu()) return run_on_cpu(args);
 #ifdef ADE_WITH_CUDA
   const torch::stable::accelerator::DeviceGuard guard(device_index_);
   const auto memory = workspace(cuda::workspace_bytes(args));

@@ -20,6 +20,9 @@ ADE_HD Words counter_of(int64_t step, int64_t row, int64_t block) {
           static_cast<uint32_t>(static_cast<uint64_t>(row) >> 32), static_cast<uint32_t>(step)};
 }
 
+// A uniform number of a row's at one step: a block that its normals do not reach.
+constexpr int64_t kUniformBlock = 0xffffffff;
+
 ADE_HD Words philox4x32_round(Words c, uint32_t key0, uint32_t key1) {
   const uint64_t a = uint64_t{0xd2511f53u} * c.x, b = uint64_t{0xcd9e8d57u} * c.z;
   return {static_cast<uint32_t>(b >> 32) ^ c.y ^ key0, static_cast<uint32_t>(b),

@@ -25,6 +25,7 @@
   X(LeapfrogDriftBackward)                \
   X(LeapfrogKickDrift)                    \
   X(LeapfrogKickDriftBackward)            \
+  X(MlpChain)                             \
   X(MlpField)                             \
   X(MlpFieldBackward)                     \
   X(MlpUnroll)                            \

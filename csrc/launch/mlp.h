@@ -117,6 +117,27 @@ struct MlpUnrollBackward {
   void* workspace;
 };
 
+// K transitions of a Markov chain of every sample, without derivatives: each draws v ~ N(0, noise_std²), takes
+// L steps of the dynamics from where the last one ended, and with `test` is accepted where
+// log u < f(x') - f(x) + ½ ‖v‖² - ½ ‖v'‖². F and f at a point are of its own evaluation, once. Of the CPU alone.
+struct MlpChain {
+  Dtype dtype;  // float32 or float64
+  MlpShape shape;
+  MlpWeights weights;
+  MlpDynamics dynamics;   // of one transition; pull and centre are [1, D], every kick's, and there is no noise
+  int64_t transitions;    // K, at least 1
+  bool test;
+  const void* x0;         // [B, D]
+  const void* seed;       // [1] int64, the key of the normals and uniforms of transition k (common/philox.h)
+  const void* normals;    // [K, B, D] in their place, or null
+  const void* uniforms;   // [K, B], with normals and test
+  const void* noise_std;  // [D], or null: 1
+  void* x;                // [B, D], where the chains end
+  void* acceptance;       // [K] the fraction of the samples that moved, with test; or null
+  int32_t workers;
+  void* workspace;
+};
+
 // With a pull, of f(x) - ½ Σ pull (x - centre)² instead (potentials/affine_force.h).
 struct MlpField {
   Dtype dtype;
@@ -152,6 +173,7 @@ struct MlpFieldBackward {
   const void* dvalue;    // [B], or null: 0
   const void* dgrad;     // [B, D], or null: 0
   void* dx;              // [B, D]
+  void* value;           // [B] f(x) beside them, for dvalue that was known before; or null. Of the CPU alone
   MlpWeightGradients dweights;
   int32_t workers;
   void* workspace;
@@ -163,11 +185,13 @@ int64_t workspace_bytes(const MlpUnroll& args);
 int64_t workspace_bytes(const MlpUnrollBackward& args);
 int64_t workspace_bytes(const MlpField& args);
 int64_t workspace_bytes(const MlpFieldBackward& args);
+int64_t workspace_bytes(const MlpChain& args);
 
 void launch(const MlpUnroll& args, Parallel parallel);
 void launch(const MlpUnrollBackward& args, Parallel parallel);
 void launch(const MlpField& args, Parallel parallel);
 void launch(const MlpFieldBackward& args, Parallel parallel);
+void launch(const MlpChain& args, Parallel parallel);
 
 }  // namespace cpu
 

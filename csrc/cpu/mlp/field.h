@@ -104,6 +104,7 @@ struct FieldBackward {
       Tile<T> tile(layout.network, use(args), cut.capacity(), own);
       tile.want = Wanted{};
       tile.want.bits_kept = args.bits != nullptr;
+      tile.want.value = args.value != nullptr;
       const bool weights = args.dweights.weight[0] != nullptr;
       tile.want.curvature = use(args).curvature(args.shape);
       tile.want.gradient = use(args).homogeneous(args.shape);  // dx = df F
@@ -128,6 +129,11 @@ struct FieldBackward {
           if (args.dgrad) memcpy(tile.dgradient, static_cast<const T*>(args.dgrad) + first * dim, bytes);
           if (args.dvalue) memcpy(tile.dvalue, static_cast<const T*>(args.dvalue) + first, rows * sizeof(T));
           first_order(tile, tile.want);
+          const Gaussian<T> gaussian{args.pull, args.centre, dim};
+          if (args.value) {
+            gaussian.add_value(rows, tile.x, tile.value);
+            memcpy(static_cast<T*>(args.value) + first, tile.value, rows * sizeof(T));
+          }
           second_order(tile, tile.want);
           T* const dx = static_cast<T*>(args.dx) + first * dim;
           if (tile.want.curvature) {
@@ -136,7 +142,6 @@ struct FieldBackward {
             for (int64_t i = 0; i < rows * dim; ++i)
               dx[i] = args.dvalue ? tile.dvalue[i / dim] * tile.gradient[i] : T(0);
           }
-          const Gaussian<T> gaussian{args.pull, args.centre, dim};
           if (args.dvalue) gaussian.add_value_vjp(rows, tile.x, tile.dvalue, dx);
           if (args.dgrad)
             gaussian.add_force_vjp(rows, tile.x, static_cast<const T*>(args.dgrad) + first * dim, dx);

@@ -1,6 +1,7 @@
 // First-order sweeps of a tile: activations with their derivatives, and the gradient (potentials/mlp.h).
 #pragma once
 
+#include "cpu/mlp/follow.h"
 #include "cpu/mlp/tile.h"
 
 namespace ade {
@@ -91,9 +92,13 @@ void Tile<T>::forward(int l) {
   }
   const T* const in = l == 1 ? x : hidden_[l - 1];
   const int64_t packed_panel = static_cast<int64_t>(columns(l - 1)) * kPanel<T>;
+  const bool follows = l == 2 && bottom_centre_;
+  if (follows) bottom_changes_.find(rows_, bits_of_panel(1, 0, 0), bit_stride_);
   for (int p = 0; p < panel_count(l); ++p) {
     T* const z = z_panel(l, p);
-    if (l == 2 && bottom_by_bits()) {
+    if (follows) {
+      shape_.dim == 1 ? follow_bottom<1>(p, z) : follow_bottom<2>(p, z);
+    } else if (l == 2 && bottom_by_bits()) {
       shape_.dim == 1 ? bottom_forward<1>(p, z) : bottom_forward<2>(p, z);
     } else if (z == panel_ || !products_.known) {
       multiply(in, l - 1, network_.forward[l] + p * packed_panel, network_.bias[l] + p * kPanel<T>, z);
@@ -173,9 +178,11 @@ void Tile<T>::backward(int l) {
     return;
   }
   const int64_t packed_panel = static_cast<int64_t>(columns(l + 1)) * kPanel<T>;
+  const bool follows = by_bits(l + 1) && top_grad_;
+  if (follows) top_changes_.find(rows_, bits_of_panel(l + 1, 0, 0), bit_stride_);
   for (int p = 0; p < panel_count(l); ++p) {
-    T* const grad = grad_panel(l, p);
-    if (!products_.known) {
+    T* const grad = follows ? follow_top(p) : grad_panel(l, p);
+    if (!products_.known && !follows) {
       if (by_bits(l + 1)) {
         multiply_top(p, grad);
       } else {

@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "cpu/mlp/changes.h"
 #include "cpu/mlp/network.h"
 #include "cpu/mlp/vector_math.h"
 #include "cpu/rows.h"
@@ -16,9 +17,11 @@ namespace ade {
 namespace ADE_ISA {
 namespace mlp {
 
-// What a tile is built for: cotangents of the gradient, of the value, or none.
+// What a tile is built for: cotangents of the gradient, of the value, or none; and whether it goes along
+// chains of points (follow.h).
 struct TileUse {
   bool dgradient, dvalue;
+  bool follows = false;
 
   bool curvature(const MlpShape& shape) const {
     return (dgradient || dvalue) && !piecewise_linear(shape.activation);
@@ -65,6 +68,10 @@ class Tile {
   // What weight_gradient adds to, from begin_sums on; complete after end_sums.
   void begin_sums(WeightSums<T>& sums);
   void end_sums();
+
+  // Before points that do not follow those of the last evaluation, or where sums over a chain's changes are to
+  // begin anew.
+  void forget();
 
   int layers() const { return shape_.layers; }
 
@@ -139,6 +146,12 @@ class Tile {
   // of z_2, beside those of P,
   template <int D>
   void bottom_forward(int p, T* z);
+  // the same, and G_{L-1}, from those of a chain's last point (follow.h),
+  template <int D>
+  void follow_bottom(int p, T* z);
+  T* follow_top(int p);
+  template <class Sums, class Table>
+  void sum_whole_rows(const Changes& changes, int dims, int64_t size, const Sums& sums, const Table& table);
   // F from P and δ_2,
   template <int D>
   void bottom_gradient();
@@ -191,6 +204,10 @@ class Tile {
   T* tangent_[kMaxHiddenLayers + 1];  // t_l
   T* zeta_[kMaxHiddenLayers + 1];     // φ''_l, then φ''_l G_l, then φ''_l G_l ż_l, then ζ_l
   T* bottom_;                         // P_d, panels [n_2, rows] for each d
+  T* bottom_centre_;                  // P_c, and
+  T* top_grad_;                       // G_{L-1}, panels, where the tile follows chains
+  Changes bottom_changes_;            // of φ'_1, and
+  Changes top_changes_;               // of φ'_L
   T* bottom_sums_;                    // N_d, panels [n_2, n_1] for each d, and with df N_c
   T* subsets_;                        // a table of t_{L-1}'s rows, or of δ_2's times u_d or df
   uint64_t* unit_bits_;               // bits of φ'_L or φ'_1 by units
@@ -248,6 +265,11 @@ Tile<T>::Tile(const Network<T>& network, TileUse use, int capacity, Arena& arena
   }
   const int64_t bottom_size = bottom_by_bits() ? static_cast<int64_t>(shape_.dim) * columns(2) : 0;
   bottom_ = arena.take<T>(bottom_size * capacity);
+  const bool follows_bottom = use.follows && bottom_by_bits(), follows_top = use.follows && by_bits(layers);
+  bottom_centre_ = follows_bottom ? arena.take<T>(static_cast<int64_t>(capacity) * columns(2)) : nullptr;
+  top_grad_ = follows_top ? arena.take<T>(static_cast<int64_t>(capacity) * columns(layers - 1)) : nullptr;
+  if (follows_bottom) bottom_changes_ = Changes(columns(1), capacity, arena);
+  if (follows_top) top_changes_ = Changes(columns(layers), capacity, arena);
   const int64_t sums = bottom_by_bits() ? bottom_dims() * columns(2) * static_cast<int64_t>(columns(1)) : 0;
   bottom_sums_ = tangents ? arena.take<T>(sums) : nullptr;
   const bool top_gradient = by_bits(layers) && tangents;

@@ -1,0 +1,36 @@
+"""Markov chains of MLP potentials in one operator (schema: ``csrc/bind/mlp_chain.cpp``). On the CPU alone.
+
+``mlp_chain(x0, seed, kick, drift, weights, biases, …) -> (x, acceptance)``: K transitions of every row of x0 [B, D].
+Transition k draws v ~ N(0, noise_std²), takes the L steps of kick [L + 1, D] and drift [L, D] from where the last one
+ended, and with ``test`` is accepted where log u < f(x') - f(x) + ½ ‖v‖² - ½ ‖v'‖²; acceptance [K] is the fraction of
+the rows that moved (absent without a test). Each point is evaluated once.
+
+Randomness is counter-based: seed int64 [1]; v / noise_std of transition k is ``philox_normal(x0, seed, k)``, and u
+comes from a block of the same stream that no normals have. normals [K, B, D] and uniforms [K, B] take its place. The
+results do not depend on the number of threads. It has no derivative.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ._ops import _library, below_autograd, ops
+
+_chain = ops.mlp_chain.default
+
+
+def mlp_chain(*values):
+    """The operator without a graph, whatever requires grad."""
+    with below_autograd():
+        return _chain(*values)
+
+
+def _register() -> None:
+    @torch.library.register_fake("ade_fast::mlp_chain")
+    def fake(x0, seed, kick, drift, weights, biases, activation, parameter, precision, transitions, test, *rest):
+        return x0.new_empty(x0.shape), x0.new_empty((transitions,) if test else (0,))
+
+    _library.impl("mlp_chain", mlp_chain, "Autograd")
+
+
+_register()

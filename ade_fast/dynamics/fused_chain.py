@@ -1,0 +1,122 @@
+"""Markov chains in one operator: Metropolis-adjusted leapfrogs, and Langevin steps without a test, of MLP potentials.
+
+Each function returns None where the operator does not know the potential, the states or the dynamics: the caller then
+goes step by step. Random numbers are counter-based, from a seed that is one draw of the generator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .._mlp_chain_op import mlp_chain
+from .._philox_op import draw_seed
+from .._slow_paths import note_slow_path
+from ..fields import Layout
+from ..fields.values import FusedSum, fused_sum
+from . import base
+from .base import Clip, Dynamics, Options
+from .langevin import Langevin, check_noise_std
+
+
+def fused_metropolis(
+    layer: str,
+    potential: Callable,
+    x: Tensor,
+    n_transitions: int,
+    step_size: Tensor,
+    n_steps: int,
+    options: Options,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor] | None:
+    """(x, acceptance [K]) after K transitions of `n_steps` leapfrog steps from a new momentum, each with a test."""
+    found = _known(layer, potential, x, options)
+    if found is None:
+        return None
+    kick, drift = base.MergedSteps(layer, n_steps, Layout.of(x), step_size).rows(x)
+    return _run(found, x, _seed(x, generator), kick, drift, n_transitions, True, options)
+
+
+def fused_langevin(
+    layer: str,
+    potential: Callable,
+    x: Tensor,
+    dynamics: Dynamics,
+    n_runs: int,
+    generator: torch.Generator | None,
+) -> Tensor | None:
+    """x after `n_runs` runs of a Langevin layer with the same step at all times; of one run, the layer's own x."""
+    if type(dynamics) is not Langevin or dynamics.shift_v is not None or dynamics.shift_x is not None:
+        return None
+    if any(step.dim() == x.dim() for step in (dynamics.step_size, dynamics.noise_std)):
+        return None  # one per step
+    found = _known(layer, potential, x, dynamics.options)
+    if found is None:
+        return None
+    layout = Layout.of(x)
+    eta = base.step_rows(layer, dynamics.step_size, 1, layout, x)
+    std = base.step_rows(layer, dynamics.noise_std, 1, layout, x, "noise_std").contiguous()
+    check_noise_std(layer, std)
+    kick = torch.cat([0.5 * eta, torch.zeros_like(eta)])  # each momentum is forgotten after its drift
+    n = n_runs * dynamics.n_steps
+    return _run(found, x, _seed(x, generator), kick, torch.ones_like(eta), n, False, dynamics.options, std[0])[0]
+
+
+def run_chain_op(
+    found: FusedSum,
+    x: Tensor,
+    seed: Tensor,
+    kick: Tensor,
+    drift: Tensor,
+    n_transitions: int,
+    test: bool,
+    *,
+    grad_clip: Clip | None = None,
+    momentum_clip: Clip | None = None,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    noise_std: Tensor | None = None,
+    normals: Tensor | None = None,
+    uniforms: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The operator with a potential's weights; all of its arguments in words."""
+    pull, centre = (None, None) if found.base is None else found.base
+    return mlp_chain(
+        x, seed, kick, drift, *found.field.weights(), *found.field.spec.numbers, n_transitions, test,
+        *base.clip_code(grad_clip), *base.clip_code(momentum_clip), *bounds, noise_std, pull, centre, normals, uniforms,
+    )  # fmt: skip
+
+
+def _run(
+    found: FusedSum,
+    x: Tensor,
+    seed: Tensor,
+    kick: Tensor,
+    drift: Tensor,
+    n_transitions: int,
+    test: bool,
+    options: Options,
+    noise_std: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    return run_chain_op(
+        found, x, seed, kick, drift, n_transitions, test, grad_clip=options.grad_clip,
+        momentum_clip=options.momentum_clip, bounds=options.bounds, noise_std=noise_std,
+    )  # fmt: skip
+
+
+def _known(layer: str, potential: Callable, x: Tensor, options: Options) -> FusedSum | None:
+    """The potential as the operator takes it. Checks at every step, and fixed-point states, are not the operator's."""
+    if options.check_finite or options.check_potential or options.memory == "reversible":
+        return None
+    found = fused_sum(potential, x)
+    if found is not None and x.device.type != "cpu":
+        why = f"{layer}: chains in one operator are of the CPU alone as yet: on {x.device.type} each transition is"
+        note_slow_path(f"chains on {x.device.type}", f"{why} an unroll and an evaluation of its own")
+        return None
+    return found
+
+
+def _seed(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return draw_seed(x.device if generator is None else generator.device, generator).to(x.device)
