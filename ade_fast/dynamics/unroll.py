@@ -200,6 +200,7 @@ def _differentiate(
     if (fused := _fused(layer, inner, base, program, args, layout, options, record)) is not None:
         return fused
     args = savable(program.as_rows(args))
+    x0 = args[0]  # the program's: rounded, say
     functions = {"potential": potential} | {k: f for pair in program.networks() for k, f in pair.functions.items()}
     if options.gradient == "none" or not torch.is_grad_enabled():
         with torch.no_grad():
