@@ -7,7 +7,7 @@ BUILD := $(VENV)/.built
 CMAKE_BUILD := build/core
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f -not -name '*.md')
 
-.PHONY: demo test unit compile-check lint format docs wheel bench clean
+.PHONY: demo test unit compile-check lint format docs wheel bench fuzz clean
 
 demo: $(BUILD)
 	$(BIN)/ade-fast demo --out demo
@@ -48,6 +48,11 @@ bench: $(BUILD)
 	$(BIN)/python bench/dynamics.py
 	$(BIN)/python bench/mlp.py
 	$(BIN)/python bench/report.py
+
+# Random cases against the reference, 2000 unless CASES says otherwise: make fuzz CASES=100000
+CASES ?= 2000
+fuzz: $(BUILD)
+	$(BIN)/python bench/fuzz.py --cases $(CASES)
 
 $(ENV): requirements-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

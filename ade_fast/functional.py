@@ -2,11 +2,12 @@
 
 Each takes the arguments of the layer of the same name, and returns what it returns. `step_size` is a number or
 a tensor (which may require grad and need not be a leaf). Numbers must be positive; of a tensor, that is the caller's
-affair here.
+affair here. All take ``condition=``, as the layers do: the potential is then called as f(x, condition).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -35,6 +36,7 @@ from .dynamics.langevin import LangevinOutput, Shifts, check_shifts, run_langevi
 from .dynamics.leapfrog import run_leapfrog
 from .dynamics.log_det import LogDet
 from .dynamics.ode import SolverOptions
+from .potentials.conditioned import Condition
 
 __all__ = [
     "annealed_leapfrog",
@@ -46,6 +48,16 @@ __all__ = [
     "langevin",
     "leapfrog",
 ]
+
+
+def _conditional(form: Callable) -> Callable:
+    """Gives a functional form an argument ``condition=``."""
+
+    @functools.wraps(form)
+    def call(potential: Callable, x0: Tensor, *args, condition: Condition | None = None, **options):
+        return form(base.at_condition(form.__name__, potential, condition, x0), x0, *args, **options)
+
+    return call
 
 
 def _options(layer: str, options: dict, without: frozenset[str] = frozenset()) -> Options:
@@ -64,6 +76,7 @@ def _step(layer: str, step_size: float | Tensor, name: str = "step_size") -> Ten
     return base.check_step_size(layer, step_size, name, torch.float64)  # cast to the states' dtype at every call
 
 
+@_conditional
 def leapfrog(
     potential: Callable,
     x0: Tensor,
@@ -82,6 +95,7 @@ def leapfrog(
     return run_leapfrog(layer, potential, x0, v0, step, n_steps, checked, generator=generator, context=context)[0]
 
 
+@_conditional
 def damped_leapfrog(
     potential: Callable,
     x0: Tensor,
@@ -105,6 +119,7 @@ def damped_leapfrog(
     )[0]  # fmt: skip
 
 
+@_conditional
 def generalized_leapfrog(
     potential: Callable,
     x0: Tensor,
@@ -136,6 +151,7 @@ def generalized_leapfrog(
     )[0]  # fmt: skip
 
 
+@_conditional
 def annealed_leapfrog(
     potential: Callable,
     x0: Tensor,
@@ -174,6 +190,7 @@ def annealed_leapfrog(
     )[0]  # fmt: skip
 
 
+@_conditional
 def langevin(
     potential: Callable,
     x0: Tensor,
@@ -202,6 +219,7 @@ def langevin(
     )[0]  # fmt: skip
 
 
+@_conditional
 def deterministic_langevin(
     potential: Callable,
     x0: Tensor,
@@ -227,6 +245,7 @@ def deterministic_langevin(
     )[0]
 
 
+@_conditional
 def continuous_langevin(
     potential: Callable,
     x0: Tensor,
@@ -247,6 +266,7 @@ def continuous_langevin(
     )  # fmt: skip
 
 
+@_conditional
 def generalized_continuous_langevin(
     potential: Callable,
     x0: Tensor,

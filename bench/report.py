@@ -16,6 +16,7 @@ from pathlib import Path
 
 import bounds_tables
 import density_tables
+import fuzz_tables
 import langevin_tables
 import mlp_tables
 import recipe_tables
@@ -25,7 +26,9 @@ import tables
 import update_tables
 from tables import LABELS, Entry, Results, Row
 
-DOCUMENTS = ("README.md", "bench/README.md", "docs/recipe.md", "docs/likelihood.md", "docs/density.md")
+DOCUMENTS = (
+    "README.md", "bench/README.md", "docs/recipe.md", "docs/likelihood.md", "docs/density.md", "CONTRIBUTING.md",
+)  # fmt: skip
 _MARK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
@@ -104,6 +107,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "dynamics": ("dynamics", summary),
     "dynamics-full": ("dynamics", full),
     "density": ("density", density_tables.show),
+    "fuzz": ("fuzz", fuzz_tables.summary),
     "langevin": ("langevin", langevin_tables.show),
     "mlp": ("mlp", mlp_tables.summary),
     "mlp-full": ("mlp", mlp_tables.full),

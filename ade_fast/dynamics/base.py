@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..fields import GradientMode, Layout, Plan, Schedule, generalized_kicks, probe_potential
-from ..potentials.conditioned import conditioned
+from ..potentials.conditioned import Condition, conditioned
 from .diagnostics import Alarm, Diagnostics, Watched
 
 _STEPS = ("step_size", "momentum_step_size")
@@ -376,13 +376,17 @@ def conditional(forward: Callable) -> Callable:
 
     @functools.wraps(forward)
     def call(layer: nn.Module, potential: Callable, x0: Tensor, v0: Tensor | None = None, *, condition=None, **options):
-        if condition is not None:
-            name = type(layer).__name__
-            check_x0(name, x0)
-            potential = conditioned(name, potential, condition, len(x0), x0.device)
-        return forward(layer, potential, x0, v0, **options)
+        return forward(layer, at_condition(type(layer).__name__, potential, condition, x0), x0, v0, **options)
 
     return call
+
+
+def at_condition(layer: str, potential: Callable, condition: Condition | None, x0: Tensor) -> Callable:
+    """The potential as a function of x alone, for states like `x0`."""
+    if condition is None:
+        return potential
+    check_x0(layer, x0)
+    return conditioned(layer, potential, condition, len(x0), x0.device)
 
 
 class Dynamics(nn.Module):

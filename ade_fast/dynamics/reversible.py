@@ -42,6 +42,12 @@ class FixedPoint:
     def decode(self, x: Tensor) -> Tensor:
         return (x.double() / self._scale).to(self.dtype)
 
+    def rounded(self, x: Tensor) -> Tensor:
+        """x as it is after encoding, to the last bit; with x's derivative. What there is no room for stays."""
+        with torch.no_grad():
+            by = self.decode(self.encode(x)).sub_(x).masked_fill_(x.abs() >= self.limit, 0.0)
+        return x + by
+
 
 class Damping:
     """v ← m v on integers, reversibly: what a division leaves over goes into a buffer, log2(1/m) bits an entry and step
@@ -153,9 +159,10 @@ class ReversibleLeapfrogProgram(LeapfrogProgram):
         return None
 
     def as_rows(self, args: tuple) -> tuple[Tensor, ...]:
-        """Step sizes as compact rows: as many as steps, they should not be states in size."""
+        """Step sizes as compact rows: as many as steps, they should not be states in size. x⁰ is rounded, as ∇f(x⁰) is
+        evaluated before `forward`, and has to be that of the state which the backward pass comes back to."""
         x, v, *_ = args
-        return x, v, *self._steps.rows(x, compact=True)
+        return self._fixed(x).rounded(x), v, *self._steps.rows(x, compact=True)
 
     def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled():  # autograd's own graph, which keeps all anyway

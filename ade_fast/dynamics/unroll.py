@@ -203,6 +203,7 @@ def _differentiate(
             ends.belong(potential, x0, fused[0][0], 0.0 if base is None else base.normaliser)
         return fused
     args = savable(program.as_rows(args))
+    x0 = args[0]  # the program's: rounded, say
     functions = {"potential": potential} | {k: f for pair in program.networks() for k, f in pair.functions.items()}
     if options.gradient == "none" or not torch.is_grad_enabled():
         with torch.no_grad():
