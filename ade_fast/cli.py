@@ -193,7 +193,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     given = config.read_config(arguments.config) if arguments.config is not None else {}
     given.update(config.given_settings(arguments))
-    settings = loop.resolve_resumed(arguments.out, given) if arguments.resume else config.Config.from_dict(given)
+    settings = loop.resolve_resumed(arguments.out, given) if arguments.resume else config.Config.with_recipe(given)
     # The demo's own directory is made to be made again.
     overwrite = arguments.overwrite or (
         arguments.command == "demo" and not arguments.resume and arguments.out == Path(DEMO_DIRECTORY)
