@@ -56,6 +56,7 @@ __all__ = [
     "MLPPotential",
     "NegativeEnergy",
     "NonFiniteError",
+    "ResidualPotential",
     "Sequential",
     "SequentialOutput",
     "SlowPathWarning",

@@ -29,8 +29,8 @@ class EnergyHistogram(NamedTuple):
     def auroc(self, one: str, other: str) -> float:
         """The probability that f is higher at a point of ``one`` than at one of ``other``, ties counted half.
 
-        The area under the curve of a detector that calls low f out of distribution: 1 where it is never wrong, ½ where f
-        tells nothing.
+        The area under the curve of a detector that calls low f out of distribution: 1 where it is never wrong, ½ where
+        f tells nothing.
         """
         inside, outside = self.values[one], self.values[other].sort().values
         below, up_to = (torch.searchsorted(outside, inside, side=side).double() for side in ("left", "right"))

@@ -34,7 +34,7 @@ def mosaic(images: Tensor, columns: int) -> Tensor:
 
 
 def images(pixels: Tensor, ax: Axes | None = None, *, columns: int = 16, title: str = "") -> Axes:
-    """A grid of images ``(n, C, H, W)`` with pixels in [0, 1], on ``ax`` or pyplot's current axis, which is returned."""
+    """A grid of images ``(n, C, H, W)``, pixels in [0, 1], on ``ax`` or pyplot's current axis, which is returned."""
     ax = current(ax)
     ax.imshow(mosaic(pixels, columns).numpy(), interpolation="nearest")
     ax.set_axis_off()
@@ -52,7 +52,8 @@ def with_neighbours(
     """
     if samples.shape != nearest.shape:
         raise ValueError(
-            f"plots.with_neighbours: nearest must have samples' shape {tuple(samples.shape)}, got {tuple(nearest.shape)}"
+            f"plots.with_neighbours: nearest must have samples' shape {tuple(samples.shape)}, "
+            f"got {tuple(nearest.shape)}"
         )
     rows = -(-len(samples) // columns)
     figure = new_figure(0.45 * columns, 0.95 * rows + 0.6)

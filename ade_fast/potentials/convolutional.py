@@ -8,7 +8,6 @@ from torch.nn.utils import parametrizations
 
 from ._checks import batch_of, positive_int
 
-
 # Table 4a's pool, and the sizes that it takes to one position; any other image is averaged over its whole last map.
 _POOL, _TABLE_SIZES = 7, range(28, 56)
 _SMALLEST = 8
@@ -117,10 +116,10 @@ class ResidualPotential(nn.Module):
     """Residual blocks without normalisation, in the manner of IGEBM (Du and Mordatch, 2019, their Figure 17):
     ``f: (B, channels, height, width) -> (B,)``.
 
-    A 3x3 convolution; for each width two residual blocks of two 3x3 convolutions, the first of which brings the channels
-    to that width, the second halves the map by a 2x2 average while it has at least 4 positions to a side; leaky
-    ReLU; a sum over the last map's positions; a linear layer. IGEBM's own blocks have widths 128, 256, 256 and take a
-    class label; these do not. Piecewise linear, as `ConvPotential` is: the exact gradient takes the same short way.
+    A 3x3 convolution; for each width two residual blocks of two 3x3 convolutions, the first of which brings the
+    channels to that width, the second halves the map by a 2x2 average while it has at least 4 positions to a side;
+    leaky ReLU; a sum over the last map's positions; a linear layer. IGEBM's own blocks take a class label; these do
+    not. Piecewise linear, as `ConvPotential` is: the exact gradient takes the same short way.
 
     Args:
         channels: of the image.

@@ -98,8 +98,8 @@ class Config:
     initial: str = _setting(
         "spline",
         "sampler",
-        "initial distribution q0: spline flow, planar flow, Langevin flow, a fixed Gaussian, or (of images) chains that "
-        "persist in a replay buffer",
+        "initial distribution q0: spline flow, planar flow, Langevin flow, a fixed Gaussian, or (of images) chains "
+        "that persist in a replay buffer",
         choices=("spline", "planar", "langevin-flow", "gaussian", "replay"),
     )
     buffer_size: int = _setting(2000, "sampler", "samples in the replay buffer", low=1, high=10**7)
@@ -120,7 +120,11 @@ class Config:
         choices=("leapfrog", "generalized", "damped", "annealed", "langevin", "deterministic", "continuous"),
     )
     noise_std: float | None = _setting(
-        None, "sampler", "noise of each step (langevin dynamics), or none: the square root of the step size", above=0
+        None,
+        "sampler",
+        "noise of each step (langevin dynamics), or none: the square root of the step size; with a replay buffer also "
+        "the standard deviation of the other dynamics' momenta, or none: 1",
+        above=0,
     )
     learn_noise_std: bool = _setting(False, "sampler", "learn the noise of each step (langevin dynamics)")
     log_det: str = _setting(
@@ -469,8 +473,8 @@ def _check_data(name: str) -> None:
     close = difflib.get_close_matches(name, (*TOY_NAMES, *IMAGE_SETS), 1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ConfigError(
-        f"configuration: data must be one of {', '.join(TOY_NAMES)}, or a file ({', '.join(TABLE_SUFFIXES)}), or images "
-        f"({', '.join(IMAGE_SETS)}, or the folder of their published files), got {_short(name)}{hint}"
+        f"configuration: data must be one of {', '.join(TOY_NAMES)}, or a file ({', '.join(TABLE_SUFFIXES)}), or "
+        f"images ({', '.join(IMAGE_SETS)}, or the folder of their published files), got {_short(name)}{hint}"
     )
 
 

@@ -34,7 +34,7 @@ RECIPE: dict[str, Any] = {
     "bound": "elbo",
     "sampler_bound": "elbo",
     "momentum_weight": 0.0,
-    "updates": 1500,
+    "updates": 2000,
     "potential_lr": 1e-3,
     "lr_decay_from": 0.5,
     "validate_by": "mmd2",

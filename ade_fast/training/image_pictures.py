@@ -10,9 +10,11 @@ from torch import Tensor
 
 from ..data.image_sets import image_set
 from ..metrics import EnergyHistogram, energy_histogram
+from ._arguments import integer
+from .build import build_source
+from .completion import complete
 from .directory import CONVERGENCE, ENERGIES, FIGURE, PICTURE
 from .image_source import ImageSource
-from .streams import stream
 
 if TYPE_CHECKING:
     from .trained import TrainedModel
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
 # `plots` is imported where it is used: `import ade_fast` is not to load matplotlib.
 
-_SAMPLES, _CHAINS, _POINTS = 96, 16, 1000
+_SAMPLES, _CHAINS, _POINTS, _COMPLETIONS = 96, 16, 1000, 3
+_GREY = 0.5
 # Sets that are each other's outliers, where both are at hand.
 _OTHERS = ("mnist", "fashion-mnist")
 
@@ -46,16 +49,14 @@ def draw_result(trainer: Trainer, test: Test, directory: Path) -> None:
 def chains(model: TrainedModel, n: int, generator: torch.Generator) -> dict[str, Tensor]:
     """n chains that begin in noise, after 0, 1, 2, 4, ... unrolls, as pixels by the number of steps made."""
     low, high = model.space.range
-    dynamics, steps = model.sampler.dynamics, model.config.n_steps
-    with torch.no_grad():
-        device = next(model.potential.parameters()).device
-        x = low + (high - low) * torch.rand(n, *model.event, generator=generator).to(device)
-        rows, done = {"0": model.space.to_data(x)}, 0
-        for unrolls in (1, 1, 2, 4, 8, 16):
-            for _ in range(unrolls):
-                x = dynamics(model.potential, x, generator=generator).x
-            done += unrolls
-            rows[f"{done * steps}"] = model.space.to_data(x)
+    device = next(model.potential.parameters()).device
+    x = low + (high - low) * torch.rand(n, *model.event, generator=generator).to(device)
+    rows, done = {"0": model.space.to_data(x)}, 0
+    for unrolls in (1, 1, 2, 4, 8, 16):
+        for _ in range(unrolls):
+            x = model.sampler.move(model.potential, x, generator)
+        done += unrolls
+        rows[f"{done * model.config.n_steps}"] = model.space.to_data(x)
     return rows
 
 
@@ -83,6 +84,20 @@ def outliers(source: ImageSource, generator: torch.Generator) -> dict[str, Tenso
         if other.test.shape[1:] == levels.shape[1:] and not torch.equal(other.test[: len(levels)], levels):
             found[name] = other.test[:_POINTS]
     return {name: source.continuous(images, generator) for name, images in found.items()}
+
+
+def draw_completion(model: TrainedModel, path: Path, *, n: int, runs: int, seed: int) -> None:
+    """Test images, their upper halves, and three completions of each by `complete`."""
+    from . import plots
+
+    source = build_source(model.config)
+    n = integer("complete", "n", n, low=1, high=len(source.test_images))
+    whole = source.pixels(source.test_images[:n])
+    given = whole.clone()
+    given[:, :, model.event[1] // 2 :] = _GREY
+    rows = {"test image": whole, "given": given}
+    rows |= {f"completed {i + 1}": complete(model, whole, runs=runs, seed=seed + i) for i in range(_COMPLETIONS)}
+    plots.save_image_rows(path, rows, title=f"{model.config.data}: the lower halves by {runs} runs of the sampler")
 
 
 def _told(histogram: EnergyHistogram) -> str:

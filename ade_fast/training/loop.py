@@ -232,6 +232,7 @@ def _finish(trainer: Trainer, directory: Path, pictures: bool) -> Summary:
     config, phase = trainer.config, trainer.stopwatch.phase
     started = time.perf_counter()
     with phase("test"):
+        trainer.settle()
         trainer.calibrate()
         test = trainer.test()
         warnings = findings(trainer.model(), test.evaluation, test.data, trainer.generator("tail_mass"))
