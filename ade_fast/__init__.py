@@ -28,7 +28,7 @@ from .dynamics import (
     memory_forecast,
 )
 from .fields import memory_in_use, release_memory, set_memory_budget
-from .potentials import ConvPotential, GaussianPotential, MLPPotential, NegativeEnergy, WithBase
+from .potentials import ConvPotential, GaussianPotential, MLPPotential, NegativeEnergy, ResidualPotential, WithBase
 from .training import ADE, DualSample, DualSampler, TrainedModel, fit, load, recipe, restore, save
 
 __version__ = "0.1.0"
@@ -56,6 +56,7 @@ __all__ = [
     "MLPPotential",
     "NegativeEnergy",
     "NonFiniteError",
+    "ResidualPotential",
     "Sequential",
     "SequentialOutput",
     "SlowPathWarning",

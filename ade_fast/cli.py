@@ -1,4 +1,4 @@
-"""The command line: ``ade-fast demo | train | evaluate | compare | sample | info | completion``.
+"""The command line: ``ade-fast demo | train | evaluate | compare | sample | complete | info | completion``.
 
 A user's mistake ends in one line on standard error and exit code 1 (2 for a malformed command line);
 ``--debug`` shows the traceback instead.
@@ -22,7 +22,19 @@ import numpy as np
 
 from . import __version__, _info
 from .dynamics import NonFiniteError
-from .training import checkpoint, comparison, config, divergence, evaluation, files, loop, memory, trained
+from .training import (
+    checkpoint,
+    comparison,
+    config,
+    divergence,
+    evaluation,
+    files,
+    image_pictures,
+    loop,
+    memory,
+    trained,
+)
+from .training.directory import COMPLETION
 
 DEMO_DIRECTORY = "demo"
 
@@ -165,6 +177,14 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     sample.add_argument("--out", type=Path, required=True, help=".npy file to write, float32 (n, *event)")
     sample.set_defaults(run=_sample)
 
+    complete = commands.add_parser("complete", help="complete the lower halves of test images by a model of images")
+    complete.add_argument("directory", type=Path, help="the --out of a run on images")
+    complete.add_argument("--n", type=config.flag_type(int), default=12, help="number of images (default: 12)")
+    complete.add_argument("--runs", type=config.flag_type(int), default=20, help="runs of the dynamics (default: 20)")
+    complete.add_argument("--seed", type=config.flag_type(int), default=0, help="seed of the noise (default: 0)")
+    complete.add_argument("--out", type=Path, help=".png file to write (default: completion.png in the run)")
+    complete.set_defaults(run=_complete)
+
     info = commands.add_parser("info", help="version, build, devices, and which fast paths are on")
     info.set_defaults(run=_show_info)
 
@@ -177,7 +197,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     completion.set_defaults(run=_completion)
 
-    for command in (demo, train, evaluate, compare, sample, info, completion):
+    for command in (demo, train, evaluate, compare, sample, complete, info, completion):
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser, commands.choices
 
@@ -193,7 +213,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     given = config.read_config(arguments.config) if arguments.config is not None else {}
     given.update(config.given_settings(arguments))
-    settings = loop.resolve_resumed(arguments.out, given) if arguments.resume else config.Config.from_dict(given)
+    settings = loop.resolve_resumed(arguments.out, given) if arguments.resume else config.Config.with_recipe(given)
     # The demo's own directory is made to be made again.
     overwrite = arguments.overwrite or (
         arguments.command == "demo" and not arguments.resume and arguments.out == Path(DEMO_DIRECTORY)
@@ -249,6 +269,17 @@ def _sample(arguments: argparse.Namespace) -> None:
     files.write_atomically(arguments.out, buffer.getvalue())
     exact = "" if arguments.exact == "none" else f", exact by {arguments.exact}"
     print(f"{arguments.out}: float32 {samples.shape}{exact}, players of update {model.update}")
+
+
+def _complete(arguments: argparse.Namespace) -> None:
+    out = arguments.directory / COMPLETION if arguments.out is None else arguments.out
+    if out.suffix != ".png":
+        raise UserError(f"--out must name a .png file, got {out}")
+    model = trained.load(arguments.directory)
+    if not model.config.of_images:
+        raise UserError(f"the run in {arguments.directory} learned no images, but {model.config.data}")
+    image_pictures.draw_completion(model, out, n=arguments.n, runs=arguments.runs, seed=arguments.seed)
+    print(f"{out}: test images, their upper halves, and {arguments.runs} runs of the dynamics on the rest, three times")
 
 
 def _show_info(arguments: argparse.Namespace) -> None:

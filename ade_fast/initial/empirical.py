@@ -16,7 +16,8 @@ class Empirical(InitialDistribution):
     Without a buffer, ``sample`` draws rows of ``data`` uniformly, with replacement. With one, each row comes
     from the buffer, but from ``data`` with probability ``reinit`` (and always while the buffer is empty);
     :meth:`update` puts new samples into the buffer, over the oldest ones once it is full. To restart chains
-    from noise, pass noise as ``data``.
+    from noise, pass noise as ``data``. In evaluation mode none is restarted, and no row comes twice while there are
+    enough: restarts are for training, and what they begin is no sample yet.
 
     x has no density, so ``log_q`` is None: H(q⁰) is a constant that drops from the objective (C.2).
 
@@ -68,6 +69,8 @@ class Empirical(InitialDistribution):
         fresh = self.data[self._uniform_rows(n, len(self.data), generator)]
         if self.buffer_size is None:
             return fresh, None
+        if not self.training and (filled := int(self.filled)):
+            return self.buffer[self._different_rows(n, filled, generator)], None
         kept = self.buffer[self._uniform_rows(n, self.filled, generator)]
         restart = (self._unit(n, generator) < self.reinit) | (self.filled == 0)
         return torch.where(restart.view(n, *(1 for _ in self.event)), fresh, kept), None
@@ -110,6 +113,11 @@ class Empirical(InitialDistribution):
     def _uniform_rows(self, n: int, count: int | Tensor, generator: torch.Generator | None) -> Tensor:
         """``n`` row numbers below ``count`` (0 where ``count`` is 0), with replacement."""
         return (self._unit(n, generator) * count).long()
+
+    def _different_rows(self, n: int, count: int, generator: torch.Generator | None) -> Tensor:
+        """``n`` row numbers below ``count`` in random order, each as often as any other but for one."""
+        rounds = [self._unit(count, generator).argsort() for _ in range(-(-n // count))]
+        return torch.cat([*rounds, torch.empty(0, dtype=torch.int64, device=self.data.device)])[:n]
 
     def extra_repr(self) -> str:
         buffer = "" if self.buffer_size is None else f", buffer_size={self.buffer_size}, reinit={self.reinit}"

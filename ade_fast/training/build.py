@@ -22,10 +22,11 @@ from ..dynamics import (
     Langevin,
     Leapfrog,
 )
-from ..potentials import MLPPotential, WithBase
+from ..potentials import ConvPotential, MLPPotential, ResidualPotential, WithBase
 from .config import GIVEN, Config, ConfigError
+from .image_source import ImageSource, ImageSpace
 from .sampler import DualSampler
-from .source import Source, Space, TableSource, ToySource
+from .source import AnySpace, Source, TableSource, ToySource
 from .streams import stream
 
 
@@ -79,6 +80,9 @@ def check_given(name: str, given: Given, wanted: Sequence[bool], directory: str 
 # A mean that is large beside the spread costs float32 its digits: rows are read, and standardised, in float64.
 _EXACT = {"dtype": torch.float64}
 
+# Beginnings of chains to choose from.
+_NOISE_IMAGES = 1000
+
 OWN = Given()
 """Both players as the settings say."""
 
@@ -93,9 +97,12 @@ def build_source(config: Config, rows: Any = None, validation: Any = None) -> So
 
     Raises: ConfigError, TypeError, ValueError, OSError: there is no such table, or it cannot be learned from.
     """
-    if config.data in TOY_NAMES:
+    if config.data in TOY_NAMES or config.of_images:
         if validation is not None:
             raise ValueError(f"fit: validation is for rows and files; {config.data} is a set of fresh points")
+        if config.of_images:
+            fractions = {name: getattr(config, name) for name in ("validation_fraction", "test_fraction")}
+            return ImageSource(config.data, **fractions, seed=config.seed)
         return ToySource(config.data, standardise=config.standardise)
     if config.data == GIVEN and rows is None:
         raise ConfigError(
@@ -124,7 +131,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def build_players(config: Config, space: Space | None = None, given: Given = OWN) -> tuple[nn.Module, DualSampler]:
+def build_players(config: Config, space: AnySpace | None = None, given: Given = OWN) -> tuple[nn.Module, DualSampler]:
     """Potential and dual sampler, initialised from ``config.seed``; torch's own generator is left alone.
 
     Players that were given are copied: they are where training starts, and stay as they are.
@@ -147,7 +154,12 @@ def build_players(config: Config, space: Space | None = None, given: Given = OWN
     return potential.to(device), sampler.to(device)
 
 
-def _build_potential(config: Config, space: Space) -> nn.Module:
+def _build_potential(config: Config, space: AnySpace) -> nn.Module:
+    if isinstance(space, ImageSpace):
+        make = ConvPotential if config.potential == "conv" else ResidualPotential
+        channels, *size = space.event
+        potential = make(channels, size, widths=config.hidden, spectral_norm=config.spectral_norm)
+        return potential if config.base_std is None else WithBase(potential, 0.0, config.base_std)
     (dim,) = space.event
     gain = min(max(6 / dim, 1.0), 3.0) if config.input_gain is None else config.input_gain
     gain = 1.0 if config.spectral_norm else gain  # which spectral norm would take away again
@@ -155,7 +167,9 @@ def _build_potential(config: Config, space: Space) -> nn.Module:
     return potential if config.base_std is None else WithBase(potential, 0.0, config.base_std)
 
 
-def _build_sampler(config: Config, space: Space) -> DualSampler:
+def _build_sampler(config: Config, space: AnySpace) -> DualSampler:
+    if isinstance(space, ImageSpace):
+        return DualSampler(_image_start(config, space), _build_dynamics(config, space))
     (dim,) = space.event
     if config.initial == "spline":
         try:
@@ -171,8 +185,19 @@ def _build_sampler(config: Config, space: Space) -> DualSampler:
     return DualSampler(start, _build_dynamics(config, space))
 
 
-def _build_dynamics(config: Config, space: Space) -> nn.Module:
-    (dim,) = space.event
+def _image_start(config: Config, space: ImageSpace) -> initial.InitialDistribution:
+    """Chains begin from noise between black and white; what it holds depends on the seed alone."""
+    if config.initial == "gaussian":
+        return initial.Gaussian(space.event, std=config.initial_std)
+    # The momenta of other dynamics are as small as Langevin's own: at N(0, I) the first drift would leave the image.
+    own = config.dynamics == "langevin" or config.noise_std is None
+    momentum = None if own else initial.Gaussian(space.event, std=config.noise_std)
+    low, high = space.range
+    noise = torch.rand(_NOISE_IMAGES, *space.event, generator=stream(config.seed, "chains"))
+    return initial.Empirical(low + (high - low) * noise, config.buffer_size, reinit=config.reinit, momentum=momentum)
+
+
+def _build_dynamics(config: Config, space: AnySpace) -> nn.Module:
     if config.dynamics == "continuous":
         try:
             # By the solver's own graph: f is small, and the adjoint would take twice as long.
@@ -180,7 +205,8 @@ def _build_dynamics(config: Config, space: Space) -> nn.Module:
             return ContinuousLangevin(config.time, solver=config.solver, adjoint=False, **tolerances)
         except ImportError as error:
             raise ConfigError(f"configuration: dynamics is continuous: {error}") from error
-    shape = {"all": (), "dimension": (dim,), "step": (config.n_steps, dim)}[config.step_size_per]
+    event = space.event
+    shape = {"all": (), "dimension": event, "step": (config.n_steps, *event)}[config.step_size_per]
     step_size = torch.full(shape, config.step_size)
     make_clip = Clip.norm if config.clip == "norm" else Clip.value
     options = {
@@ -204,7 +230,7 @@ def _build_dynamics(config: Config, space: Space) -> nn.Module:
     if config.dynamics == "damped":
         return DampedLeapfrog(config.n_steps, step_size, config.damping, **options)
     if config.dynamics == "generalized":
-        hidden = config.network_hidden
+        (dim,), hidden = event, config.network_hidden
         return GeneralizedLeapfrog(
             config.n_steps,
             step_size,

@@ -20,19 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from ..data import TOY_NAMES
+from ..data.image_sets import IMAGE_SETS, is_image_set
 from ..dynamics.ode import SOLVERS
-from . import yaml_config
+from . import image_config, yaml_config
+from .errors import ConfigError
+from .image_config import TABLE_SUFFIXES
 
 SETTINGS_GROUPS = ("data", "potential", "sampler", "objective", "optimisation", "evaluation", "machine")
 
 
-class ConfigError(ValueError):
-    """A setting that cannot be meant; the message is one line and says what was wanted."""
-
-
 GIVEN = "given"
 """The setting ``data`` of a run whose data came as an array from Python."""
-TABLE_SUFFIXES = (".npy", ".npz", ".csv", ".tsv", ".txt", ".pt")
 
 # Numbers beyond these are slips of the hand, and would end in an overflow somewhere below.
 _SMALLEST, _LARGEST = 1e-20, 1e20
@@ -50,7 +48,10 @@ class Config:
     """The settings of a run. The defaults are the recipe for the two-dimensional sets."""
 
     data: str = _setting(
-        "moons", "data", "what to learn: a two-dimensional set by name, or a file (.npy, .npz, .csv, .pt)"
+        "moons",
+        "data",
+        "what to learn: a two-dimensional set by name, a file (.npy, .npz, .csv, .pt), or images: digits, mnist, "
+        "fashion-mnist, cifar10, or the folder of such a set",
     )
     seed: int = _setting(
         0, "data", "seed of everything random: weights, data, samples, evaluation", low=0, high=2**64 - 1
@@ -67,7 +68,15 @@ class Config:
         0.1, "data", "fraction of a table's rows that the result is scored on; 0: those of validation", low=0, below=1
     )
 
-    hidden: tuple[int, ...] = _setting((128, 128, 128), "potential", "widths of f's hidden layers", low=1, high=2**16)
+    potential: str = _setting(
+        "mlp",
+        "potential",
+        "what f is: an MLP, or of images Table 4's convolutions or residual blocks",
+        choices=("mlp", "conv", "residual"),
+    )
+    hidden: tuple[int, ...] = _setting(
+        (128, 128, 128), "potential", "widths of f's hidden layers, or channels of its convolutions", low=1, high=2**16
+    )
     activation: str = _setting(
         "silu",
         "potential",
@@ -89,8 +98,13 @@ class Config:
     initial: str = _setting(
         "spline",
         "sampler",
-        "initial distribution q0: spline flow, planar flow, Langevin flow, or a fixed Gaussian",
-        choices=("spline", "planar", "langevin-flow", "gaussian"),
+        "initial distribution q0: spline flow, planar flow, Langevin flow, a fixed Gaussian, or (of images) chains "
+        "that persist in a replay buffer",
+        choices=("spline", "planar", "langevin-flow", "gaussian", "replay"),
+    )
+    buffer_size: int = _setting(2000, "sampler", "samples in the replay buffer", low=1, high=10**7)
+    reinit: float = _setting(
+        0.05, "sampler", "part of the chains that begin again from noise at an update (replay)", low=0, high=1
     )
     flow_layers: int = _setting(10, "sampler", "layers of the planar or the Langevin flow", low=1, high=1000)
     spline_layers: int = _setting(2, "sampler", "maps of the spline flow", low=1, high=100)
@@ -106,7 +120,11 @@ class Config:
         choices=("leapfrog", "generalized", "damped", "annealed", "langevin", "deterministic", "continuous"),
     )
     noise_std: float | None = _setting(
-        None, "sampler", "noise of each step (langevin dynamics), or none: the square root of the step size", above=0
+        None,
+        "sampler",
+        "noise of each step (langevin dynamics), or none: the square root of the step size; with a replay buffer also "
+        "the standard deviation of the other dynamics' momenta, or none: 1",
+        above=0,
     )
     learn_noise_std: bool = _setting(False, "sampler", "learn the noise of each step (langevin dynamics)")
     log_det: str = _setting(
@@ -285,12 +303,22 @@ class Config:
             _check_limits(field, value)
             object.__setattr__(self, field.name, value)
 
-        _check_data(self.data)
+        if self.of_images or is_image_set(self.data):
+            image_config.check(self)
+        else:
+            _check_data(self.data)
+        if not self.of_images and self.initial == "replay":
+            raise ConfigError("configuration: initial must be another where data are no images, got replay")
         if self.diagnostics and self.dynamics == "continuous":
             raise ConfigError(
                 "configuration: diagnostics must be 0 with the continuous dynamics, whose steps are the solver's, got "
                 f"{self.diagnostics}"
             )
+
+    @property
+    def of_images(self) -> bool:
+        """Whether the data are images: f says so, as a folder may be gone when a run is opened."""
+        return self.potential != "mlp"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
@@ -302,6 +330,12 @@ class Config:
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise ConfigError(f"configuration: unknown key {key!r}{hint}")
         return cls(**values)
+
+    @classmethod
+    def with_recipe(cls, values: dict[str, Any]) -> Config:
+        """As `from_dict`; of images what is not given is the recipe for images, `image_config.RECIPE`."""
+        images = is_image_set(values["data"]) if isinstance(values.get("data"), str) else False
+        return cls.from_dict({**image_config.RECIPE, **values} if images else values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON and for :meth:`from_dict`."""
@@ -436,11 +470,11 @@ def _check_data(name: str) -> None:
     """Refuses what is neither a toy set nor the name of a file that could hold a table."""
     if name in TOY_NAMES or name == GIVEN or Path(name).suffix.lower() in TABLE_SUFFIXES:
         return
-    close = difflib.get_close_matches(name, TOY_NAMES, 1)
+    close = difflib.get_close_matches(name, (*TOY_NAMES, *IMAGE_SETS), 1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ConfigError(
-        f"configuration: data must be one of {', '.join(TOY_NAMES)}, or a file ({', '.join(TABLE_SUFFIXES)}), "
-        f"got {_short(name)}{hint}"
+        f"configuration: data must be one of {', '.join(TOY_NAMES)}, or a file ({', '.join(TABLE_SUFFIXES)}), or "
+        f"images ({', '.join(IMAGE_SETS)}, or the folder of their published files), got {_short(name)}{hint}"
     )
 
 

@@ -12,7 +12,7 @@ from .files import staged
 
 CHECKPOINT, CONFIG, METRICS, EVENTS = "checkpoint.pt", "config.json", "metrics.csv", "tensorboard"
 SUMMARY, FIGURE, CONVERGENCE = "summary.json", "figure.png", "convergence.png"
-DIAGNOSTICS = "diagnostics.png"
+DIAGNOSTICS, ENERGIES, COMPLETION = "diagnostics.png", "energies.png", "completion.png"
 PICTURE = "figure-{:07d}.png"
 """Name of the picture after so many updates."""
 
@@ -76,7 +76,7 @@ def clear(directory: Path) -> None:
 
 def _present(directory: Path) -> list[Path]:
     """What is there of the files that a run writes, and so would replace."""
-    names = (CHECKPOINT, CONFIG, METRICS, SUMMARY, FIGURE, CONVERGENCE, DIAGNOSTICS)
+    names = (CHECKPOINT, CONFIG, METRICS, SUMMARY, FIGURE, CONVERGENCE, DIAGNOSTICS, ENERGIES, COMPLETION)
     found = [directory / name for name in names if os.path.lexists(directory / name)]
     events = directory / EVENTS
     if os.path.lexists(events) and not os.path.isdir(events):

@@ -34,6 +34,9 @@ class EMA(AveragedModel):
         self.module.eval()  # never trained: spectral norm runs no power iteration of its own in it
 
     def update(self, module: nn.Module) -> None:
-        """Takes one step towards ``module``'s parameters, if it has any."""
+        """Takes one step towards ``module``'s parameters, and its buffers, a replay buffer among them, as they are."""
         if any(True for _ in module.parameters()):
             self.update_parameters(module)
+            return
+        for averaged, current in zip(self.module.buffers(), module.buffers(), strict=True):
+            averaged.copy_(current)

@@ -56,7 +56,7 @@ def fit(
     """
     given = _given(potential, sampler)
     named = isinstance(X, (str, Path))
-    config = Config.from_dict({**settings, "data": str(X) if named else GIVEN, "seed": seed})
+    config = Config.with_recipe({**settings, "data": str(X) if named else GIVEN, "seed": seed})
     source = build_source(config, None if named else X, validation)
     if out is None and resume:
         raise ValueError("fit: resume needs out, the directory of the run to go on with")

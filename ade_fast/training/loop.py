@@ -120,7 +120,7 @@ def resolve_resumed(directory: str | Path, given: dict[str, Any]) -> Config:
         saved = Config.from_dict(read_config(directory / CONFIG))
     except ConfigError:  # lost, or damaged: the checkpoint has them too
         if not os.path.isfile(directory / CHECKPOINT):
-            return Config.from_dict(given)
+            return Config.with_recipe(given)
         state = load_checkpoint(directory / CHECKPOINT)
         with understanding(directory / CHECKPOINT):
             saved = Config.from_dict(state["config"])
@@ -232,6 +232,7 @@ def _finish(trainer: Trainer, directory: Path, pictures: bool) -> Summary:
     config, phase = trainer.config, trainer.stopwatch.phase
     started = time.perf_counter()
     with phase("test"):
+        trainer.settle()
         trainer.calibrate()
         test = trainer.test()
         warnings = findings(trainer.model(), test.evaluation, test.data, trainer.generator("tail_mass"))

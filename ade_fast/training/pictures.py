@@ -8,8 +8,10 @@ from torch import Tensor
 
 from ..dynamics import AnnealedLeapfrog, Diagnostics
 from ..dynamics.base import Dynamics
+from . import image_pictures
 from .directory import CONVERGENCE, DIAGNOSTICS, FIGURE, PICTURE
 from .evaluation import Evaluation
+from .image_source import ImageSource
 from .summary import headline
 from .trainer import SNAPSHOT_POINTS, Test, Trainer
 
@@ -18,6 +20,8 @@ from .trainer import SNAPSHOT_POINTS, Test, Trainer
 
 def draw_progress(trainer: Trainer, directory: Path) -> None:
     """The averaged players as they are now, and how they came there."""
+    if isinstance(trainer.source, ImageSource):
+        return image_pictures.draw_progress(trainer, directory)
     from . import plots
 
     data, samples = map(trainer.space.to_data, trainer.preview())
@@ -28,6 +32,8 @@ def draw_progress(trainer: Trainer, directory: Path) -> None:
 
 def draw_result(trainer: Trainer, test: Test, directory: Path) -> None:
     """The chosen players, beside the truth where that is known."""
+    if isinstance(trainer.source, ImageSource):
+        return image_pictures.draw_result(trainer, test, directory)
     from . import plots
 
     model, to_data, name = trainer.model(), trainer.space.to_data, _name(trainer)

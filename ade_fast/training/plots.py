@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..dynamics import Diagnostics
-from ..plots import comparison, convergence, learned, unroll, window
+from ..metrics import EnergyHistogram
+from ..plots import comparison, convergence, energies, learned, stages_of, unroll, window, with_neighbours
+from ..plots.axes import new_figure
 from ..plots.density import LogProb, cells, on_cells
 from .files import write_atomically
 from .temperature import best_scale
@@ -24,6 +26,9 @@ __all__ = [
     "save_comparison",
     "save_convergence",
     "save_diagnostics",
+    "save_energies",
+    "save_image_rows",
+    "save_images",
     "save_learned",
     "stages",
 ]
@@ -72,6 +77,23 @@ def save_comparison(
 ) -> None:
     """Writes :func:`ade_fast.plots.comparison`, whose arguments these are, as a PNG at ``path``."""
     _save(comparison(histories, scores), path)
+
+
+def save_images(path: str | Path, samples: Tensor, nearest: Tensor, *, title: str = "", scores: str = "") -> None:
+    """Writes :func:`ade_fast.plots.with_neighbours`, whose arguments these are, as a PNG at ``path``."""
+    _save(with_neighbours(samples, nearest, title=title, scores=scores), path)
+
+
+def save_image_rows(path: str | Path, rows: Mapping[str, Tensor], *, title: str = "") -> None:
+    """Writes :func:`ade_fast.plots.stages_of`, whose arguments these are, as a PNG at ``path``."""
+    _save(stages_of(rows, title=title), path)
+
+
+def save_energies(path: str | Path, histogram: EnergyHistogram, *, title: str = "") -> None:
+    """Writes :func:`ade_fast.plots.energies` as a PNG at ``path``."""
+    figure = new_figure(8.0, 3.2)
+    energies(histogram, figure.subplots()).set_title(title, fontsize=8)
+    _save(figure, path)
 
 
 def stages(

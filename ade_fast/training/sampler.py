@@ -176,6 +176,16 @@ class DualSampler(nn.Module):
         sample = _run(self.dynamics, target, drawn, generator=generator, context=context, **options)
         return sample if flow is None else _out_of_base(flow, sample)
 
+    def move(self, potential, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One unroll from x [n, *event] on, with momenta as ``initial`` draws them; no gradients."""
+        with torch.no_grad():
+            return self.dynamics(potential, x, self.momenta(len(x), generator), generator=generator).x
+
+    def momenta(self, n: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """n draws of v⁰ alone; None where the dynamics takes none."""
+        shape = self._momentum_shape()
+        return None if shape is None else self.initial.sample(n, momentum_shape=shape, generator=generator).v
+
     def sample_cut(
         self,
         potential,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data import Standardizer, toy
+from .image_source import ImageSource, ImageSpace
 
 # A toy set's mean and standard deviation come from so many points of one fixed seed: the same in every run.
 _STATISTICS_POINTS, _STATISTICS_SEED = 100_000, 0
@@ -128,7 +129,13 @@ class TableSource:
         return self._test if len(self._test) else self._validation
 
 
-Source = ToySource | TableSource
+Source = ToySource | TableSource | ImageSource
+AnySpace = Space | ImageSpace
+
+
+def space_of(state: dict[str, Any]) -> AnySpace:
+    """The space whose ``state_dict`` this is."""
+    return (ImageSpace if "image" in state else Space).from_state_dict(state)
 
 
 def _fingerprint(*tables: Tensor) -> str:

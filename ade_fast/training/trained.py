@@ -25,7 +25,7 @@ from .config import Config
 from .directory import CHECKPOINT
 from .sampler import DualSampler
 from .score import Score
-from .source import Space
+from .source import AnySpace, space_of
 
 _CHUNK = 10_000
 EXACT = ("none", "resample", "metropolis")
@@ -58,7 +58,7 @@ class TrainedModel:
     sampler: DualSampler
     config: Config
     update: int
-    space: Space
+    space: AnySpace
     density: LogZ | None
     fingerprint: str | None = None
 
@@ -200,7 +200,7 @@ def load(
     with understanding(path):
         config = Config.from_dict({**state["config"], "device": "cpu"})
         wanted = state["given"]
-        best, space = state["best"], Space.from_state_dict(state["space"])
+        best, space = state["best"], space_of(state["space"])
         density = Score.from_state_dict(best["score"]).density if state["density"] is None else LogZ(*state["density"])
     check_given("load", given, wanted, directory)
     with understanding(path):

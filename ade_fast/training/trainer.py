@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..initial import Empirical
 from ..metrics import LogZ, log_z, mmd2
 from ..weighted import evaluate as values_of
 from ..weighted import evaluating
@@ -32,17 +33,21 @@ from .streams import stream
 from .trained import TrainedModel
 
 SNAPSHOT_POINTS = 1000
+# Of a replay buffer, at the end of a run.
+_SETTLING_RUNS, _SETTLED_AT_ONCE = 20, 256
 
 
 @dataclass
 class Best:
-    """The averaged players that did best on the validation points; scale: f's at the end, None before."""
+    """The averaged players that did best on the validation points; scale: f's at the end, None before; settled: whether
+    the chains of a replay buffer were moved on at the end."""
 
     update: int
     score: Score
     potential: dict[str, Tensor]
     sampler: dict[str, Tensor]
     scale: float | None = None
+    settled: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         return {**vars(self), "score": self.score.state_dict()}
@@ -219,6 +224,23 @@ class Trainer:
             player.eval().requires_grad_(False)
         density = self.best.score.density if self.density is None else self.density
         return TrainedModel(*players, self.config, self.best.update, self.space, density, self.source.fingerprint)
+
+    def settle(self) -> None:
+        """Moves the replay buffer's chains on under the chosen f, once.
+
+        Training left them to f as it was on the way, and some of them have just begun.
+        """
+        best, model = self.best, self.model()
+        start = model.sampler.initial
+        if best.settled or not isinstance(start, Empirical) or start.buffer_size is None:
+            return
+        filled, generator = int(start.filled), self.generator("settling")
+        for rows in start.buffer[:filled].split(_SETTLED_AT_ONCE):
+            x = rows
+            for _ in range(_SETTLING_RUNS):
+                x = model.sampler.move(model.potential, x, generator)
+            rows.copy_(x)
+        best.sampler, best.settled = model.sampler.state_dict(), True
 
     def calibrate(self) -> None:
         """Scales the chosen f, once, to where the validation points have the highest likelihood.
