@@ -29,7 +29,7 @@ from .dynamics import (
 )
 from .fields import memory_in_use, release_memory, set_memory_budget
 from .potentials import ConvPotential, GaussianPotential, MLPPotential, NegativeEnergy, ResidualPotential, WithBase
-from .training import ADE, DualSample, DualSampler, TrainedModel, fit, load, recipe, restore, save
+from .training import ADE, Callback, DualSample, DualSampler, TrainedModel, fit, load, recipe, restore, save
 
 __version__ = "0.1.0"
 
@@ -37,6 +37,7 @@ __all__ = [
     "ADE",
     "AnnealedLeapfrog",
     "AnnealedOutput",
+    "Callback",
     "Clip",
     "ContinuousLangevin",
     "ConvPotential",

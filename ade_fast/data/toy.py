@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._integers import as_integer
+from .._tensors import floating_tensor
 from .toy_density import ENTROPIES, LOG_DENSITIES, Entropy
 
 _TWO_PI = 2 * math.pi
@@ -221,9 +222,7 @@ class Toy:
             ValueError: ``x`` is not ``(n, 2)``, or the set has no density.
         """
         where = self._check_density("log_prob")
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"{where}: x must be a floating-point tensor, got {got}")
+        floating_tensor(where, "x", x, "a floating-point tensor")
         if x.dim() != 2 or x.shape[1] != 2:
             raise ValueError(f"{where}: x must be (n, 2), got {tuple(x.shape)}")
         finite = x.isfinite().all(dim=1)

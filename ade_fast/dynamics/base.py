@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._tensors import tensor
 from ..fields import GradientMode, Layout, Plan, Schedule, generalized_kicks, probe_potential
 from ..potentials.conditioned import Condition, conditioned
 from .diagnostics import Alarm, Diagnostics, Watched
@@ -169,8 +170,7 @@ def _first(values: Tensor, wrong: Tensor) -> float:
 
 
 def check_x0(layer: str, x0: object) -> Tensor:
-    if not isinstance(x0, Tensor):
-        raise TypeError(f"{layer}: x0 must be a tensor, got {type(x0).__name__}")
+    x0 = tensor(layer, "x0", x0)
     if x0.dtype not in _STATE_DTYPES:
         raise TypeError(f"{layer}: x0 must be float32, float64 or bfloat16, got {x0.dtype}")
     if x0.layout is not torch.strided:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from .._tensors import floating_tensor, naming_dtypes
 from ..dynamics.base import is_number
 from ..fields import fused_value, fused_value_and_grad, pinned
 from ..potentials._checks import per_sample
@@ -22,16 +23,14 @@ def estimating(layer: str, potential: Potential, data: Tensor, *, least: int = 1
     if not callable(potential):
         raise TypeError(f"{layer}: potential must be callable, [B, *event] -> [B], got {type(potential).__name__}")
     check_points(layer, "data", data, least=least, discrete=discrete)
-    with pinned(potential):
+    with pinned(potential), naming_dtypes(layer, "data", data, potential):
         yield
 
 
 def check_points(layer: str, name: str, points: object, *, least: int = 1, discrete: bool = False) -> Tensor:
     """points [B, *event], B >= least; of a floating dtype unless ``discrete``."""
-    if not isinstance(points, Tensor):
-        raise TypeError(f"{layer}: {name} must be a tensor, got {type(points).__name__}")
-    if not (discrete or points.is_floating_point()):
-        raise TypeError(f"{layer}: {name} must be floating point, got {points.dtype}")
+    if not (discrete and isinstance(points, Tensor)):
+        points = floating_tensor(layer, name, points)
     if points.dim() < 2 or len(points) < least:
         raise ValueError(f"{layer}: {name} must be [B, *event] with B at least {least}, got {tuple(points.shape)}")
     return points

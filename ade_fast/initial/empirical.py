@@ -7,6 +7,7 @@ import numbers
 import torch
 from torch import Tensor
 
+from .._tensors import check_dtype, floating_tensor
 from .base import InitialDistribution, as_count
 
 
@@ -43,10 +44,7 @@ class Empirical(InitialDistribution):
         reinit: float = 0.05,
         momentum: InitialDistribution | None = None,
     ) -> None:
-        if not isinstance(data, Tensor):
-            raise TypeError(f"Empirical: data must be a tensor, got {type(data).__name__}")
-        if not data.is_floating_point():
-            raise TypeError(f"Empirical: data must be floating point, got {data.dtype}")
+        floating_tensor("Empirical", "data", data)
         if data.ndim < 1 or len(data) < 1:
             raise ValueError(f"Empirical: data must be (N, *event) with N at least 1, got {tuple(data.shape)}")
         if isinstance(reinit, bool) or not isinstance(reinit, numbers.Real):
@@ -89,10 +87,8 @@ class Empirical(InitialDistribution):
         """
         if self.buffer_size is None:
             raise RuntimeError("Empirical.update: there is no replay buffer; construct with buffer_size=")
-        if not isinstance(x, Tensor):
-            raise TypeError(f"Empirical.update: x must be a tensor, got {type(x).__name__}")
-        if x.dtype != self.buffer.dtype:
-            raise TypeError(f"Empirical.update: x must have the buffer's dtype {self.buffer.dtype}, got {x.dtype}")
+        floating_tensor("Empirical.update", "x", x)
+        check_dtype("Empirical.update", "x", x, "the buffer's", self.buffer.dtype)
         if x.ndim < 1 or tuple(x.shape[1:]) != self.event:
             raise ValueError(
                 f"Empirical.update: x must have the shape (k, {', '.join(map(str, self.event))}), got {tuple(x.shape)}"

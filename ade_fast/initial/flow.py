@@ -8,6 +8,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from .._tensors import floating_tensor
 from .base import InitialDistribution, as_count, as_std, standard_normal_log_density
 from .gaussian import Gaussian
 
@@ -57,6 +58,7 @@ class Flow(InitialDistribution):
         return self.transform(z)
 
     def _check_points(self, name: str, points: Tensor) -> None:
+        floating_tensor(type(self).__name__, name, points)
         if points.ndim != 2 or points.shape[1] != self.dim:
             raise ValueError(
                 f"{type(self).__name__}: {name} must have the shape (n, {self.dim}), got {tuple(points.shape)}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
+from .._tensors import check_dtype
 from .base import InitialDistribution, as_count, as_shape, standard_normal_log_density
 from .flow import Flow
 
@@ -79,6 +81,8 @@ class SplineFlow(Flow):
     def log_prob(self, x: Tensor) -> Tensor:
         """``log q(x)``, ``(n, dim)`` to ``(n,)``; differentiable."""
         self._check_points("x", x)
+        if not torch.is_autocast_enabled(x.device.type):
+            check_dtype(type(self).__name__, "x", x, "the flow's", next(self.parameters()).dtype)
         if len(x) == 0:
             return x.new_zeros(0)
         z, log_det = self.maps().inv.call_and_ladj(x)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._tensors import floating_tensor
 from ..dynamics import NonFiniteError
 from ..dynamics.base import is_number
 from ..fields import MLPField
@@ -282,10 +283,7 @@ def _value_and_gradient(name: str, potential: Callable, like: Tensor) -> Callabl
 
 
 def _checked_samples(name: str, argument: str, samples: Tensor) -> Tensor:
-    if not isinstance(samples, Tensor):
-        raise TypeError(f"{name}: {argument} must be a tensor, got {type(samples).__name__}")
-    if not samples.is_floating_point():
-        raise TypeError(f"{name}: {argument} must be floating point, got {samples.dtype}")
+    floating_tensor(name, argument, samples)
     if samples.dim() < 2 or len(samples) < 2:
         raise ValueError(f"{name}: {argument} must be (n, *event) with n at least 2, got {tuple(samples.shape)}")
     if not bool(samples.isfinite().all()):

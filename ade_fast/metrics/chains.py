@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._tensors import floating_tensor
+
 
 class ChainDiagnostics(NamedTuple):
     """Of every coordinate, shape ``event``, float64. r_hat: near 1 where the chains agree, below 1.01 is good.
@@ -31,10 +33,7 @@ def chain_diagnostics(chains: Tensor) -> ChainDiagnostics:
         TypeError, ValueError: an argument of the wrong kind or shape; a draw that is not finite.
     """
     name = "chain_diagnostics"
-    if not isinstance(chains, Tensor):
-        raise TypeError(f"{name}: chains must be a tensor, got {type(chains).__name__}")
-    if not chains.is_floating_point():
-        raise TypeError(f"{name}: chains must be floating point, got {chains.dtype}")
+    floating_tensor(name, "chains", chains)
     if chains.dim() < 2 or chains.shape[0] < 2 or chains.shape[1] < 4:
         raise ValueError(
             f"{name}: chains must be (n_chains, n_draws, *event), at least 2 chains of 4 draws, "

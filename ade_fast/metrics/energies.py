@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._tensors import floating_tensor
 from ..dynamics import NonFiniteError
 from ..initial.base import as_count
 from ..weighted import evaluate, evaluating
@@ -62,8 +63,7 @@ def energy_histogram(
     values = {}
     with evaluating(potential):
         for key, points in sets.items():
-            if not isinstance(points, Tensor):
-                raise TypeError(f"{name}: {key} must be a tensor, got {type(points).__name__}")
+            floating_tensor(name, key, points)
             if points.dim() < 2 or not len(points):
                 raise ValueError(f"{name}: {key} must be (n, *event) with n at least 1, got {tuple(points.shape)}")
             values[key] = evaluate(name, potential, points).cpu()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._tensors import check_dtype, floating_tensor
 from ..initial.base import as_count
 from ..potentials.conditioned import Condition
 from ..weighted import WeightedSampler, at_one_condition, evaluate, evaluating
@@ -133,17 +134,13 @@ def _log_z(layer: str, source: WeightedSampler, n_samples: int, generator: torch
 
 
 def _check_data(data: Tensor, sampler) -> None:
-    if not isinstance(data, Tensor):
-        raise TypeError(f"log_likelihood: data must be a tensor, got {type(data).__name__}")
-    if not data.is_floating_point():
-        raise TypeError(f"log_likelihood: data must be floating point, got {data.dtype}")
+    floating_tensor("log_likelihood", "data", data)
     event = tuple(sampler.initial.event)
     like = sampler.initial.sample(0, momentum_shape=sampler.dynamics.momentum_shape(event)).x
     if data.dim() == 0 or data.shape[1:] != like.shape[1:]:
         sizes = ", ".join(map(str, like.shape[1:]))
         raise ValueError(f"log_likelihood: data must have shape (n, {sizes}), got {tuple(data.shape)}")
-    if data.dtype != like.dtype:
-        raise TypeError(f"log_likelihood: data must have the sampler's dtype {like.dtype}, got {data.dtype}")
+    check_dtype("log_likelihood", "data", data, "the sampler's", like.dtype)
     if data.device != like.device:
         raise ValueError(f"log_likelihood: data must be on the sampler's device {like.device}, got {data.device}")
     if len(data) < 2:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .._tensors import floating_tensor
 from ..dynamics.base import is_number
 from ..initial.base import as_count
 
@@ -139,10 +140,7 @@ def mmd_test(
 
 def check_samples(name: str, x: Tensor, y: Tensor) -> None:
     for argument, value in (("x", x), ("y", y)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: {argument} must be a tensor, got {type(value).__name__}")
-        if not value.is_floating_point():
-            raise TypeError(f"{name}: {argument} must be floating point, got {value.dtype}")
+        floating_tensor(name, argument, value)
         if value.ndim == 0:
             raise ValueError(f"{name}: {argument} must be (n, *event), got a scalar")
         if len(value) < 2:

@@ -1,5 +1,6 @@
 """Training: the dual sampler, the objective, and the loop that turns a configuration into a trained model."""
 
+from .callbacks import Callback, Progress
 from .checkpoint import CheckpointError
 from .config import Config, ConfigError
 from .divergence import DivergenceError
@@ -20,6 +21,7 @@ __all__ = [
     "ADE",
     "EMA",
     "BusyError",
+    "Callback",
     "CheckpointError",
     "Config",
     "ConfigError",
@@ -29,6 +31,7 @@ __all__ = [
     "Evaluation",
     "MetropolisSamples",
     "NoDensityError",
+    "Progress",
     "Resampled",
     "Summary",
     "TrainedModel",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .build import Given, build_source
+from .callbacks import Progress
 from .config import GIVEN, Config
-from .loop import train
+from .loop import resolve_resumed, train
 from .sampler import DualSampler
 from .trained import TrainedModel, load
 
@@ -21,11 +23,12 @@ def fit(
     sampler: DualSampler | None = None,
     *,
     out: str | Path | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     progress: bool = True,
     resume: bool = False,
     overwrite: bool = False,
     validation: Any = None,
+    callbacks: Iterable[Any] | Callable[[Progress], Any] = (),
     **settings: Any,
 ) -> TrainedModel:
     """Trains on ``X`` and returns the model: a normalised density and its sampler, in the units of ``X``.
@@ -42,30 +45,43 @@ def fit(
         sampler: the dual sampler; None: by the settings.
         out: a directory for checkpoint, metrics and pictures, as of ``ade-fast train --out``; None: nothing is kept,
             and an interrupted run is lost.
-        seed: of everything random, the split included.
+        seed: of everything random, the split included; None: 0.
         progress: show a progress bar on standard error.
-        resume: go on from the checkpoint in ``out``, bit for bit, with the same ``X``.
+        resume: go on from the checkpoint in ``out``, bit for bit, with the same ``X``; what is not given again is the
+            run's own. ``updates=`` may be more than before: a finished run goes on to so many, by the schedule of a run
+            of that length.
         overwrite: begin anew even though ``out`` holds a run.
         validation: rows like ``X`` to choose the players by; None: a part of ``X`` (``validation_fraction``).
+        callbacks: functions that are called after each validation, or objects with ``on_begin``, ``on_update``,
+            ``on_validate``, ``on_end``; each gets a `ade.training.Progress`, which has the scores, the model so far,
+            and ``stop()``. See `ade.Callback`.
         settings: of `ade.training.Config`, such as ``updates=2000``.
 
     Raises:
         ConfigError: a setting that cannot be meant.
-        TypeError, ValueError: ``X`` is no table of finite numbers, or the modules do not fit it.
+        TypeError, ValueError: ``X`` is no table of finite numbers, or the modules do not fit it; a callback is none.
         Others: as :func:`ade.training.train`.
     """
     given = _given(potential, sampler)
     named = isinstance(X, (str, Path))
-    config = Config.with_recipe({**settings, "data": str(X) if named else GIVEN, "seed": seed})
-    source = build_source(config, None if named else X, validation)
     if out is None and resume:
         raise ValueError("fit: resume needs out, the directory of the run to go on with")
-    options = {"resume": resume, "overwrite": overwrite, "progress": progress, "source": source, "given": given}
+    wanted = {**settings, "data": str(X) if named else GIVEN, **({} if seed is None else {"seed": seed})}
+    config = Config.with_recipe(wanted) if out is None or not resume else resolve_resumed(out, wanted)
+    source = build_source(config, None if named else X, validation)
+    options = {
+        "resume": resume,
+        "overwrite": overwrite,
+        "progress": progress,
+        "source": source,
+        "given": given,
+        "callbacks": callbacks,
+    }
     if out is not None:
         train(config, out, **options)
         return load(out, config.device, **given._asdict())
     with tempfile.TemporaryDirectory(prefix="ade_fast-") as directory:
-        train(config, directory, **options, pictures=False)
+        train(config, directory, **options, pictures=False, kept=False)
         return load(directory, config.device, **given._asdict())
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..data import TOY_NAMES
 from ..dynamics import NonFiniteError
 from .build import OWN, Given, check_given
+from .callbacks import Progress, as_hooks
 from .checkpoint import load_checkpoint, save_checkpoint, serialized, understanding
 from .checks import findings
 from .config import GIVEN, Config, ConfigError, read_config
@@ -43,8 +44,11 @@ from .trainer import Trainer
 
 __all__ = ["CHECKPOINT", "CONFIG", "CONVERGENCE", "EVENTS", "FIGURE", "METRICS", "SUMMARY", "train"]
 
-# Not part of what is learned, so free to change from one part of a run to the next.
+# Not part of what is learned, so free to change from one part of a run to the next; or, of `updates` and `patience`,
+# what says how long it is. (The schedules of the rates are functions of update / updates.)
 _FREE_SETTINGS = (
+    "updates",
+    "patience",
     "threads",
     "test_samples",
     "test_likelihood_samples",
@@ -67,8 +71,14 @@ def train(
     source: Source | None = None,
     given: Given = OWN,
     pictures: bool = True,
+    callbacks: Iterable[Any] | Callable[[Progress], Any] = (),
+    kept: bool = True,
 ) -> Summary:
     """Trains to ``config.updates``; leaves settings, metrics, checkpoint, pictures, summary in a directory.
+
+    A run that is gone on with, finished or not, may have another number of updates than before. Rates and penalties
+    then follow the schedule of the run of that length from the update where it stands: those of a finished run are at
+    their end, and rise again to what they are at that fraction of the longer run.
 
     Args:
         config: the settings.
@@ -79,16 +89,20 @@ def train(
         source: what to learn from; None: by ``config.data``.
         given: players in the place of the settings' own; see `ade.fit`.
         pictures: whether to draw any.
+        callbacks: what is called on the way; see `ade.Callback`.
+        kept: whether the directory is one that its user keeps, and callbacks are to know of.
 
     Raises:
         ConfigError: the directory holds a run (with neither ``resume`` nor ``overwrite``), or one of other
-            settings, or files that are not a run's; the settings ask for more memory than there is.
+            settings or of more updates, or files that are not a run's; the settings ask for more memory than there is.
+        TypeError: a callback is none.
         CheckpointError: the checkpoint cannot be read.
         BusyError: another process is training in the directory.
         NonFiniteError, DivergenceError: training diverged; the last checkpoint is kept.
         OSError: a file could not be written; what was there is kept.
     """
     directory = Path(directory)
+    hooks = as_hooks(callbacks)
     tensorboard = check_tensorboard(config.tensorboard)
     with _threads(config.threads):
         # All that may be refused, or go wrong, comes before the directory is touched.
@@ -102,10 +116,14 @@ def train(
             if goes_on(directory, resume=resume, overwrite=overwrite) is not resumed:
                 raise ConfigError(f"another run has begun in {directory} meanwhile; choose another --out")
             _take_over(trainer, directory, resumed)
+            seen = Progress(trainer, directory if kept else None)
             with _run_is_kept(directory):
+                hooks("on_begin", seen)
                 with MetricsLog(directory, trainer.update, tensorboard) as log:
-                    _run(trainer, directory, log, progress, pictures)
-                return _finish(trainer, directory, pictures)
+                    _run(trainer, directory, log, progress, pictures, seen, hooks)
+                seen.summary = _finish(trainer, directory, pictures)
+                hooks("on_end", seen)
+                return seen.summary
 
 
 def resolve_resumed(directory: str | Path, given: dict[str, Any]) -> Config:
@@ -163,11 +181,27 @@ def _take_over(trainer: Trainer, directory: Path, resumed: bool) -> None:
             )
         with understanding(checkpoint):
             trainer.load_state_dict(state)
+        _check_length(trainer, saved, directory)
         write_atomically(directory / CONFIG, config)
     else:
         begin(directory, serialized(trainer.state_dict()), config)
     if trainer.update == 0:
         clear(directory)
+
+
+def _check_length(trainer: Trainer, saved: Config, directory: Path) -> None:
+    """Refuses to go on to fewer updates than have been made, or to more where patience is at its end anyway."""
+    updates, made = trainer.config.updates, trainer.update
+    if updates < made:
+        raise ConfigError(
+            f"--resume: the run in {directory} has made {made} updates, got updates {updates}; a longer one, or no "
+            "number at all, goes on"
+        )
+    if updates > saved.updates and trainer.done:
+        raise ConfigError(
+            f"--resume: the run in {directory} stopped at update {made}, as its patience of {trainer.config.patience} "
+            f"validations was at its end at update {trainer.best.update}; more updates need more patience, or 0"
+        )
 
 
 @contextmanager
@@ -187,7 +221,15 @@ def _run_is_kept(directory: Path) -> Iterator[None]:
         raise
 
 
-def _run(trainer: Trainer, directory: Path, log: MetricsLog, progress: bool, pictures: bool) -> None:
+def _run(
+    trainer: Trainer,
+    directory: Path,
+    log: MetricsLog,
+    progress: bool,
+    pictures: bool,
+    seen: Progress,
+    hooks: Callable[[str, Progress], None],
+) -> None:
     config, phase = trainer.config, trainer.stopwatch.phase
     started = time.perf_counter() - trainer.seconds
     snapshot_at = {round(fraction * config.updates) for fraction in _SNAPSHOT_FRACTIONS}
@@ -203,13 +245,16 @@ def _run(trainer: Trainer, directory: Path, log: MetricsLog, progress: bool, pic
         mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file wants few lines
     )
     with bar:
-        while not trainer.done:
+        while not (trainer.done or seen.stopped):
             row: dict[str, Any] = trainer.step()
             update = trainer.update
+            seen.metrics = dict(row)
+            hooks("on_update", seen)
             if validated := (update % trainer.validate_every == 0 or update == config.updates):
                 trainer.validate()
                 row |= {f"validation_{name}": value for name, value in trainer.history[-1].items() if name != "update"}
-            last = trainer.done
+                hooks("on_validate", seen)
+            last = trainer.done or seen.stopped
             if update in snapshot_at or last:
                 trainer.snapshot()
             if config.pictures_every and update % config.pictures_every == 0 and pictures:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from .._ends import Ends
 from .._mlp_ops import WeightGradients
+from .._tensors import check_dtype, floating_tensor
 from ..dynamics import Diagnostics, NonFiniteError
 from ..fields import pinned
 from ..initial import Empirical
@@ -31,7 +32,16 @@ from .bounds import Bounds, Defence, fraction, renyi_bound, with_other_gradient
 from .divergence import ADVICE, Watch
 from .ranks import Ranks, refuse_wrapped
 from .sampler import DualSample, DualSampler
-from .updates import OptimizerOrFactory, clip_grads, forget_gradients, frozen, grad_norm, player_optimizer, shortened
+from .updates import (
+    OptimizerOrFactory,
+    clip_grads,
+    forget_gradients,
+    frozen,
+    grad_norm,
+    player_optimizer,
+    shortened,
+    steps_itself,
+)
 from .values import evaluate, values_of
 
 _GAP = 100.0
@@ -127,6 +137,8 @@ class ADE(nn.Module):
         potential_optimizer: an optimizer over the potential's parameters with ``maximize=True``, or a
             function from parameters to one. None is Adam, learning rate 1e-3.
         sampler_optimizer: the same for the sampler, ``maximize=False``.
+        optimizer: False: there are none here, for a loop with one optimizer of your own around ``loss``; see
+            ``parameter_groups``.
         sampler_steps: sampler updates per potential update. The last of them shares its unroll with the
             potential; the others run with the potential frozen.
         grad_norm_clip: each player's gradient norm is scaled down to at most this before its update.
@@ -160,6 +172,7 @@ class ADE(nn.Module):
         value_penalty: float = 0.0,
         potential_optimizer: OptimizerOrFactory | None = None,
         sampler_optimizer: OptimizerOrFactory | None = None,
+        optimizer: bool = True,
         sampler_steps: int = 1,
         grad_norm_clip: float | None = None,
         check_finite: bool = True,
@@ -206,12 +219,15 @@ class ADE(nn.Module):
         shared = {id(p) for p in self.potential_parameters()} & {id(p) for p in self.sampler_parameters()}
         if shared:
             raise ValueError(f"ADE: potential and sampler share {len(shared)} parameter(s): they cannot serve both")
-        self.potential_optimizer = player_optimizer(
-            "potential_optimizer", potential_optimizer, self.potential_parameters(), maximize=True
-        )
-        self.sampler_optimizer = player_optimizer(
-            "sampler_optimizer", sampler_optimizer, self.sampler_parameters(), maximize=False
-        )
+        self._steps = steps_itself(optimizer, potential_optimizer, sampler_optimizer)
+        self.potential_optimizer = self.sampler_optimizer = None
+        if self._steps:
+            self.potential_optimizer = player_optimizer(
+                "potential_optimizer", potential_optimizer, self.potential_parameters(), maximize=True
+            )
+            self.sampler_optimizer = player_optimizer(
+                "sampler_optimizer", sampler_optimizer, self.sampler_parameters(), maximize=False
+            )
         if self._ranks is not None:
             self._ranks.begin(self)
 
@@ -222,6 +238,23 @@ class ADE(nn.Module):
     def sampler_parameters(self) -> Iterator[nn.Parameter]:
         """The descending player's parameters: q^0, step sizes, S and g networks."""
         return self.sampler.parameters()
+
+    def parameter_groups(
+        self, *, potential: Mapping[str, object] | None = None, sampler: Mapping[str, object] | None = None
+    ) -> list[dict[str, object]]:
+        """Both players for one optimizer, each moved its way: ``torch.optim.Adam(model.parameter_groups(), lr=1e-3)``.
+
+        After ``loss(data).backward()`` both have d ell/d parameter; f's group has ``maximize=True``, by which torch's
+        optimizers ascend. One that knows no ``maximize`` would descend on f, silently: there, turn the sign of f's
+        gradients, or take two.
+
+        Args:
+            potential, sampler: further settings of that player's group, such as ``{"lr": 2e-3}``.
+        """
+        return [
+            {"params": list(self.potential_parameters()), **(potential or {}), "maximize": True},
+            {"params": list(self.sampler_parameters()), **(sampler or {}), "maximize": False},
+        ]
 
     def forward(self, data: Tensor, **options) -> Tensor:
         """`loss`, for what wraps modules, such as DistributedDataParallel."""
@@ -284,6 +317,11 @@ class ADE(nn.Module):
         """
         if not torch.is_grad_enabled():
             raise RuntimeError("ADE.step: gradients are off (torch.no_grad or inference_mode); call it outside")
+        if not self._steps:
+            raise ValueError(
+                "ADE.step: there are no optimizers (optimizer=False); call loss(data).backward() and step your own, "
+                "made from parameter_groups(), or leave out optimizer=False"
+            )
         if self.potential_optimizer is None and self.sampler_optimizer is None:
             raise ValueError(
                 "ADE.step: neither the potential nor the sampler has parameters; pass potential_optimizer="
@@ -522,9 +560,7 @@ class ADE(nn.Module):
 
     @staticmethod
     def _batch_size(data: Tensor) -> int:
-        if not isinstance(data, Tensor) or not data.is_floating_point():
-            kind = data.dtype if isinstance(data, Tensor) else type(data).__name__
-            raise TypeError(f"ADE: data must be a floating-point tensor [B, *event], got {kind}")
+        floating_tensor("ADE", "data", data, "a floating-point tensor [B, *event]")
         if data.dim() == 0 or data.shape[0] == 0:
             raise ValueError(f"ADE: data must have at least one sample, got shape {tuple(data.shape)}")
         return data.shape[0]
@@ -547,5 +583,5 @@ def _check_like(data: Tensor, samples: Tensor) -> None:
         raise ValueError(f"ADE: data must have the sampler's shape {wanted}, got {tuple(data.shape)}")
     if data.device != samples.device:
         raise ValueError(f"ADE: data must be on the sampler's device {samples.device}, got {data.device}")
-    if data.dtype != samples.dtype and not torch.is_autocast_enabled(samples.device.type):
-        raise TypeError(f"ADE: data must have the sampler's dtype {samples.dtype}, got {data.dtype}")
+    if not torch.is_autocast_enabled(samples.device.type):
+        check_dtype("ADE", "data", data, "the sampler's", samples.dtype)

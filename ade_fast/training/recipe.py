@@ -37,6 +37,8 @@ def objective(config: Config, potential: nn.Module, sampler: DualSampler, **chan
     betas = (config.beta1, config.beta2)
     if config.objective != "ade":  # f has no bound
         changes.setdefault("bound", "elbo")
+    if changes.get("optimizer") is False:
+        changes = {"potential_optimizer": None, "sampler_optimizer": None, **changes}
     arguments = {
         "momentum_weight": config.momentum_weight,
         "entropy_weight": config.entropy_weight,

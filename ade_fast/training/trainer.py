@@ -169,6 +169,7 @@ class Trainer:
         if now is self._lowest or (self.source.endless and not now.is_worse_than(self._lowest)):
             weights = (copy.deepcopy(player.state_dict()) for player in (potential, sampler))
             self.best = Best(self.update, now, *weights)
+            self.density = None  # of a finished run's best, where more updates found a better one
         return now.value
 
     def _likelihood(self, potential, sampler) -> Score:

@@ -37,6 +37,20 @@ def player_optimizer(
     return given
 
 
+def steps_itself(
+    optimizer: bool, potential_optimizer: OptimizerOrFactory | None, sampler_optimizer: OptimizerOrFactory | None
+) -> bool:
+    """Whether `ADE` has optimizers, by its argument ``optimizer``; False leaves no room for the other two."""
+    if not isinstance(optimizer, bool):
+        raise TypeError(
+            f"ADE: optimizer must be True or False, got {type(optimizer).__name__}: with one of your own for both "
+            "players, pass optimizer=False and make it from parameter_groups()"
+        )
+    if not optimizer and (potential_optimizer is not None or sampler_optimizer is not None):
+        raise ValueError("ADE: optimizer=False excludes potential_optimizer and sampler_optimizer")
+    return optimizer
+
+
 def grad_norm(optimizer: Optimizer) -> Tensor:
     """The norm of all gradients of one optimizer."""
     return nn.utils.get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
