@@ -253,7 +253,7 @@ class MLPField:
         in common is computed once, where there is memory for it.
         """
         _note_weights(self.spec, x.device)
-        network, rows = (*self.weights(), *self.spec._numbers), base or (None, None)
+        network, rows = (*self.weights(), *self.spec.numbers), base or (None, None)
         _, grad, *kept = ops.mlp_field.default(x, *network, False, True, *rows, 0.0, self._keeps(x))
         trace = x.new_zeros(len(x))
         for z in directions:
