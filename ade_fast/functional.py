@@ -3,6 +3,7 @@
 Each takes the arguments of the layer of the same name, and returns what it returns. `step_size` is a number or
 a tensor (which may require grad and need not be a leaf). Numbers must be positive; of a tensor, that is the caller's
 affair here. All take ``condition=``, as the layers do: the potential is then called as f(x, condition).
+`diagnostics` is None or a `Watch`, which is where those of the unroll are found.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .dynamics.base import DynamicsOutput, Options
 from .dynamics.continuous import Divergence, check_h, check_scalar_time, run_continuous
 from .dynamics.damped_leapfrog import check_damping, run_damped_leapfrog
 from .dynamics.deterministic_langevin import run_deterministic_langevin
+from .dynamics.diagnostics import Alarm, Diagnostics, Watched
 from .dynamics.generalized_leapfrog import (
     Couplings,
     Scale,
@@ -39,6 +41,7 @@ from .dynamics.ode import SolverOptions
 from .potentials.conditioned import Condition
 
 __all__ = [
+    "Watch",
     "annealed_leapfrog",
     "continuous_langevin",
     "damped_leapfrog",
@@ -76,6 +79,30 @@ def _step(layer: str, step_size: float | Tensor, name: str = "step_size") -> Ten
     return base.check_step_size(layer, step_size, name, torch.float64)  # cast to the states' dtype at every call
 
 
+class Watch:
+    """Takes the diagnostics of calls: ``watch = Watch(); leapfrog(..., diagnostics=watch); watch.diagnostics``."""
+
+    def __init__(self) -> None:
+        self._alarm, self._latest = Alarm(), None
+
+    @property
+    def diagnostics(self) -> Diagnostics | None:
+        """Those of the latest call with this watch, as a layer's; None before one."""
+        return None if self._latest is None else self._latest.diagnostics
+
+    def _over(self, layer: str, options: Options) -> Watched:
+        self._latest = Watched(layer, self._alarm, options)
+        return self._latest
+
+
+def _watched(layer: str, watch: Watch | None, options: Options) -> Watched | None:
+    if watch is None:
+        return None
+    if not isinstance(watch, Watch):
+        raise TypeError(f"{layer}: diagnostics must be None or an ade.functional.Watch, got {type(watch).__name__}")
+    return watch._over(layer, options)
+
+
 @_conditional
 def leapfrog(
     potential: Callable,
@@ -86,13 +113,17 @@ def leapfrog(
     *,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
+    diagnostics: Watch | None = None,
     **options,
 ) -> DynamicsOutput:
     """T leapfrog steps, eqs. (10), (11). Options: those of `ade.Leapfrog`."""
     layer = "leapfrog"
     checked, step = _options(layer, options), _step(layer, step_size)
     n_steps = base.check_n_steps(layer, n_steps)
-    return run_leapfrog(layer, potential, x0, v0, step, n_steps, checked, generator=generator, context=context)[0]
+    return run_leapfrog(
+        layer, potential, x0, v0, step, n_steps, checked, generator=generator, context=context,
+        watched=_watched(layer, diagnostics, checked),
+    )[0]  # fmt: skip
 
 
 @_conditional
@@ -107,6 +138,7 @@ def damped_leapfrog(
     drift_step: float | Tensor = 1.0,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
+    diagnostics: Watch | None = None,
     **options,
 ) -> DynamicsOutput:
     """The released image code's update. Options: those of `ade.DampedLeapfrog`; `drift_step` may require grad."""
@@ -116,6 +148,7 @@ def damped_leapfrog(
     return run_damped_leapfrog(
         layer, potential, x0, v0, step, n_steps, checked, damping=check_damping(layer, damping),
         drift_step=_step(layer, drift_step, "drift_step"), generator=generator, context=context,
+        watched=_watched(layer, diagnostics, checked),
     )[0]  # fmt: skip
 
 
@@ -135,6 +168,7 @@ def generalized_leapfrog(
     momentum_step_size: float | Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
+    diagnostics: Watch | None = None,
     **options,
 ) -> DynamicsOutput:
     """T generalized leapfrog steps, eq. (13). Options: those of `ade.GeneralizedLeapfrog`."""
@@ -148,6 +182,7 @@ def generalized_leapfrog(
         layer, potential, x0, v0, step, n_steps, checked, couplings,
         momentum_shape=check_momentum_shape(layer, momentum_shape), momentum_step_size=eta_v,
         generator=generator, context=context,
+        watched=_watched(layer, diagnostics, checked),
     )[0]  # fmt: skip
 
 
@@ -165,6 +200,7 @@ def annealed_leapfrog(
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
+    diagnostics: Watch | None = None,
     **options,
 ) -> AnnealedOutput:
     """T annealed leapfrog steps. Options: those of `ade.AnnealedLeapfrog`.
@@ -187,6 +223,7 @@ def annealed_leapfrog(
     return run_annealed_leapfrog(
         layer, potential, x0, v0, step, n_steps, checked, initial=initial, refreshment=Refreshment.of(refresh),
         bridges=bridges, noise=noise, generator=generator, context=context,
+        watched=_watched(layer, diagnostics, checked),
     )[0]  # fmt: skip
 
 
@@ -204,6 +241,7 @@ def langevin(
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
+    diagnostics: Watch | None = None,
     **options,
 ) -> LangevinOutput:
     """T Langevin steps, eqs. (14), (15). Options: those of `ade.Langevin`; `noise_std` may require grad."""
@@ -216,6 +254,7 @@ def langevin(
         layer, potential, x0, None, step, n_steps, checked,
         noise_std=step.sqrt() if noise_std is None else _step(layer, noise_std, "noise_std"), shifts=shifts,
         momentum_shape=check_momentum_shape(layer, momentum_shape), noise=noise, generator=generator, context=context,
+        watched=_watched(layer, diagnostics, checked),
     )[0]  # fmt: skip
 
 
@@ -233,6 +272,7 @@ def deterministic_langevin(
     probes: Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
+    diagnostics: Watch | None = None,
     **options,
 ) -> DynamicsOutput:
     """T deterministic Langevin steps, eq. (30). Options: those of `ade.DeterministicLangevin`."""
@@ -241,8 +281,9 @@ def deterministic_langevin(
     step, n_steps = _step(layer, step_size), base.check_n_steps(layer, n_steps)
     how = LogDet.of(layer, log_det, order, n_probes, spectral_bound)
     return run_deterministic_langevin(
-        layer, potential, x0, None, step, n_steps, checked, how, probes=probes, generator=generator, context=context
-    )[0]
+        layer, potential, x0, None, step, n_steps, checked, how, probes=probes, generator=generator, context=context,
+        watched=_watched(layer, diagnostics, checked),
+    )[0]  # fmt: skip
 
 
 @_conditional

@@ -3,11 +3,12 @@
     python bench/recipe.py sets         the default settings on every set, three seeds
     python bench/recipe.py gradients    exact, truncated and stopped gradient: long unrolls of smooth f from a Gaussian
     python bench/recipe.py ablation     the default settings with one thing changed
-    python bench/recipe.py dynamics     the default settings with every dynamics
+    python bench/recipe.py dynamics     the default settings with every dynamics, three seeds
 
 Every run takes minutes, on one thread; ``--jobs`` of them run side by side. Each writes its row to
 ``bench/results/recipe-<table>-<machine>.json`` as soon as it has ended, and a second call does what is missing. Runs
-with the same settings are made once, whatever tables they are in. `bench/report.py` puts them into docs/recipe.md.
+with the same settings are made once, whatever tables they are in, and all of one seed before the next's.
+`bench/report.py` puts them into docs/recipe.md.
 """
 
 from __future__ import annotations
@@ -73,24 +74,26 @@ ABLATION: dict[str, dict[str, Any]] = {
 
 # The half-step's variance, √(η/2) at η = 0.1: what makes Langevin's steps their own reverse, to first order.
 _QUIET = {"noise_std": math.sqrt(0.1 / 2)}
+_SMALL = {"dynamics": "deterministic", "step_size": 0.01, "learn_step_size": False}
+# Its updates cost several times those of leapfrog; a run of minutes has fewer of them, of fewer points.
+_CONTINUOUS = {"dynamics": "continuous", "updates": 1000, "batch_size": 128, "rtol": 0.01}
+
+
+def _each_length(name: str, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The variants of T = 1, 2 and 5; 2 is the default."""
+    return {f"{name}, T = {steps}": {**settings, **({} if steps == 2 else {"n_steps": steps})} for steps in (1, 2, 5)}
+
+
 DYNAMICS: dict[str, dict[str, Any]] = {
-    "leapfrog, T = 2": {},
-    **{f"Langevin, σ = √η, T = {steps}": {"dynamics": "langevin", "n_steps": steps} for steps in (1, 2, 5)},
-    **{
-        f"Langevin, σ = √(η/2), T = {steps}": {"dynamics": "langevin", "n_steps": steps, **_QUIET}
-        for steps in (1, 2, 5)
-    },
-    "deterministic Langevin, T = 1, η = 0.01 fixed": {
-        "dynamics": "deterministic",
-        "n_steps": 1,
-        "step_size": 0.01,
-        "learn_step_size": False,
-    },
+    **_each_length("leapfrog", {}),
+    **_each_length("generalized leapfrog", {"dynamics": "generalized"}),
+    **_each_length("damped leapfrog", {"dynamics": "damped"}),
+    **_each_length("annealed leapfrog", {"dynamics": "annealed"}),
+    **_each_length("Langevin, σ = √η", {"dynamics": "langevin"}),
+    **_each_length("Langevin, σ = √(η/2)", {"dynamics": "langevin", **_QUIET}),
+    **_each_length("deterministic Langevin, η = 0.01 fixed", _SMALL),
     "deterministic Langevin, T = 2": {"dynamics": "deterministic"},
-    "continuous Langevin, 1000 updates of 128": {"dynamics": "continuous", "updates": 1000, "batch_size": 128},
-    "generalized leapfrog, T = 2": {"dynamics": "generalized"},
-    "damped leapfrog, T = 2": {"dynamics": "damped"},
-    "annealed leapfrog, T = 2": {"dynamics": "annealed"},
+    "continuous Langevin, 1000 updates of 128": _CONTINUOUS,
 }
 
 
@@ -124,7 +127,7 @@ TABLES = {
         range(3),
     ),
     "ablation": Table(ABLATION, ("moons", "pinwheel")),
-    "dynamics": Table(DYNAMICS, ("moons", "pinwheel")),
+    "dynamics": Table(DYNAMICS, ("moons", "pinwheel"), range(3)),
 }
 
 # Of the run's own summary.

@@ -133,6 +133,17 @@ def test_euler_tends_to_it_at_rate_one() -> None:
     assert fitted_order(steps, log_det_errors) == pytest.approx(1, abs=0.1)
 
 
+def test_the_discrete_layer_tends_to_the_continuous_one() -> None:
+    """`DeterministicLangevin` with η = time / T, by the layers themselves; on an MLP, by the kernels of both."""
+    potential, x0 = ade.MLPPotential(3, (32, 32), "softplus").double(), normal(4, 3, seed=1)
+    with torch.no_grad():
+        limit = ade.ContinuousLangevin(TIME, rtol=1e-9, atol=1e-10).double()(potential, x0)
+        ends = [ade.DeterministicLangevin(n, TIME / n).double()(potential, x0) for n in (8, 16, 32)]
+    for name in ("x", "log_det"):
+        errors = [(getattr(end, name) - getattr(limit, name)).abs().max().item() for end in ends]
+        assert fitted_order([1 / n for n in (8, 16, 32)], errors) == pytest.approx(1, abs=0.1), name
+
+
 @every_layer
 def test_log_det_is_that_of_the_dense_jacobian(kind: str) -> None:
     potential, layer = make_potential("silu"), LAYERS[kind]()

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import math
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from training_cases import TINY
 
 import ade_fast as ade
-from ade_fast import plots, reference
+from ade_fast import functional, plots, reference
 from ade_fast.dynamics.diagnostics import GROWTH
 from ade_fast.training import plots as training_plots
 
@@ -354,3 +355,49 @@ def test_a_chain_moves_to_its_target_and_has_no_density() -> None:
 def test_what_a_chain_refuses(layer, x, n, error, message: str) -> None:
     with pytest.raises(error, match=rf"Leapfrog\.chain: {message}"):
         layer.chain(mlp().float(), x, n)
+
+
+# ------------------------------------------------------------------------------------------------- functional forms
+
+CLIP = ade.Clip.norm(0.6)
+_FORMS: dict[str, tuple[nn.Module, Callable]] = {
+    "leapfrog": (ade.Leapfrog(3, 0.125, grad_clip=CLIP), lambda *a, **k: functional.leapfrog(*a, None, 0.125, 3, **k)),
+    "damped_leapfrog": (
+        ade.DampedLeapfrog(3, 0.125, 0.5, grad_clip=CLIP),
+        lambda *a, **k: functional.damped_leapfrog(*a, None, 0.125, 3, 0.5, **k),
+    ),
+    "generalized_leapfrog": (
+        ade.GeneralizedLeapfrog(3, 0.125, grad_clip=CLIP),
+        lambda *a, **k: functional.generalized_leapfrog(*a, None, 0.125, 3, **k),
+    ),
+    "langevin": (ade.Langevin(3, 0.125, grad_clip=CLIP), lambda *a, **k: functional.langevin(*a, 0.125, 3, **k)),
+    "deterministic_langevin": (
+        ade.DeterministicLangevin(3, 0.125),
+        lambda *a, **k: functional.deterministic_langevin(*a, 0.125, 3, **k),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _FORMS)
+def test_functional_forms_have_those_of_the_layers(name: str) -> None:
+    layer, form = _FORMS[name]
+    layer, f = layer.double(), mlp().double()
+    x = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    options = {"grad_clip": CLIP} if name != "deterministic_langevin" else {}
+    watch = functional.Watch()
+    assert watch.diagnostics is None
+    for call in (
+        lambda **k: layer(f, x.requires_grad_(), diagnostics=True, **k),
+        lambda **k: form(f, x.requires_grad_(), diagnostics=watch, **options, **k),
+    ):
+        drawn = {} if name == "deterministic_langevin" else {"generator": torch.Generator().manual_seed(2)}
+        call(**drawn).x.square().sum().backward()
+    found = [layer.diagnostics.rows(), watch.diagnostics.rows()]
+    assert found[0] == found[1] and "adjoint_norm" in found[0]
+
+
+def test_a_functional_form_takes_a_watch_alone() -> None:
+    with pytest.raises(TypeError, match=r"leapfrog: diagnostics must be None or an ade.functional.Watch, got bool"):
+        functional.leapfrog(mlp(), torch.zeros(2, 2), None, 0.125, 3, diagnostics=True)
+    with pytest.raises(TypeError, match="continuous_langevin: unknown option 'diagnostics'"):
+        functional.continuous_langevin(mlp(), torch.zeros(2, 2), diagnostics=functional.Watch())

@@ -420,6 +420,27 @@ def test_log_noise_is_the_density_of_the_noise() -> None:
     assert_close(out.log_noise, wanted, "log_noise", 1e-13)
 
 
+@pytest.mark.parametrize("networks", [False, True])
+def test_log_noise_is_that_of_the_dense_jacobian(networks: bool) -> None:
+    """(x⁰, all ξ/σ) to (x^T, all v) multiplies volume by Π σ: so log_noise is the density of v at given x^T, (9)."""
+    n_steps = 3
+    options = Networks((2,), (2,)).double().options("vx") if networks else {}
+    layer = ade.Langevin(n_steps, 0.3, noise_std=torch.tensor([[0.4, 0.7]] * n_steps), **options).double()
+    potential = ade.MLPPotential(2, (32,), "silu").double()
+    x0, noise = normal(2, seed=1), normal(n_steps, 2, seed=2)
+
+    def unroll(start: Tensor) -> Tensor:
+        out = layer(potential, start[:2].unsqueeze(0), noise=start[2:].view(n_steps, 1, 2))
+        return torch.cat([out.x.flatten(), out.v.flatten()])
+
+    jacobian = torch.autograd.functional.jacobian(unroll, torch.cat([x0, noise.flatten()]))
+    gain = torch.linalg.slogdet(jacobian).logabsdet
+    assert_close(gain, layer.noise_std.log().sum().detach(), "log|det|", 1e-10)
+    density = torch.distributions.Normal(0.0, 1.0).log_prob(noise).sum() - gain
+    out = layer(potential, x0.unsqueeze(0), noise=noise.view(n_steps, 1, 2))
+    assert_close(out.log_noise.squeeze().detach(), density.detach(), "log_noise", 1e-10)
+
+
 def test_momenta_are_noise_and_half_a_kick() -> None:
     """With f = 0 they are σ ξ themselves: moments, and independence over steps, rows and elements."""
     layer = ade.Langevin(3, 0.25, noise_std=0.5).double()
