@@ -157,15 +157,18 @@ def test_the_model_is_stationary_under_the_test_and_not_without(activation: str)
     x = grid[torch.searchsorted(p.cumsum(0), u).clamp(max=40_000)][:, None]
     moments = [(p * grid**k).sum() for k in (1, 2, 3)]
     # At most this far by chance: the fourth deviation of a mean of independent draws.
-    bounds = [4 * ((p * grid ** (2 * k)).sum() - m**2).sqrt() / math.sqrt(n) for k, m in zip((1, 2, 3), moments)]
+    bounds = [
+        4 * ((p * grid ** (2 * k)).sum() - m**2).sqrt() / math.sqrt(n) for k, m in zip((1, 2, 3), moments, strict=True)
+    ]
     tested, free = run(f, x, 1.7, 1, 12), run(f, x, 1.7, 1, 12, test=False)
-    assert 0.3 < tested[1].min() and tested[1].max() < 0.97
+    assert tested[1].min() > 0.3 and tested[1].max() < 0.97
 
     def errors(end: Tensor) -> list[float]:
-        return [(end.pow(k).mean() - m).abs().item() for k, m in zip((1, 2, 3), moments)]
+        return [(end.pow(k).mean() - m).abs().item() for k, m in zip((1, 2, 3), moments, strict=True)]
 
-    assert all(error < bound for error, bound in zip(errors(tested[0]), bounds)), (errors(tested[0]), bounds)
-    assert any(error > 2 * bound for error, bound in zip(errors(free[0]), bounds))
+    found = errors(tested[0])
+    assert all(error < bound for error, bound in zip(found, bounds, strict=True)), (found, bounds)
+    assert any(error > 2 * bound for error, bound in zip(errors(free[0]), bounds, strict=True))
 
 
 def test_what_is_not_a_number_stays_where_it_is() -> None:
