@@ -53,6 +53,10 @@ BAD_SETTINGS = {
     "type": ({"updates": 1.5}, "updates must be an integer, got 1.5"),
     "bool": ({"updates": True}, "updates must be an integer, got True"),
     "string": ({"data": 3}, "data must be a string, got 3"),
+    "conditionals": (
+        {"objective": "pl"},
+        "objective must be one of .* got 'pl': conditionals of .* nodes",
+    ),
     "choice": ({"data": "moon"}, "data must be one of .* got 'moon'; did you mean 'moons'"),
     "low": ({"n_steps": 0}, "n_steps must be >= 1 and <= 10000, got 0"),
     "above": ({"step_size": 0.0}, "step_size must be > 0, got 0.0"),

@@ -11,13 +11,14 @@ import torch
 from cases import DOUBLE, assert_close, make_potential, normal
 
 import ade_fast as ade
-from ade_fast import reference, weights
+from ade_fast import reference, reference_estimators, weights
 from ade_fast.training import bounds
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = ("paper", "what", "reference", "step", "operator", "public", "test")
-# Names of reference.py that are notation, not equations.
-NOTATION = {"sum_over_event", "value", "step_at"}
+REFERENCES = (reference, reference_estimators)
+# Names of theirs that are notation, not equations.
+NOTATION = {"sum_over_event", "value", "step_at", "mean", "at"}
 
 
 def rows() -> list[dict[str, list[str]]]:
@@ -46,7 +47,8 @@ def test_the_table_is_read() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(names("reference"))))
 def test_reference_function_exists(name: str) -> None:
-    function = getattr(reference, name)
+    path, _, own = name.rpartition(".")
+    function = getattr(reference_estimators if path == "reference_estimators" else reference, own)
     assert inspect.isfunction(function) and function.__doc__
 
 
@@ -80,11 +82,12 @@ def test_test_exists(name: str) -> None:
 
 def test_every_reference_function_is_listed() -> None:
     public = {
-        name
-        for name, function in inspect.getmembers(reference, inspect.isfunction)
-        if function.__module__ == reference.__name__ and not name.startswith("_")
+        name if module is reference else f"reference_estimators.{name}"
+        for module in REFERENCES
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__ == module.__name__ and not name.startswith("_") and name not in NOTATION
     }
-    assert public - NOTATION == set(names("reference"))
+    assert public == set(names("reference"))
 
 
 def test_every_step_is_listed() -> None:
@@ -108,9 +111,9 @@ def test_every_step_operator_is_listed() -> None:
 
 
 def test_reference_imports_nothing_but_torch_and_the_standard_library() -> None:
-    source = inspect.getsource(reference)
-    modules = re.findall(r"^\s*(?:import|from) ([\w.]+)", source, re.MULTILINE)
-    assert set(modules) == {"math", "collections.abc", "typing", "torch"}
+    for module in REFERENCES:
+        modules = re.findall(r"^\s*(?:import|from) ([\w.]+)", inspect.getsource(module), re.MULTILINE)
+        assert set(modules) <= {"math", "itertools", "collections.abc", "typing", "torch", ".reference"}
 
 
 # --- The rows whose public name is plain PyTorch ------------------------------------------------------------

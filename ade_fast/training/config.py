@@ -482,11 +482,21 @@ _RELATIONS = {"above": (">", operator.gt), "low": (">=", operator.ge), "high": (
               "below": ("<", operator.lt)}  # fmt: skip
 
 
+_CONDITIONAL = ("pl", "cl", "pseudo_likelihood", "composite_likelihood")
+_NO_CONDITIONALS = (
+    ": conditionals of continuous coordinates have to be normalised by quadrature, on nodes whose range and spacing no "
+    "setting here knows, and one block of all coordinates is maximum likelihood on a grid; "
+    "ade.estimators.pseudo_likelihood and composite_likelihood take nodes as states, with their weights"
+)
+
+
 def _check_limits(field: dataclasses.Field, value: Any) -> None:
     choices = field.metadata["choices"]
     if choices and value not in choices:
         close = difflib.get_close_matches(value, choices, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
+        if field.name == "objective" and value in _CONDITIONAL:
+            hint = _NO_CONDITIONALS
         raise ConfigError(f"configuration: {field.name} must be one of {', '.join(choices)}, got {_short(value)}{hint}")
     limits = [(*_RELATIONS[k], field.metadata[k]) for k in _RELATIONS if field.metadata[k] is not None]
     for item in value if isinstance(value, tuple) else (value,):

@@ -283,9 +283,11 @@ std::tuple<Tensor, Tensors, Tensors> mlp_field_backward(
 }
 
 // Σ factor f(x) is linear in f, so that one evaluation has f and the gradients of the sum.
-std::tuple<Tensor, Tensor, Tensors, Tensors> mlp_weighted_value(
-    const Tensor& x, const Tensor& factor, const Tensors& weights, const Tensors& biases, int64_t activation,
-    double parameter, int64_t precision, const Given& pull, const Given& centre) {
+std::tuple<Tensor, Tensor, Tensors, Tensors> mlp_weighted_value(const Tensor& x, const Tensor& factor,
+                                                                const Tensors& weights, const Tensors& biases,
+                                                                int64_t activation, double parameter,
+                                                                int64_t precision, const Given& pull,
+                                                                const Given& centre) {
   Op op("mlp_weighted_value", "x", x);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpFieldBackward args{};

@@ -71,7 +71,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
   m.def(
       "mlp_chain(Tensor x0, Tensor seed, Tensor kick, Tensor drift, Tensor[] weights, Tensor[] biases, "
       "int activation, float parameter, int precision, int transitions, bool test, int grad_clip, "
-      "float grad_bound, int momentum_clip, float momentum_bound, float lo, float hi, Tensor? noise_std=None, "
+      "float grad_bound, int momentum_clip, float momentum_bound, float lo, float hi, Tensor? "
+      "noise_std=None, "
       "Tensor? pull=None, Tensor? centre=None, Tensor? normals=None, Tensor? uniforms=None) "
       "-> (Tensor x, Tensor acceptance)");
 }

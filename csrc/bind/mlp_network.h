@@ -69,7 +69,7 @@ inline void all_or_none(const Op& op, const char* names, std::initializer_list<c
 }
 
 inline const void* rows_of(Op& op, const char* argument, const Given& tensor, const char* meaning,
-                    std::initializer_list<int64_t> shape) {
+                           std::initializer_list<int64_t> shape) {
   return tensor ? op.of_shape(argument, *tensor, meaning, shape) : nullptr;
 }
 

@@ -1,5 +1,5 @@
-// Runs of normals and of logarithms of uniforms (common/philox.h): blocks of four words, each stage of a run a
-// loop that vectorises.
+// Runs of normals and of logarithms of uniforms (common/philox.h): blocks of four words, each stage of a run
+// a loop that vectorises.
 #pragma once
 
 #include "common/philox.h"

@@ -117,15 +117,15 @@ struct MlpUnrollBackward {
   void* workspace;
 };
 
-// K transitions of a Markov chain of every sample, without derivatives: each draws v ~ N(0, noise_std²), takes
-// L steps of the dynamics from where the last one ended, and with `test` is accepted where
-// log u < f(x') - f(x) + ½ ‖v‖² - ½ ‖v'‖². F and f at a point are of its own evaluation, once. Of the CPU alone.
+// K transitions of a Markov chain of every sample, without derivatives: each draws v ~ N(0, noise_std²),
+// takes L steps of the dynamics from where the last one ended, and with `test` is accepted where log u <
+// f(x') - f(x) + ½ ‖v‖² - ½ ‖v'‖². F and f at a point are of its own evaluation, once. Of the CPU alone.
 struct MlpChain {
   Dtype dtype;  // float32 or float64
   MlpShape shape;
   MlpWeights weights;
-  MlpDynamics dynamics;   // of one transition; pull and centre are [1, D], every kick's, and there is no noise
-  int64_t transitions;    // K, at least 1
+  MlpDynamics dynamics;  // of one transition; pull and centre are [1, D], every kick's, and there is no noise
+  int64_t transitions;   // K, at least 1
   bool test;
   const void* x0;         // [B, D]
   const void* seed;       // [1] int64, the key of the normals and uniforms of transition k (common/philox.h)

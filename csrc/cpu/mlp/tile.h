@@ -69,8 +69,8 @@ class Tile {
   void begin_sums(WeightSums<T>& sums);
   void end_sums();
 
-  // Before points that do not follow those of the last evaluation, or where sums over a chain's changes are to
-  // begin anew.
+  // Before points that do not follow those of the last evaluation, or where sums over a chain's changes are
+  // to begin anew.
   void forget();
 
   int layers() const { return shape_.layers; }
