@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._log import logged
 from ..fields import GradientMode, Layout, Plan, Schedule, generalized_kicks, probe_potential
 from ..potentials.conditioned import Condition, conditioned
 from .diagnostics import Alarm, Diagnostics, Watched
@@ -361,7 +362,8 @@ def check_finite(enabled: bool, layer: str, t: int, n_steps: int, *states: Tenso
 
 def outside_of_graphs(run: Callable) -> Callable:
     """`torch.compile` leaves `run` to Python: its graphs have no second derivatives, which an unroll of a potential
-    takes."""
+    takes. And where ADE_FAST_LOG asks for it, calls are written down."""
+    run = logged(run)
     eager = torch._disable_dynamo(run)
 
     @functools.wraps(run)
