@@ -16,6 +16,7 @@ from .._log import logged
 from ..fields import GradientMode, Layout, Plan, Schedule, generalized_kicks, probe_potential
 from ..potentials.conditioned import Condition, conditioned
 from .diagnostics import Alarm, Diagnostics, Watched
+from .sample_range import Bound, SampleRange, checked_range
 
 _STEPS = ("step_size", "momentum_step_size")
 _STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -86,7 +87,7 @@ class Options:
 
     grad_clip: Clip | None = None
     momentum_clip: Clip | None = None
-    sample_range: tuple[float, float] | None = None
+    sample_range: tuple[Bound, Bound] | None = None
     gradient: Literal["full", "truncated", "stopped", "none"] = "full"
     memory: Literal["graph", "states", "reversible", "auto"] = "auto"
     check_finite: bool = False
@@ -111,18 +112,11 @@ class Options:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{layer}: {name} must be True or False, got {getattr(self, name)!r}")
         if self.sample_range is not None:
-            try:
-                lo, hi = (float(bound) for bound in self.sample_range)
-            except (TypeError, ValueError):
-                raise TypeError(
-                    f"{layer}: sample_range must be a pair of numbers (lo, hi) or None, got {self.sample_range!r}"
-                ) from None
-            if not lo < hi:
-                raise ValueError(f"{layer}: sample_range must have lo < hi, got ({lo}, {hi})")
+            object.__setattr__(self, "sample_range", checked_range(layer, self.sample_range))
 
-    @property
-    def bounds(self) -> tuple[float, float]:
-        return (-math.inf, math.inf) if self.sample_range is None else tuple(map(float, self.sample_range))
+    def range_of(self, layer: str, layout: Layout) -> SampleRange:
+        """`sample_range` for states of that layout."""
+        return SampleRange(layer, self.sample_range, layout)
 
     @property
     def gradient_mode(self) -> GradientMode:
