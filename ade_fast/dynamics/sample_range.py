@@ -58,6 +58,7 @@ class SampleRange:
 
     def __init__(self, layer: str, pair: tuple[Bound, Bound] | None, layout: Layout) -> None:
         self.numbers, self._rows = (-math.inf, math.inf), None
+        self._moved: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
         if pair is None:
             return
         if not any(isinstance(bound, Tensor) for bound in pair):
@@ -79,8 +80,10 @@ class SampleRange:
 
     def rows(self, like: Tensor) -> Sequence[Tensor]:
         """lo and hi, [1, D], as `like` is."""
-        self._rows = tuple(bound.to(like) for bound in self._rows)
-        return self._rows
+        key = like.dtype, like.device
+        if key not in self._moved:
+            self._moved[key] = tuple(bound.to(like) for bound in self._rows)
+        return self._moved[key]
 
     def clamp(self, x: Tensor) -> Tensor:
         """x [B, D] as an operator left it, clamped where the operator could not."""
