@@ -7,7 +7,7 @@ BUILD := $(VENV)/.built
 CMAKE_BUILD := build/core
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f -not -name '*.md')
 
-.PHONY: demo test unit compile-check lint format docs wheel bench fuzz clean
+.PHONY: demo test unit compile-check lint format docs wheel bench fuzz sanitize clean
 
 demo: $(BUILD)
 	$(BIN)/ade-fast demo --out demo
@@ -53,6 +53,20 @@ bench: $(BUILD)
 CASES ?= 2000
 fuzz: $(BUILD)
 	$(BIN)/python bench/fuzz.py --cases $(CASES)
+
+# The C++ tests and the CUDA kernels run on the host under AddressSanitizer and UBSan, threads under ThreadSanitizer.
+SANITIZE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DADE_TESTING=ON \
+	-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+PRELOADED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)"
+sanitize: $(BUILD)
+	$(SANITIZE) -B build/asan -DADE_SANITIZE=address,undefined
+	$(BIN)/cmake --build build/asan
+	$(BIN)/ctest --test-dir build/asan --output-on-failure -E cuda_resources
+	$(PRELOADED) ASAN_OPTIONS=detect_leaks=0 ADE_FAST_CORE=build/asan \
+		$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_cuda_host.py tests/test_cuda_mlp_host.py
+	$(SANITIZE) -B build/tsan -DADE_SANITIZE=thread
+	$(BIN)/cmake --build build/tsan --target pool_test workspace_test
+	$(BIN)/ctest --test-dir build/tsan --output-on-failure -R '^(pool_test|workspace_threads_test)$$'
 
 $(ENV): requirements-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -61,7 +61,7 @@ class Case:
     gradient: str = "full"
     grad_clip: str = "none"
     momentum_clip: str = "none"
-    sample_range: str = "open"
+    sample_range: str = "open"  # closed, per_dim
     step: str = "number"  # per_dim, per_step, both
     second_step: str = "none"  # drift step, momentum's step size, standard deviation of the noise
     scales: tuple[str, str] = ("none", "none")  # number, tensor, per_step, network
@@ -121,7 +121,7 @@ def cases(dtype: str = "float64") -> st.SearchStrategy[Case]:
         gradient=st.sampled_from(("full", "full", "full", "truncated", "stopped", "none")),
         grad_clip=clips,
         momentum_clip=clips,
-        sample_range=st.sampled_from(("open", "closed")),
+        sample_range=st.sampled_from(("open", "closed", "per_dim")),
         step=st.sampled_from(forms),
         second_step=st.sampled_from(("none", *forms)),
         scales=st.tuples(scale, scale),
@@ -253,7 +253,7 @@ def problem_of(case: Case) -> Problem:
         constants |= {"noise": draw.normal(n - 1, batch, *event), "refresh": 0.35}
         return Problem(event, potential, _condition(case, draw), tensors, constants, networks, options)
     options["momentum_clip"] = CLIPS[case.momentum_clip]
-    options["sample_range"] = (-0.9, 0.8) if case.sample_range == "closed" else None
+    options["sample_range"] = _range(case, draw, event)
     if case.dynamics == "damped":
         constants["damping"] = 0.75
         if case.second_step != "none":
@@ -279,6 +279,12 @@ def problem_of(case: Case) -> Problem:
     if case.shifts:
         networks |= {"shift_v": KickNetwork(event, momentum, 1.0), "shift_x": DriftNetwork(momentum, event, 0.8)}
     return Problem(event, potential, _condition(case, draw), tensors, constants, networks, options)
+
+
+def _range(case: Case, draw: Draws, event: tuple[int, ...]) -> tuple[float | Tensor, float | Tensor] | None:
+    if case.sample_range == "per_dim":
+        return -draw.step("per_dim", event, 0.4, 1.2), draw.step("per_dim", event, 0.4, 1.2)
+    return (-0.9, 0.8) if case.sample_range == "closed" else None
 
 
 def _condition(case: Case, draw: Draws) -> Tensor | None:

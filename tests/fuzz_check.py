@@ -71,6 +71,9 @@ def _cast(problem: Problem, dtype: torch.dtype, case: Case) -> None:
     for name, value in problem.constants.items():
         if isinstance(value, Tensor):
             problem.constants[name] = value.to(dtype)
+    if case.sample_range == "per_dim" and problem.options.get("sample_range") is not None:
+        # As the states see it: rounded to their precision.
+        problem.options["sample_range"] = tuple(bound.to(dtype) for bound in problem.options["sample_range"])
     if problem.condition is not None:
         problem.condition = problem.condition.to(dtype)
     for module in (problem.potential, *problem.networks.values()):

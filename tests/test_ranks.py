@@ -50,6 +50,21 @@ def stepping(rank: int) -> dict[str, Any]:
     return found
 
 
+def with_noise(of: ade.ADE, rows: slice) -> None:
+    """q⁰'s draws are those rows of the joint ones."""
+    dtype = next(of.parameters()).dtype
+    z = torch.randn(32, 2, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    v = torch.randn(32, 2, dtype=dtype, generator=torch.Generator().manual_seed(2))
+    flow = of.sampler.initial
+
+    def sample(n: int, momentum_shape: Any = None, generator: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+        moved, log_det = flow.transform(z[rows])
+        normal = ade.initial.base.standard_normal_log_density
+        return moved, v[rows], normal(z[rows]) - log_det + normal(v[rows])
+
+    object.__setattr__(flow, "sample", sample)
+
+
 def wrapped(rank: int) -> dict[str, Any]:
     """The gradient of DistributedDataParallel at a joint batch and joint noise, and 5 updates by its users."""
     model = make(0)
@@ -57,19 +72,6 @@ def wrapped(rank: int) -> dict[str, Any]:
     x = torch.randn(32, 2, generator=torch.Generator().manual_seed(0))
     start = model.sampler.initial.sample(32, (2,), torch.Generator().manual_seed(1))
     mine = slice(16 * rank, 16 * (rank + 1))
-
-    def with_noise(of: ade.ADE, rows: slice) -> None:
-        """q⁰'s draws are those rows of the joint ones."""
-        z = torch.randn(32, 2, generator=torch.Generator().manual_seed(1))
-        v = torch.randn(32, 2, generator=torch.Generator().manual_seed(2))
-        flow = of.sampler.initial
-
-        def sample(n: int, momentum_shape: Any = None, generator: Any = None) -> tuple[Tensor, Tensor, Tensor]:
-            moved, log_det = flow.transform(z[rows])
-            normal = ade.initial.base.standard_normal_log_density
-            return moved, v[rows], normal(z[rows]) - log_det + normal(v[rows])
-
-        object.__setattr__(flow, "sample", sample)
 
     assert start.x.shape == (32, 2)
     with_noise(model, mine)
@@ -83,6 +85,37 @@ def wrapped(rank: int) -> dict[str, Any]:
         for optimizer in (model.potential_optimizer, model.sampler_optimizer):
             optimizer.step()
     return found | {"after": state(model)}
+
+
+BOUNDS = {
+    "renyi": {"bound": "elbo", "sampler_bound": "renyi"},
+    "importance": {"bound": "importance", "sampler_bound": "importance", "min_ess": 0.6},
+    "defensive": {"bound": "importance", "sampler_bound": "renyi", "defensive": 0.5},
+}
+
+
+def joint_bounds(rank: int) -> dict[str, Any]:
+    """Loss and gradient with the weights of all ranks together, averaged over them; and those of the joint batch."""
+    found: dict[str, Any] = {}
+    for name, options in BOUNDS.items():
+        alone = make(0, **options).double()
+        ours = make(0, data_parallel=True, **options).double()
+        ours.load_state_dict(alone.state_dict())
+        x = torch.randn(32, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        base = 3 * torch.randn(32, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        mine = slice(16 * rank, 16 * (rank + 1))
+        for model, rows in ((ours, mine), (alone, slice(None))):
+            with_noise(model, rows)
+            object.__setattr__(model.potential, "sample_base", lambda *_, of=base[rows], **__: of)
+        loss, whole = ours.loss(x[mine]), alone.loss(x)
+        loss.backward()
+        whole.backward()
+        ours._ranks.average_gradients([ours.potential_optimizer, ours.sampler_optimizer])
+        mean = ours._ranks.average(loss.detach().clone())
+        found[name] = {"ranks": gradients(ours), "joint": gradients(alone), "loss": (mean, whole.detach())}
+    with pytest.raises(ValueError, match=r"as many data on every rank.*they give 5, 6 weights"):
+        ours._ranks.joint(torch.zeros(5 + rank))
+    return found
 
 
 def refused(rank: int) -> dict[str, Any]:
@@ -103,7 +136,12 @@ def worker(rank: int, task: Callable[[int], dict], port: int, folder: str) -> No
 
 
 def everything(rank: int) -> dict[str, Any]:
-    return {"stepping": stepping(rank), "wrapped": wrapped(rank), "refused": refused(rank)}
+    return {
+        "stepping": stepping(rank),
+        "wrapped": wrapped(rank),
+        "bounds": joint_bounds(rank),
+        "refused": refused(rank),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +169,14 @@ def test_the_gradient_is_that_of_the_joint_batch(ranks: list[dict[str, Any]]) ->
         joint = found["wrapped"]["joint"]
         assert (found["wrapped"]["ranks"] - joint).abs().max() <= 1e-6 * max(1.0, joint.abs().max().item())
     assert torch.equal(*(found["wrapped"]["after"] for found in ranks))
+
+
+@pytest.mark.parametrize("bound", list(BOUNDS))
+def test_bounds_are_those_of_all_ranks_samples_together(ranks: list[dict[str, Any]], bound: str) -> None:
+    for found in ranks:
+        ours, joint = found["bounds"][bound]["ranks"], found["bounds"][bound]["joint"]
+        assert joint.abs().max() > 1e-3 and (ours - joint).abs().max() <= 1e-10 * max(1.0, joint.abs().max().item())
+        torch.testing.assert_close(*found["bounds"][bound]["loss"], rtol=1e-12, atol=1e-12)
 
 
 def test_ranks_draw_noise_of_their_own(ranks: list[dict[str, Any]]) -> None:

@@ -12,10 +12,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._log import logged
 from .._tensors import tensor
 from ..fields import GradientMode, Layout, Plan, Schedule, generalized_kicks, probe_potential
 from ..potentials.conditioned import Condition, conditioned
 from .diagnostics import Alarm, Diagnostics, Watched
+from .sample_range import Bound, SampleRange, checked_range
 
 _STEPS = ("step_size", "momentum_step_size")
 _STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -86,7 +88,7 @@ class Options:
 
     grad_clip: Clip | None = None
     momentum_clip: Clip | None = None
-    sample_range: tuple[float, float] | None = None
+    sample_range: tuple[Bound, Bound] | None = None
     gradient: Literal["full", "truncated", "stopped", "none"] = "full"
     memory: Literal["graph", "states", "reversible", "auto"] = "auto"
     check_finite: bool = False
@@ -111,18 +113,11 @@ class Options:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{layer}: {name} must be True or False, got {getattr(self, name)!r}")
         if self.sample_range is not None:
-            try:
-                lo, hi = (float(bound) for bound in self.sample_range)
-            except (TypeError, ValueError):
-                raise TypeError(
-                    f"{layer}: sample_range must be a pair of numbers (lo, hi) or None, got {self.sample_range!r}"
-                ) from None
-            if not lo < hi:
-                raise ValueError(f"{layer}: sample_range must have lo < hi, got ({lo}, {hi})")
+            object.__setattr__(self, "sample_range", checked_range(layer, self.sample_range))
 
-    @property
-    def bounds(self) -> tuple[float, float]:
-        return (-math.inf, math.inf) if self.sample_range is None else tuple(map(float, self.sample_range))
+    def range_of(self, layer: str, layout: Layout) -> SampleRange:
+        """`sample_range` for states of that layout."""
+        return SampleRange(layer, self.sample_range, layout)
 
     @property
     def gradient_mode(self) -> GradientMode:
@@ -361,7 +356,8 @@ def check_finite(enabled: bool, layer: str, t: int, n_steps: int, *states: Tenso
 
 def outside_of_graphs(run: Callable) -> Callable:
     """`torch.compile` leaves `run` to Python: its graphs have no second derivatives, which an unroll of a potential
-    takes."""
+    takes. And where ADE_FAST_LOG asks for it, calls are written down."""
+    run = logged(run)
     eager = torch._disable_dynamo(run)
 
     @functools.wraps(run)

@@ -55,7 +55,7 @@ def run_chain(
         raise ValueError(f"{layer}: x0 must not require grad: whether a proposal is accepted has no derivative")
     if options.sample_range is not None:
         raise ValueError(
-            f"{layer}: sample_range must be None: a clamped step cannot be taken back, got {options.bounds}"
+            f"{layer}: sample_range must be None: a clamped step cannot be taken back, got {options.sample_range}"
         )
     if step_size.dim() == x0.dim() and not torch.equal(step_size, step_size.flip(0)):
         raise ValueError(

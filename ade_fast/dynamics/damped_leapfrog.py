@@ -73,7 +73,7 @@ class DampedLeapfrog(Dynamics):
         step_size_positive: bool = False,
         grad_clip: Clip | None = None,
         momentum_clip: Clip | None = None,
-        sample_range: tuple[float, float] | None = None,
+        sample_range: tuple[float | Tensor, float | Tensor] | None = None,
         gradient: Literal["full", "truncated", "stopped", "none"] = "full",
         memory: Literal["graph", "states", "reversible", "auto"] = "auto",
         check_finite: bool = False,

@@ -59,7 +59,8 @@ class GeneralizedLeapfrogProgram:
         self._check_finite = options.check_finite
         self._grad_clip = options.grad_clip
         self._force_clip = base.clip_code(options.grad_clip)
-        self._drift = (*base.clip_code(options.momentum_clip), *options.bounds)
+        self._range = options.range_of(layer, layout)
+        self._drift = (*base.clip_code(options.momentum_clip), *self._range.numbers)
         names = ("scale_v", "shift_v"), ("scale_x", "shift_x")
         scale_v = couplings.scale_v if callable(couplings.scale_v) else None
         scale_x = couplings.scale_x if callable(couplings.scale_x) else None
@@ -146,6 +147,8 @@ class GeneralizedLeapfrogProgram:
                 log_det = log_det + gain + gain_x
                 if self.record is not None and self._drift_nets.functions.get("scale_x") is not None:
                     self.record.gains.append(gain_x.detach())
+            if t < self.n_steps:
+                x = self._range.clamp(x)
             if self.record is not None:
                 self.record.momenta.append(v.detach())
             base.check_finite(self._check_finite, self._layer, min(t, self.n_steps - 1), self.n_steps, x, v)
@@ -177,6 +180,7 @@ class GeneralizedLeapfrogProgram:
             scale, force = scale if learned_scale else consts_v[t], force if learned_force else g
             step, next_step = self._steps(kicks, t)
             if t < self.n_steps and self._fused:
+                dx = self._pulled_to_before(dx, x, vs[t + 1], consts_x[t], drifts[t])
                 backward = ops_without_autograd.generalized_leapfrog_kick_drift_backward
                 dx, dv, dforce, dscale, dconsts_x[t], dstep, dnext, ddrifts[t] = backward(
                     dx, dv, dlog_det, x, v, vs[t + 1], force, scale, consts_x[t], step, next_step, drifts[t],
@@ -233,6 +237,12 @@ class GeneralizedLeapfrogProgram:
         log_det = torch.cat([gains.new_zeros(1, gains.shape[1]), gains.cumsum(0)])
         return Observed(force, v, None if self._drift_nets.functions else after[:-1], log_det, conserves=True)
 
+    def _pulled_to_before(self, dx: Tensor, x: Tensor, u: Tensor, scale_x: Tensor | None, drift: Tensor) -> Tensor:
+        """The cotangent of what a drift from x by u left, before a range per dimension clamped it."""
+        return self._range.pulled(
+            dx, lambda: ops_without_autograd.generalized_leapfrog_drift(x, u, scale_x, drift, *self._drift)[0]
+        )
+
     def _drift_backward(
         self,
         t: int,
@@ -247,6 +257,7 @@ class GeneralizedLeapfrogProgram:
         scale_x, u = self._drift_nets.recall(t, v)
         learned_scale, learned_u = scale_x is not None, u is not None
         scale_x, u = scale_x if learned_scale else const_x, u if learned_u else v
+        dx = self._pulled_to_before(dx, x, u, scale_x, drift)
         dx, du, dscale, ddrift = ops_without_autograd.generalized_leapfrog_drift_backward(
             dx, dlog_det, x, u, scale_x, drift, *self._drift
         )
@@ -411,7 +422,7 @@ class GeneralizedLeapfrog(Dynamics):
         step_size_positive: bool = False,
         grad_clip: Clip | None = None,
         momentum_clip: Clip | None = None,
-        sample_range: tuple[float, float] | None = None,
+        sample_range: tuple[float | Tensor, float | Tensor] | None = None,
         gradient: Literal["full", "truncated", "stopped", "none"] = "full",
         memory: Literal["graph", "states", "auto"] = "auto",
         check_finite: bool = False,

@@ -59,7 +59,8 @@ class LangevinProgram:
         self._layer = layer
         self._check_finite = options.check_finite
         self._kick = (1.0, *base.clip_code(options.grad_clip))
-        self._drift = (*base.clip_code(options.momentum_clip), *options.bounds)
+        self._range = options.range_of(layer, layout)
+        self._drift = (*base.clip_code(options.momentum_clip), *self._range.numbers)
         self._kick_nets = NetworkPair(layer, ("scale_v", "shift_v"), None, shifts.v, (layout, layout), momentum)
         self._drift_nets = NetworkPair(layer, ("scale_x", "shift_x"), None, shifts.x, (momentum,), layout)
         self._size = momentum.size
@@ -160,6 +161,7 @@ class LangevinProgram:
                 x = run.leapfrog_drift(x, u, one, *self._drift)
             else:
                 x, v = run.leapfrog_kick_drift(x, xi, force, kick[t], one, *self._kick, *self._drift)
+            x = self._range.clamp(x)
             momenta.append(v)
             if self.record is not None:
                 self.record.momenta.append(v.detach())
@@ -196,6 +198,7 @@ class LangevinProgram:
                     dv if dv_drift is None else dv + dv_drift, force, kick[t], *self._kick
                 )
             else:
+                dx = self._pulled_to_before(dx, x, v, one)
                 dx, dxi, dforce, dkick[t], _ = ops_without_autograd.leapfrog_kick_drift_backward(
                     dx, dv, x, v, force, kick[t], one, *self._kick, *self._drift
                 )
@@ -220,9 +223,14 @@ class LangevinProgram:
             force = torch.stack([force for _, force in record.kicks]).to(v)
         return Observed(force, v, None if self._drift_nets.functions else v, v.new_zeros(self.n_steps))
 
+    def _pulled_to_before(self, dx: Tensor, x: Tensor, v: Tensor, one: Tensor) -> Tensor:
+        """The cotangent of what a drift from x by v left, before a range per dimension clamped it."""
+        return self._range.pulled(dx, lambda: ops_without_autograd.leapfrog_drift(x, v, one, *self._drift))
+
     def _drift_backward(self, t: int, dx: Tensor, x: Tensor, v: Tensor, one: Tensor) -> tuple[Tensor, Tensor | None]:
         """(dx, dv) of a drift by g_x."""
         _, u = self._drift_nets.recall(t, v)
+        dx = self._pulled_to_before(dx, x, u, one)
         dx, du, _ = ops_without_autograd.leapfrog_drift_backward(dx, x, u, one, *self._drift)
         (dv,) = self._drift_nets.pull(t, None, du)
         return dx, dv
@@ -365,7 +373,7 @@ class Langevin(Dynamics):
         momentum_shape: int | tuple[int, ...] | None = None,
         grad_clip: Clip | None = None,
         momentum_clip: Clip | None = None,
-        sample_range: tuple[float, float] | None = None,
+        sample_range: tuple[float | Tensor, float | Tensor] | None = None,
         gradient: Literal["full", "truncated", "stopped", "none"] = "full",
         memory: Literal["graph", "states", "auto"] = "auto",
         check_finite: bool = False,

@@ -39,7 +39,8 @@ class LeapfrogProgram:
         self._grad_clip = options.grad_clip
         self._check_finite = options.check_finite
         self._kick = (damping, *base.clip_code(options.grad_clip))
-        self._drift = (*base.clip_code(options.momentum_clip), *options.bounds)
+        self._range = options.range_of(layer, steps.layout)
+        self._drift = (*base.clip_code(options.momentum_clip), *self._range.numbers)
 
     def fused(self, field: MLPField, args: tuple, gaussian: AffineForce | None, **options) -> tuple[Tensor, Tensor]:
         damping, *grad_clip = self._kick
@@ -69,6 +70,7 @@ class LeapfrogProgram:
         for t in range(self.n_steps):
             x_before = x
             x, v = run.leapfrog_kick_drift(x, v, grad(t, x), kicks[t], drifts[t], *self._kick, *self._drift)
+            x = self._range.clamp(x)
             base.check_finite(self._check_finite, self._layer, t, self.n_steps, x, v)
             if saved is not None:
                 saved += [x_before, v]
@@ -102,6 +104,7 @@ class LeapfrogProgram:
             if t == n:
                 dv, dg, dkicks[t] = ops_without_autograd.leapfrog_kick_backward(dv, g, kicks[t], *self._kick)
             else:
+                dx = self._pulled_to_before(dx, x[t], v_after[t], drifts[t])
                 dx, dv, dg, dkicks[t], ddrifts[t] = ops_without_autograd.leapfrog_kick_drift_backward(
                     dx, dv, x[t], v_after[t], g, kicks[t], drifts[t], *self._kick, *self._drift
                 )
@@ -111,6 +114,10 @@ class LeapfrogProgram:
             if side.record is not None:
                 side.record.went_back(t, dx, dv)
         return dx, dv, torch.stack(dkicks), torch.stack(ddrifts)
+
+    def _pulled_to_before(self, dx: Tensor, x: Tensor, v: Tensor, drift: Tensor) -> Tensor:
+        """The cotangent of what a drift from x by v left, before a range per dimension clamped it."""
+        return self._range.pulled(dx, lambda: ops_without_autograd.leapfrog_drift(x, v, drift, *self._drift))
 
     def observe(self, record: Record, args: tuple) -> Observed:
         """v_t is what the half kick that ends a step leaves."""
@@ -189,7 +196,8 @@ class Leapfrog(Dynamics):
             learned (a leapfrog backwards in time). ``step_size`` is then computed from it.
         grad_clip: `Clip` of ∇f where v is updated.
         momentum_clip: `Clip` of v where x is updated; the state v itself is never clipped.
-        sample_range: (lo, hi): x is clamped after every drift. log_det ignores this clip.
+        sample_range: (lo, hi): x is clamped after every drift. Numbers, or tensors that broadcast to the event (without
+            the fused MLP kernels). log_det ignores this clip.
         gradient: "full" (21); "truncated" (38): the potential's parameters get no gradient through the unroll;
             "stopped": ∇f(x_t) is a constant; "none": outputs are detached.
         memory: "graph" keeps autograd's graphs of the evaluations (the MLP kernels, on the CPU: the products through
@@ -212,7 +220,7 @@ class Leapfrog(Dynamics):
         step_size_positive: bool = False,
         grad_clip: Clip | None = None,
         momentum_clip: Clip | None = None,
-        sample_range: tuple[float, float] | None = None,
+        sample_range: tuple[float | Tensor, float | Tensor] | None = None,
         gradient: Literal["full", "truncated", "stopped", "none"] = "full",
         memory: Literal["graph", "states", "reversible", "auto"] = "auto",
         check_finite: bool = False,

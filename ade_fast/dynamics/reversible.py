@@ -14,6 +14,7 @@ from ..fields import GradientSide
 from . import base
 from .base import NonFiniteError, Options
 from .leapfrog import LeapfrogProgram
+from .sample_range import SampleRange
 from .unroll import GradientFunction
 
 # States are multiples of 2^-bits, 64-bit integers: float32's resolution at 2^-8, float64's at 2^8, up to 2^29 and 2^17.
@@ -36,8 +37,8 @@ class FixedPoint:
     def encode(self, x: Tensor) -> Tensor:
         return (x.double() * self._scale).round().to(torch.int64)
 
-    def encode_bound(self, bound: float, inwards: Callable[[float], int]) -> int:
-        return inwards(bound * self._scale) if math.isfinite(bound) else int(math.copysign(2**_ROOM, bound))
+    def encode_bound(self, bound: Tensor, inwards: Callable[[Tensor], Tensor]) -> Tensor:
+        return inwards(bound * self._scale).clamp_(-(2.0**_ROOM), 2.0**_ROOM).to(torch.int64)
 
     def decode(self, x: Tensor) -> Tensor:
         return (x.double() / self._scale).to(self.dtype)
@@ -100,15 +101,17 @@ class Damping:
 
 
 class Bounds:
-    """x clamped to integers [lo, hi], reversibly: an entry on a bound was there before, or inside, and then it is kept.
+    """x clamped to integers [lo, hi], numbers or rows, reversibly: an entry on a bound was there before, or inside, and
+    then it is kept.
 
     Entries that stay on a bound, leave it or never come to it cost nothing. Finding the others synchronises on CUDA.
     """
 
-    def __init__(self, lo: float, hi: float, fixed: FixedPoint) -> None:
-        self._active = math.isfinite(lo) or math.isfinite(hi)
-        self._lo = fixed.encode_bound(lo, math.ceil)
-        self._hi = fixed.encode_bound(hi, math.floor)
+    def __init__(self, of: SampleRange, fixed: FixedPoint, like: Tensor) -> None:
+        pair = of.rows(like.double()) if of.per_dimension else of.numbers
+        lo, hi = (torch.as_tensor(bound, dtype=torch.float64, device=like.device) for bound in pair)
+        self._active = of.per_dimension or of.numbers != (-math.inf, math.inf)
+        self._lo, self._hi = fixed.encode_bound(lo, torch.ceil), fixed.encode_bound(hi, torch.floor)
         self._places: list[Tensor] = []
         self._values: list[Tensor] = []
 
@@ -151,7 +154,6 @@ class ReversibleLeapfrogProgram(LeapfrogProgram):
     def __init__(self, layer: str, n_steps: int, damping: float, options: Options, steps: base.MergedSteps) -> None:
         super().__init__(layer, n_steps, damping, options, steps)
         self._damping = as_fraction(layer, damping)
-        self._range = options.bounds
         self._kept: tuple[list[int], list[int]] = ([], [])  # how `Damping` and `Bounds` filled their tensors
 
     def fused(self, field: object, args: tuple, gaussian: object, **options: object) -> None:
@@ -171,7 +173,7 @@ class ReversibleLeapfrogProgram(LeapfrogProgram):
         x, v, kick_steps, drift_steps = args
         fixed, row = self._fixed(x), _rows_of(x)
         xi, vi = fixed.encode(x), fixed.encode(v)
-        damping, bounds = Damping(self._damping, vi), Bounds(*self._range, fixed)
+        damping, bounds = Damping(self._damping, vi), Bounds(self._range, fixed, x)
         largest = torch.stack([x.abs().amax(), v.abs().amax()]).amax() if x.numel() else x.new_zeros(())
         for t in range(self.n_steps + 1):
             x = fixed.decode(xi)
@@ -210,7 +212,7 @@ class ReversibleLeapfrogProgram(LeapfrogProgram):
         fixed, row = self._fixed(x0), _rows_of(x0)
         filled, counts = self._kept
         xi, vi, *words = saved
-        bounds = Bounds(*self._range, fixed)
+        bounds = Bounds(self._range, fixed, x0)
         if counts:
             bounds.restore(words[:2], counts)
             words = words[2:]
@@ -227,6 +229,7 @@ class ReversibleLeapfrogProgram(LeapfrogProgram):
             if t == self.n_steps:
                 dv, dg, dkick = ops_without_autograd.leapfrog_kick_backward(dv, g, kick, *self._kick)
             else:
+                dx = self._pulled_to_before(dx, x, v_after, drift)
                 dx, dv, dg, dkick, ddrift = ops_without_autograd.leapfrog_kick_drift_backward(
                     dx, dv, x, v_after, g, kick, drift, *self._kick, *self._drift
                 )

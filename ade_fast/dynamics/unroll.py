@@ -334,6 +334,8 @@ def _fused(
         why = "diagnostics=True, which the CUDA kernels do not write down"
         note_slow_path(f"mlp {why}", f"{layer}: the fused MLP kernels do not take this call ({why}): autograd does")
         return None
+    if why is None and options.range_of(layer, layout).per_dimension:
+        why = "a sample_range per dimension"
     if why is not None or options.check_finite:  # the operator does not look at its states one by one
         if why is not None and type(potential) is MLPPotential:
             note_slow_path(f"mlp {why}", f"{layer}: the fused MLP kernels do not take this call ({why}): autograd does")

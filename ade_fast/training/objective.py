@@ -67,7 +67,8 @@ class _Model(NamedTuple):
 
     model: E_q[f - lambda/2 |v|^2] + entropy_weight H(q). f_samples, kinetic, entropy: its parts, scalars.
     values: f(x^T) [K].
-    log_w: log-weights [K] with the normaliser of the momenta taken off, so that E[w] = Z_x; None: no weights.
+    log_w: log-weights [K] with the normaliser of the momenta taken off, so that E[w] = Z_x; None: no weights. Under
+    data_parallel those of all ranks, where a bound has weights.
     """
 
     model: Tensor
@@ -146,7 +147,10 @@ class ADE(nn.Module):
             parameter is touched (costs one device synchronisation per unroll).
         data_parallel: ``step`` runs in every process of torch.distributed's default group, each with its own part of
             the data and noise of its own: rank 0's players are where all begin, gradients and metrics are means over
-            the ranks, and so the players stay equal. Each rank's samples are a group of the bounds.
+            the ranks, and so the players stay equal. Bounds of log Z are those of all ranks' samples together
+            (their log-weights are gathered), so that ``loss``, too, is a call that every rank makes. Without it, as
+            under ``DistributedDataParallel`` around a plain ``ADE``, and of batches whose gradients are accumulated,
+            each batch is a group of its own: the mean of the groups' bounds, looser than that of all.
 
     Raises:
         ValueError, TypeError: on an argument that cannot be meant; see the messages.
@@ -468,7 +472,9 @@ class ADE(nn.Module):
             f = evaluate(self.potential, data, base, sample.x, *penalties, apart, context is not None, end)
             model = self._model_terms(sample, f.samples)
             f_data, penalty = self._over_data(f.data), f.penalty
-            defence = None if base is None else Defence(f.base - self.potential.log_base(base), self.bounds.defensive)
+            defence = None
+            if base is not None:
+                defence = Defence(self._together(f.base - self.potential.log_base(base)), self.bounds.defensive)
             beta = self.bounds.beta(model.log_w)
             loss = f_data - self.bounds.of_potential(model.model, model.log_w, beta, defence) - penalty
             if apart:
@@ -493,8 +499,13 @@ class ADE(nn.Module):
         model = f_samples - kinetic + self.entropy_weight * entropy
         log_w = None
         if self._has_weights and sample.log_q0 is not None:
-            log_w = values - kinetics - sample.log_q - self._log_normaliser(sample)
+            log_w = self._together(values - kinetics - sample.log_q - self._log_normaliser(sample))
         return _Model(model, f_samples, kinetic, entropy, values, log_w)
+
+    def _together(self, log_w: Tensor) -> Tensor:
+        """Log-weights for a bound of log Z: those of all ranks, where there are any and a bound has weights."""
+        weighted = self.bounds.potential != "elbo" or self.bounds.sampler != "elbo" or self.ess_pace is not None
+        return self._ranks.joint(log_w) if self._ranks is not None and weighted else log_w
 
     def _draw_base(self, n: int, generator) -> Tensor | None:
         """Defensive samples, so many that they are the fraction asked for beside n of the dual sampler's."""
@@ -520,7 +531,7 @@ class ADE(nn.Module):
             figures["step_size"] = step_size.abs().max()
         if model.log_w is not None:
             if self.bounds.potential == "importance":
-                figures["f_model"] = (model.log_w.softmax(0) * model.values).sum()
+                figures["f_model"] = (model.log_w.softmax(0) * self._together(model.values)).sum()
             figures["log_z"] = renyi_bound(model.log_w, 1.0, defence)
             figures["ess"] = effective_sample_size(model.log_w)
             figures["initial_ess"] = effective_sample_size(self._initial_log_weights(sample, ends))

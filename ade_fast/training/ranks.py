@@ -47,6 +47,25 @@ class Ranks:
             for parameter, part in zip(alike, mean.split([p.numel() for p in alike]), strict=True):
                 parameter.grad = part.view_as(parameter).clone(memory_format=torch.preserve_format)
 
+    def joint(self, values: Tensor) -> Tensor:
+        """The values [K] of all ranks, [R K]. A scalar of them has on each rank R times the gradient of its own K, so
+        that the mean of gradients over the ranks is the gradient of that scalar.
+
+        Raises: ValueError: the ranks have not the same number.
+        """
+        sizes = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(self.count)]
+        distributed.all_gather(sizes, torch.full_like(sizes[0], len(values)))
+        if len({int(size) for size in sizes}) > 1:
+            raise ValueError(
+                f"ADE: data_parallel=True needs as many data on every rank, for weights of all samples together: they "
+                f"give {', '.join(str(int(size)) for size in sizes)} weights"
+            )
+        own = values.detach().contiguous()
+        everyones = [torch.empty_like(own) for _ in range(self.count)]
+        distributed.all_gather(everyones, own)
+        everyones[self.rank] = own + self.count * (values - own)
+        return torch.cat(everyones)
+
     def average(self, values: Tensor) -> Tensor:
         distributed.all_reduce(values)
         return values.div_(self.count)

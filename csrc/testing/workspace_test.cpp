@@ -1,8 +1,10 @@
 // cpu/mlp, cpu/planar_flow.cpp: no launch writes beyond the workspace that it asked for, nor reads what was
-// not written there.
+// not written there. With the argument "threads", launches run on real threads: ThreadSanitizer's test of them.
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -17,6 +19,17 @@ namespace {
 void serial(int64_t count, int64_t, void (*body)(const void*, int64_t, int64_t), const void* context) {
   for (int64_t i = 0; i < count; ++i) body(context, i, i + 1);  // each worker, as on a thread of its own
 }
+
+void threaded(int64_t count, int64_t, void (*body)(const void*, int64_t, int64_t), const void* context) {
+  constexpr int64_t kThreads = 3;
+  std::vector<std::thread> threads;
+  for (int64_t i = 0; i < std::min(kThreads, count); ++i) {
+    threads.emplace_back([=] { body(context, i * count / kThreads, (i + 1) * count / kThreads); });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+cpu::Parallel parallel = serial;
 
 // Memory of exactly so many bytes, aligned to 64, before bytes that must stay as they are; every byte is set,
 // so that numbers which are read before they are written are NaN.
@@ -64,7 +77,7 @@ template <class Args>
 void run(Args& args) {
   Guarded workspace(cpu::workspace_bytes(args));
   args.workspace = workspace.data();
-  cpu::launch(args, serial);
+  cpu::launch(args, parallel);
   CHECK(workspace.intact());
 }
 
@@ -266,7 +279,9 @@ void planar_flow(int64_t rows, int64_t dim, int64_t layers) {
 
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
+  const bool on_threads = count > 1 && std::strcmp(arguments[1], "threads") == 0;
+  if (on_threads) parallel = threaded;
   for (const char* isa : {"base", "avx2", "avx512"}) {
     if (!cpu::select_isa(isa)) continue;
     for (const int64_t rows : {0, 1, 17, 1000}) {
@@ -278,6 +293,7 @@ int main() {
     for (const int32_t activation : {kRelu, kLeakyRelu, kSilu}) {
       for (const int dim : {1, 2, 3, 5, 33}) {
         for (const int64_t rows : {1, 9, 70, 600}) {
+          if (on_threads && rows != 70) continue;
           const int32_t workers = rows > 1 ? 3 : 1;
           check<float>(activation, dim, {32}, rows, workers);
           check<float>(activation, dim, {64, 32}, rows, workers);
