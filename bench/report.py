@@ -16,6 +16,7 @@ from pathlib import Path
 
 import bounds_tables
 import density_tables
+import image_tables
 import langevin_tables
 import mlp_tables
 import recipe_tables
@@ -25,7 +26,14 @@ import tables
 import update_tables
 from tables import LABELS, Entry, Results, Row
 
-DOCUMENTS = ("README.md", "bench/README.md", "docs/recipe.md", "docs/likelihood.md", "docs/density.md")
+DOCUMENTS = (
+    "README.md",
+    "bench/README.md",
+    "docs/recipe.md",
+    "docs/likelihood.md",
+    "docs/density.md",
+    "docs/images.md",
+)
 _MARK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
@@ -104,6 +112,8 @@ BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "dynamics": ("dynamics", summary),
     "dynamics-full": ("dynamics", full),
     "density": ("density", density_tables.show),
+    "images": ("images", image_tables.digits),
+    "images-iteration": ("images_iteration", image_tables.iteration),
     "langevin": ("langevin", langevin_tables.show),
     "mlp": ("mlp", mlp_tables.summary),
     "mlp-full": ("mlp", mlp_tables.full),
