@@ -112,7 +112,7 @@ def by_torchebm(settings: Config) -> tuple[Tensor, float]:
 class Judge:
     """A classifier of the training digits, and how near to them images are."""
 
-    def __init__(self, source: ImageSource) -> None:
+    def __init__(self, source: ImageSource, iterations: int = 60) -> None:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.neural_network import MLPClassifier
 
@@ -120,7 +120,7 @@ class Judge:
         clean = source.pixels(source.images).flatten(1)
         noisy = clean + 0.05 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
         labels = source.labels.repeat(2).numpy()
-        self.classifier = MLPClassifier((128,), max_iter=60, alpha=1e-3, random_state=0)
+        self.classifier = MLPClassifier((128,), max_iter=iterations, alpha=1e-3, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             self.classifier.fit(torch.cat([clean, noisy]).numpy(), labels)

@@ -22,7 +22,7 @@ def bench():
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("peer", ["eager-2t", "eager-t1", "checkpoint", "ade-graph", "ade-states", "ade-reversible"])
+@pytest.mark.parametrize("peer", ["eager-2t", "eager-t1", "ade-graph", "ade-states", "ade-reversible"])
 def test_every_peer_has_the_exact_derivatives_and_the_truncated_one_has_not(peer, bench):
     module = bench("images_iteration")
     problem = module.make_problem(module.QUICK[0], torch.device("cpu"))
@@ -44,7 +44,7 @@ def test_the_judge_tells_digits_from_noise_and_copies_from_new_ones(bench):
     pytest.importorskip("sklearn")
     module = bench("images")
     source = module.Trainer(module.config("recipe", 0, 1)).source
-    judge = module.Judge(source)
+    judge = module.Judge(source, iterations=12)
     test = judge.scores(source.pixels(source.test_images))
     copies = judge.scores(source.pixels(source.images[:180]))
     noise = judge.scores(torch.rand(180, 1, 8, 8, generator=torch.Generator().manual_seed(0)))

@@ -244,3 +244,20 @@ def test_auroc_is_the_probability_of_the_right_order():
     histogram = ade.metrics.energy_histogram(f, sets)
     assert histogram.auroc("a", "b") == pytest.approx((3 + 1 + 0.5) / 6)
     assert histogram.auroc("a", "c") == 1.0 and histogram.auroc("c", "a") == 0.0
+
+
+@pytest.mark.parametrize("step_size", [0.02, 0.01])
+def test_at_lambda_1_the_exact_gradient_is_that_at_the_chains_start(step_size):
+    """Leapfrog conserves f - |v|²/2 up to η²: what (20) teaches f, its sampler fixed, is to tell data from x⁰."""
+    torch.manual_seed(0)
+    f = ade.MLPPotential(3, (32, 32), "silu", input_gain=2.0).double()
+    x, v = torch.randn(2, 50, 3, dtype=torch.float64)
+
+    def gradient(value):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(value, [*f.parameters()])])
+
+    end = ade.functional.leapfrog(f, x, v, step_size, 20)
+    exact = gradient(f(end.x).mean() - 0.5 * end.v.square().sum(1).mean())
+    start, samples = gradient(f(x).mean()), gradient(f(end.x.detach()).mean())
+    assert (exact - start).norm() < 0.05 * step_size**2 * start.norm()
+    assert (samples - start).norm() > 1000 * (exact - start).norm()
