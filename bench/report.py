@@ -17,6 +17,7 @@ from pathlib import Path
 import bounds_tables
 import density_tables
 import fuzz_tables
+import image_tables
 import langevin_tables
 import mlp_tables
 import recipe_tables
@@ -27,7 +28,8 @@ import update_tables
 from tables import LABELS, Entry, Results, Row
 
 DOCUMENTS = (
-    "README.md", "bench/README.md", "docs/recipe.md", "docs/likelihood.md", "docs/density.md", "CONTRIBUTING.md",
+    "README.md", "bench/README.md", "docs/recipe.md", "docs/likelihood.md", "docs/density.md", "docs/images.md",
+    "CONTRIBUTING.md",
 )  # fmt: skip
 _MARK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
@@ -108,6 +110,8 @@ BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "dynamics-full": ("dynamics", full),
     "density": ("density", density_tables.show),
     "fuzz": ("fuzz", fuzz_tables.summary),
+    "images": ("images", image_tables.digits),
+    "images-iteration": ("images_iteration", image_tables.iteration),
     "langevin": ("langevin", langevin_tables.show),
     "mlp": ("mlp", mlp_tables.summary),
     "mlp-full": ("mlp", mlp_tables.full),

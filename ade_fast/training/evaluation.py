@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data import load_table
+from ..data.image_sets import IMAGE_SETS, is_image_set
 from ..metrics import MMDTest, log_likelihood, mmd_test
 from ..weighted import WeightedSampler, evaluating
 from ..weighted import evaluate as values_of
@@ -18,6 +19,7 @@ from ..weights import effective_sample_size
 from ._arguments import SEEDS, integer
 from .build import build_source
 from .config import GIVEN, ConfigError
+from .image_source import ImageSource
 from .source import Source
 from .streams import stream
 from .temperature import best_scale
@@ -147,7 +149,8 @@ def evaluate_run(model: TrainedModel, data: str | None, seed: int) -> tuple[Eval
 
     Args:
         model: of the run.
-        data: a file of rows; None: of a toy set a fresh draw, of the run's own file the test rows.
+        data: a file of rows, of a run on images a set's name or folder, whose test images count; None: of a toy set a
+            fresh draw, of the run's own file or images the test rows.
         seed: of all randomness.
 
     Returns:
@@ -155,6 +158,8 @@ def evaluate_run(model: TrainedModel, data: str | None, seed: int) -> tuple[Eval
     """
     seed = integer("evaluate", "seed", seed, low=0, high=SEEDS - 1)
     generators = {purpose: stream(seed, f"evaluate {purpose}") for purpose in PURPOSES}
+    if data is not None and model.config.of_images:
+        return evaluate(model, _images(model, data, seed), generators)[0], None
     if data is not None:
         rows = load_table(data, columns=model.event[0], varied=False, dtype=torch.float64)
         return evaluate(model, model.space.to_z(rows), generators)[0], None
@@ -166,6 +171,16 @@ def evaluate_run(model: TrainedModel, data: str | None, seed: int) -> tuple[Eval
     n = max(model.config.test_samples, model.config.test_likelihood_samples)
     points = source.test(n, stream(seed, "evaluate test_data"))
     return evaluate(model, points, generators)[0], source
+
+
+def _images(model: TrainedModel, data: str, seed: int) -> Tensor:
+    """The test images of a set, in z."""
+    if not is_image_set(data):
+        raise ConfigError(f"--data must be {', '.join(IMAGE_SETS)}, or the folder of such a set, got {data}")
+    source = ImageSource(data, validation_fraction=0.1, test_fraction=0.1, seed=seed)
+    if source.space != model.space:
+        raise ConfigError(f"--data must have images of shape {model.event}, {data} has {source.space.event}")
+    return source.test(model.config.test_samples, stream(seed, "evaluate test_data"))
 
 
 def _likelihood(model: TrainedModel, points: Tensor, generators: Mapping[str, torch.Generator]) -> dict[str, float]:

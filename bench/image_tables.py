@@ -1,0 +1,61 @@
+"""The results of bench/images.py and bench/images_iteration.py to markdown. Needs nothing but Python."""
+
+from __future__ import annotations
+
+import tables
+
+METHODS = {
+    "recipe": "**`train --data digits`**",
+    "exact": "the same, exact gradient, λ = 0",
+    "exact, lambda of (9)": "the same, exact gradient, λ = 1/σ² of (9)",
+    "leapfrog, exact, lambda 0": "leapfrog, exact gradient, λ = 0",
+    "torchebm": "torchebm's persistent CD",
+}
+PEERS = {
+    "eager-truncated": "eager 2T, truncated",
+    "eager-2t": "eager 2T, exact",
+    "eager-t1": "eager T+1, exact",
+    "checkpoint": "`torch.utils.checkpoint`, exact",
+    "ade-graph": "**ade_fast**, graph",
+    "ade-states": "**ade_fast**, states",
+    "ade-reversible": "**ade_fast**, reversible",
+}
+
+
+def digits(results: tables.Results) -> str:
+    """A line for each method and seed, the test digits' first."""
+    head = ["", "seed", "updates", "ms per update", "score", "of the test digits'", "nearest training digit", "tenth"]
+    rows = []
+    for row in results["rows"]:
+        name = METHODS[row["method"]]
+        if not rows:
+            test = row["test"]
+            cells = [f"{test['score']:.2f}", "1", f"{test['nearest']:.2f}", f"{test['nearest_low']:.2f}"]
+            rows.append([f"{row['images']} test digits", "", "", "", *cells])
+        if "skipped" in row:
+            rows.append([name, str(row["seed"]), str(row["updates"]), row["skipped"], "-", "-", "-", "-"])
+            continue
+        share = f"{row['score'] / row['test']['score']:.2f}"
+        cells = [f"{row['score']:.2f}", share, f"{row['nearest']:.2f}", f"{row['nearest_low']:.2f}"]
+        rows.append([name, str(row["seed"]), str(row["updates"]), tables.number(row["ms"]), *cells])
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in results["rows"]))
+    return f"{tables.table(head, rows)}\n\n{tables.origin(results)} Rows made at {commits}."
+
+
+def iteration(results: tables.Results) -> str:
+    """A line for each peer: milliseconds and peak memory of each case, and the time over the truncated gradient's."""
+    cases = results["cases"]
+    head = [""]
+    for case in cases:
+        head += [f"`{case['case']}`, ms", "over truncated", "peak, MB"]
+    rows = []
+    for name, label in PEERS.items():
+        cells = []
+        for case in cases:
+            found = case["peers"].get(name, {})
+            over = tables.ratio(case["peers"], "ms", name, "eager-truncated")
+            peak = found.get("peak_bytes")
+            cells += [tables.ms(found), "-" if over is None else f"{over:.2f}"]
+            cells += ["-" if peak is None else tables.number(peak / 1e6)]
+        rows.append([label, *cells])
+    return f"{tables.table(head, rows)}\n\n{tables.origin(results)}"

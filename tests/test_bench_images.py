@@ -1,0 +1,67 @@
+"""bench/images.py and bench/images_iteration.py: everyone computes the iteration, rows are today's, tables say them."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """Imports a module of bench/, which is no package."""
+    sys.path.insert(0, str(BENCH))
+    before = set(sys.modules)
+    yield importlib.import_module
+    sys.path.remove(str(BENCH))
+    for name in set(sys.modules) - before:
+        if str(BENCH) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("peer", ["eager-2t", "eager-t1", "ade-graph", "ade-states", "ade-reversible"])
+def test_every_peer_has_the_exact_derivatives_and_the_truncated_one_has_not(peer, bench):
+    module = bench("images_iteration")
+    problem = module.make_problem(module.QUICK[0], torch.device("cpu"))
+    wanted = module.expected(problem)
+    assert module.error(module.iterate(problem, module.UNROLLS[peer]), wanted) < 1e-4
+    truncated = module.iterate(problem, module.UNROLLS["eager-truncated"])
+    assert module.error(truncated, wanted) > 10 * module.TOLERANCE
+
+
+def test_a_row_is_todays_only_with_todays_settings(bench):
+    module = bench("images")
+    row = {"method": "exact", "seed": 1, "settings": module.config("exact", 1, 9).to_dict()}
+    assert module.is_same(row, "exact", 1, 9)
+    assert not module.is_same(row, "exact", 1, 10) and not module.is_same(row, "recipe", 1, 9)
+    assert not module.is_same({**row, "settings": {**row["settings"], "step_size": 0.3}}, "exact", 1, 9)
+
+
+def test_the_judge_tells_digits_from_noise_and_copies_from_new_ones(bench):
+    pytest.importorskip("sklearn")
+    module = bench("images")
+    source = module.Trainer(module.config("recipe", 0, 1)).source
+    judge = module.Judge(source, iterations=12)
+    test = judge.scores(source.pixels(source.test_images))
+    copies = judge.scores(source.pixels(source.images[:180]))
+    noise = judge.scores(torch.rand(180, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert test["score"] > 8 > 6 > noise["score"] and test["nearest"] < noise["nearest"]
+    assert copies["nearest"] < 0.01 < test["nearest_low"]
+
+
+def test_tables_say_what_the_results_say(bench):
+    tables = bench("image_tables")
+    head = {"machine": {"cpu": "C", "isa": "I", "threads": 1, "cores": 2, "load": 0.1}, "versions": {}}
+    head |= {"commit": "abc", "command": "python x", "date": "today"}
+    test = {"score": 8.0, "sure": 0.9, "nearest": 1.0, "nearest_low": 0.8}
+    row = {"method": "recipe", "seed": 0, "updates": 600, "images": 180, "test": test, "commit": "abc"}
+    done = {**row, "ms": 90.0, "score": 6.0, "sure": 0.8, "nearest": 1.2, "nearest_low": 0.9}
+    text = tables.digits({**head, "rows": [done, {**row, "method": "torchebm", "skipped": "no torchebm"}]})
+    assert "| 180 test digits |  |  |  | 8.00 | 1 | 1.00 | 0.80 |" in text
+    assert "| 0 | 600 | 90 | 6.00 | 0.75 | 1.20 | 0.90 |" in text and "no torchebm" in text
+    peers = {"eager-truncated": {"ms": 10.0, "peak_bytes": 2e6}, "ade-states": {"ms": 15.0, "peak_bytes": 1e6}}
+    text = tables.iteration({**head, "cases": [{"case": "c", "peers": peers}]})
+    assert "| **ade_fast**, states | 15 | 1.50 | 1 |" in text and "| eager 2T, exact | - | - | - |" in text
