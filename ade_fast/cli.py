@@ -1,4 +1,4 @@
-"""The command line: ``ade-fast demo | train | evaluate | compare | sample | info | completion``.
+"""The command line: ``ade-fast demo | train | evaluate | compare | sample | reproduce | info | completion``.
 
 A user's mistake ends in one line on standard error and exit code 1 (2 for a malformed command line);
 ``--debug`` shows the traceback instead.
@@ -25,6 +25,7 @@ from .dynamics import NonFiniteError
 from .training import checkpoint, comparison, config, divergence, evaluation, files, loop, memory, trained
 
 DEMO_DIRECTORY = "demo"
+REPRODUCED = ("table2", "table5", "figure1", "figure2", "figure5", "deviations")
 
 
 class UserError(Exception):
@@ -165,6 +166,20 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     sample.add_argument("--out", type=Path, required=True, help=".npy file to write, float32 (n, *event)")
     sample.set_defaults(run=_sample)
 
+    reproduce = commands.add_parser("reproduce", help="make the paper's tables and figures again, beside its numbers")
+    reproduce.add_argument("target", choices=REPRODUCED, help="which one; deviations: one change at a time")
+    reproduce.add_argument("--out", type=Path, required=True, help="directory to write, or to go on with")
+    reproduce.add_argument(
+        "--seeds", type=config.flag_type(int), help="runs of each (default: table2 3, table5 5, the others 1)"
+    )
+    reproduce.add_argument(
+        "--budget", choices=("quick", "full"), default="quick", help="minutes a set, or hours (default: quick)"
+    )
+    reproduce.add_argument("--jobs", type=config.flag_type(int), help="runs side by side (default: all CPUs)")
+    reproduce.add_argument("--only", help="a part: sets, or dimensions of table5, separated by commas")
+    reproduce.add_argument("--no-progress", action="store_true", help="do not say what has ended")
+    reproduce.set_defaults(run=_reproduce)
+
     info = commands.add_parser("info", help="version, build, devices, and which fast paths are on")
     info.set_defaults(run=_show_info)
 
@@ -177,7 +192,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     completion.set_defaults(run=_completion)
 
-    for command in (demo, train, evaluate, compare, sample, info, completion):
+    for command in (demo, train, evaluate, compare, sample, reproduce, info, completion):
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser, commands.choices
 
@@ -249,6 +264,21 @@ def _sample(arguments: argparse.Namespace) -> None:
     files.write_atomically(arguments.out, buffer.getvalue())
     exact = "" if arguments.exact == "none" else f", exact by {arguments.exact}"
     print(f"{arguments.out}: float32 {samples.shape}{exact}, players of update {model.update}")
+
+
+def _reproduce(arguments: argparse.Namespace) -> None:
+    from . import reproduce  # here: no other command waits for matplotlib and zuko unless it needs them
+
+    report = reproduce.reproduce(
+        arguments.target,
+        arguments.out,
+        seeds=arguments.seeds,
+        budget=arguments.budget,
+        jobs=arguments.jobs,
+        only=() if arguments.only is None else arguments.only.split(","),
+        progress=not arguments.no_progress,
+    )
+    print(f"{report}: written, with its pictures beside it")
 
 
 def _show_info(arguments: argparse.Namespace) -> None:
