@@ -170,7 +170,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     reproduce.add_argument("target", choices=REPRODUCED, help="which one; deviations: one change at a time")
     reproduce.add_argument("--out", type=Path, required=True, help="directory to write, or to go on with")
     reproduce.add_argument(
-        "--seeds", type=config.flag_type(int), help="runs of each (default: table2 3, table5 5, the others 1)"
+        "--seeds", type=config.flag_type(int), help="runs of each (default: table5 5, full table2 3, the others 1)"
     )
     reproduce.add_argument(
         "--budget", choices=("quick", "full"), default="quick", help="minutes a set, or hours (default: quick)"

@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -19,9 +20,9 @@ from typing import Any
 import torch
 
 from ..training._arguments import integer
-from ..training.files import locked, write_atomically
+from ..training.files import write_atomically
 from . import deviations, figures, flow, gaussians, scoring, table2, table5, trainings
-from .jobs import Job, Row, finished, keep, open_directory
+from .jobs import Job, Row, finished, keep, opened
 from .targets import Options, Target, named
 
 TARGETS: dict[str, Target] = {
@@ -75,13 +76,12 @@ def reproduce(
     for name in only:
         if name not in chosen.names:
             raise ValueError(f"reproduce: only must be of {', '.join(chosen.names)}, got {name!r}")
-    seeds = chosen.seeds if seeds is None else integer("reproduce", "seeds", seeds, low=1, high=1000)
+    seeds = chosen.seeds[budget] if seeds is None else integer("reproduce", "seeds", seeds, low=1, high=1000)
     cores = len(os.sched_getaffinity(0))
     jobs = cores if jobs is None else integer("reproduce", "jobs", jobs, low=1, high=1000)
     options = Options(seeds, budget, tuple(name for name in chosen.names if name in only) or chosen.names)
     directory = Path(directory)
-    open_directory(directory)
-    with locked(directory):
+    with opened(directory), _going_on():
         wanted = chosen.jobs(options)
         rows = finished(directory, wanted)
         report = _Report(target, chosen, options, directory, rows, len(wanted))
@@ -94,6 +94,16 @@ def reproduce(
             say.ended(job, row)
         report.finish()
     return report.path
+
+
+@contextmanager
+def _going_on() -> Iterator[None]:
+    """What stops the block was not of one training: the same call goes on with all."""
+    try:
+        yield
+    except BaseException as error:
+        error.kept = None
+        raise
 
 
 class _Report:
@@ -116,14 +126,16 @@ class _Report:
             *self._target.lines(options, rows),
             "",
             f"`{command}`; {self._count - missing} runs, "
-            f"{sum(row['seconds'] for row in rows.values()) / 60:.0f} minutes of one thread. " + " ".join(named(rows)),
+            f"{sum(row['cpu_seconds'] for row in rows.values()) / 60:.1f} minutes of one CPU. " + " ".join(named(rows)),
         ]
         for file, caption in (pictures or {}).items():
             lines += ["", f"![{caption}]({file})", "", caption]
         write_atomically(self.path, ("\n".join(lines) + "\n").encode())
 
     def finish(self) -> None:
-        self.write(self._target.draw(self._options, self._directory, self._rows))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of models that are opened again: their rows have what was said
+            self.write(self._target.draw(self._options, self._directory, self._rows))
 
 
 class _Progress:
@@ -164,11 +176,18 @@ def _made(todo: Sequence[Job], directory: Path, jobs: int) -> Iterator[tuple[Job
     with _one_thread_each(), _pool(context, min(jobs, len(todo))) as pool:
         running = {pool.submit(_run, job, directory): job for job in todo}
         for done in concurrent.futures.as_completed(running):
-            yield running[done], done.result()
+            try:
+                row = done.result()
+            except BrokenProcessPool:
+                raise ChildProcessError(
+                    "a run's process was ended from outside (for want of memory?); fewer --jobs need less; the same "
+                    "command goes on"
+                ) from None
+            yield running[done], row
 
 
 def _run(job: Job, directory: Path) -> Row:
-    started, threads = time.perf_counter(), torch.get_num_threads()
+    started, busy, threads = time.perf_counter(), time.process_time(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -177,7 +196,11 @@ def _run(job: Job, directory: Path) -> Row:
     finally:
         torch.set_num_threads(threads)
     said = sorted({" ".join(str(warning.message).split()) for warning in caught})
-    return keep(directory, job, {**row, "warnings": said, "seconds": round(time.perf_counter() - started, 1)})
+    seconds = {
+        "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(time.process_time() - busy, 1),  # what it takes where nothing else runs
+    }
+    return keep(directory, job, {**row, "warnings": said, **seconds})
 
 
 @contextmanager

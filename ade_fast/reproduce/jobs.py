@@ -6,16 +6,19 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..training.files import naming, remove_leftovers, write_atomically
+from ..training.files import LOCK, locked, naming, remove_leftovers, write_atomically
 
 MANIFEST, ROWS, RUNS, SAMPLES = "reproduce.json", "rows", "runs", "samples"
 Row = dict[str, Any]
+FORMAT = 1
+"""Of the rows, and of how they are scored: those of another one are made again."""
 
 
 class DirectoryError(ValueError):
@@ -45,30 +48,33 @@ class Job:
     @property
     def identity(self) -> dict[str, Any]:
         """As JSON brings it back."""
-        plain = {"name": self.name, "kind": self.kind, "arguments": self.arguments}
+        plain = {"format": FORMAT, "name": self.name, "kind": self.kind, "arguments": self.arguments}
         return json.loads(json.dumps(plain))
 
 
-def open_directory(directory: Path) -> None:
-    """Makes the directory one of ours, if it is not yet.
+@contextmanager
+def opened(directory: Path) -> Iterator[None]:
+    """The directory as one of ours, made if it is missing, for this process alone.
 
-    Raises: DirectoryError: it holds something else; OSError: it cannot be made or written.
+    Raises: DirectoryError: it holds something else; BusyError; OSError: it cannot be made or written.
     """
     if os.path.lexists(directory) and not directory.is_dir():
         raise DirectoryError(f"--out must be a directory, {directory} is a file")
     manifest = directory / MANIFEST
     with naming(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        ours = manifest.exists() or not any(path.name != ".lock" for path in directory.iterdir())
+        ours = manifest.exists() or not any(path.name != LOCK for path in directory.iterdir())
     if not ours:
         raise DirectoryError(
             f"{directory} holds files, but no {MANIFEST} of an earlier `ade-fast reproduce`; choose another --out"
         )
-    for name in ("", ROWS, RUNS, SAMPLES):
-        with naming(directory / name):
-            (directory / name).mkdir(exist_ok=True)
-        remove_leftovers(directory / name)
-    write_atomically(manifest, json.dumps({"version": __version__}).encode() + b"\n")
+    with locked(directory):
+        for name in ("", ROWS, RUNS, SAMPLES):
+            with naming(directory / name):
+                (directory / name).mkdir(exist_ok=True)
+            remove_leftovers(directory / name)
+        write_atomically(manifest, json.dumps({"version": __version__}).encode() + b"\n")
+        yield
 
 
 def finished(directory: Path, jobs: Iterable[Job]) -> dict[str, Row]:

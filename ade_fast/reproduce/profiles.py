@@ -26,8 +26,9 @@ _PAPER: dict[str, Any] = {
     "standardise": False, "data_noise": 0.0, "validate_by": "mmd2", "calibrate": False,
 }  # fmt: skip
 
-# Five leapfrogs of one step η = 0.01, each with a momentum drawn anew: in x a Langevin step of η², whose noise is η.
-REDRAWN: dict[str, Any] = {"step_size": 1e-4, "learn_noise_std": False, "momentum_clip": 0.01}
+# Five leapfrogs of one step η = 0.01, each with a momentum drawn anew: in x a Langevin step of η², whose noise is η
+# (here with a scale of its own to learn).
+REDRAWN: dict[str, Any] = {"step_size": 1e-4, "noise_std": 0.01, "momentum_clip": 0.01}
 _RELEASED = {**_PAPER, **REDRAWN, "gradient": "truncated", "sampler_steps": 5}
 
 

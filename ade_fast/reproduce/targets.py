@@ -24,13 +24,13 @@ class Options:
 class Target:
     """A table or a figure.
 
-    seeds: how many unless asked otherwise. names: what ``--only`` chooses from.
+    seeds: how many unless asked otherwise, by budget. names: what ``--only`` chooses from.
     jobs: its runs. lines: its text in Markdown, from the rows there are. draw: pictures into a directory, once all rows
     are there; returns the files' names, each with a caption.
     """
 
     title: str
-    seeds: int
+    seeds: Mapping[str, int]
     names: tuple[str, ...]
     jobs: Callable[[Options], list[Job]]
     lines: Callable[[Options, Mapping[str, Row]], list[str]]

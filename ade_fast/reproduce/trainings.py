@@ -32,6 +32,7 @@ def row(arguments: dict[str, Any], directory: Path, stem: str) -> dict[str, Any]
     try:
         summary = train(config, folder, progress=False, pictures=False, **_how(config, folder))
     except (NonFiniteError, DivergenceError) as error:
+        (directory / SAMPLES / f"{stem}.npy").unlink(missing_ok=True)  # of an earlier run
         return {"diverged": str(error).partition(";")[0]}
     model = load(folder)
     found: dict[str, Any] = {
