@@ -1,4 +1,4 @@
-"""The command line: ``ade-fast demo | train | evaluate | compare | sample | complete | info | completion``.
+"""The command line: ``ade-fast demo | train | evaluate | compare | sample | complete | reproduce | info | completion``.
 
 A user's mistake ends in one line on standard error and exit code 1 (2 for a malformed command line);
 ``--debug`` shows the traceback instead.
@@ -37,6 +37,7 @@ from .training import (
 from .training.directory import COMPLETION
 
 DEMO_DIRECTORY = "demo"
+REPRODUCED = ("table2", "table5", "figure1", "figure2", "figure5", "deviations")
 
 
 class UserError(Exception):
@@ -185,6 +186,20 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     complete.add_argument("--out", type=Path, help=".png file to write (default: completion.png in the run)")
     complete.set_defaults(run=_complete)
 
+    reproduce = commands.add_parser("reproduce", help="make the paper's tables and figures again, beside its numbers")
+    reproduce.add_argument("target", choices=REPRODUCED, help="which one; deviations: one change at a time")
+    reproduce.add_argument("--out", type=Path, required=True, help="directory to write, or to go on with")
+    reproduce.add_argument(
+        "--seeds", type=config.flag_type(int), help="runs of each (default: table5 5, full table2 3, the others 1)"
+    )
+    reproduce.add_argument(
+        "--budget", choices=("quick", "full"), default="quick", help="minutes a set, or hours (default: quick)"
+    )
+    reproduce.add_argument("--jobs", type=config.flag_type(int), help="runs side by side (default: all CPUs)")
+    reproduce.add_argument("--only", help="a part: sets, or dimensions of table5, separated by commas")
+    reproduce.add_argument("--no-progress", action="store_true", help="do not say what has ended")
+    reproduce.set_defaults(run=_reproduce)
+
     info = commands.add_parser("info", help="version, build, devices, and which fast paths are on")
     info.set_defaults(run=_show_info)
 
@@ -197,7 +212,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     completion.set_defaults(run=_completion)
 
-    for command in (demo, train, evaluate, compare, sample, complete, info, completion):
+    for command in (demo, train, evaluate, compare, sample, complete, reproduce, info, completion):
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser, commands.choices
 
@@ -280,6 +295,21 @@ def _complete(arguments: argparse.Namespace) -> None:
         raise UserError(f"the run in {arguments.directory} learned no images, but {model.config.data}")
     image_pictures.draw_completion(model, out, n=arguments.n, runs=arguments.runs, seed=arguments.seed)
     print(f"{out}: test images, their upper halves, and {arguments.runs} runs of the dynamics on the rest, three times")
+
+
+def _reproduce(arguments: argparse.Namespace) -> None:
+    from . import reproduce  # here: no other command waits for matplotlib and zuko unless it needs them
+
+    report = reproduce.reproduce(
+        arguments.target,
+        arguments.out,
+        seeds=arguments.seeds,
+        budget=arguments.budget,
+        jobs=arguments.jobs,
+        only=() if arguments.only is None else arguments.only.split(","),
+        progress=not arguments.no_progress,
+    )
+    print(f"{report}: written, with its pictures beside it")
 
 
 def _show_info(arguments: argparse.Namespace) -> None:
