@@ -116,12 +116,12 @@ def test_what_is_not_given_is_the_recipe_for_images():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"potential": "mlp"}, r"potential must be conv or residual where data are images, got mlp"),
+        ({"network": "mlp"}, r"network must be conv or residual where data are images, got mlp"),
         ({"initial": "spline"}, r"initial must be replay or gaussian where data are images, got spline"),
         ({"dynamics": "generalized"}, r"dynamics must be leapfrog or damped or langevin .*, got generalized"),
         ({"bound": "importance"}, r"bound must be elbo where data are images"),
         ({"hidden": (4, 4)}, r"hidden must be the channels of 5 convolutions .*, got 4,4"),
-        ({"data": "moons", "potential": "conv"}, r"potential must be mlp where data are no images, got conv"),
+        ({"data": "moons", "network": "conv"}, r"network must be mlp where data are no images, got conv"),
         ({"data": "moons", "initial": "replay"}, r"initial must be another where data are no images, got replay"),
         ({"data": "digit"}, r"did you mean 'digits'\?"),
     ],

@@ -37,7 +37,7 @@ def fused_metropolis(
     if found is None:
         return None
     kick, drift = base.MergedSteps(layer, n_steps, Layout.of(x), step_size).rows(x)
-    return _run(found, x, _seed(x, generator), kick, drift, n_transitions, True, options)
+    return _run(layer, found, x, _seed(x, generator), kick, drift, n_transitions, True, options)
 
 
 def fused_langevin(
@@ -62,7 +62,8 @@ def fused_langevin(
     check_noise_std(layer, std)
     kick = torch.cat([0.5 * eta, torch.zeros_like(eta)])  # each momentum is forgotten after its drift
     n = n_runs * dynamics.n_steps
-    return _run(found, x, _seed(x, generator), kick, torch.ones_like(eta), n, False, dynamics.options, std[0])[0]
+    ones = torch.ones_like(eta)
+    return _run(layer, found, x, _seed(x, generator), kick, ones, n, False, dynamics.options, std[0])[0]
 
 
 def run_chain_op(
@@ -90,6 +91,7 @@ def run_chain_op(
 
 
 def _run(
+    layer: str,
     found: FusedSum,
     x: Tensor,
     seed: Tensor,
@@ -102,13 +104,16 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     return run_chain_op(
         found, x, seed, kick, drift, n_transitions, test, grad_clip=options.grad_clip,
-        momentum_clip=options.momentum_clip, bounds=options.bounds, noise_std=noise_std,
+        momentum_clip=options.momentum_clip, bounds=options.range_of(layer, Layout.of(x)).numbers, noise_std=noise_std,
     )  # fmt: skip
 
 
 def _known(layer: str, potential: Callable, x: Tensor, options: Options) -> FusedSum | None:
-    """The potential as the operator takes it. Checks at every step, and fixed-point states, are not the operator's."""
+    """The potential as the operator takes it. Checks at every step, fixed-point states and an interval per dimension are
+    not the operator's."""
     if options.check_finite or options.check_potential or options.memory == "reversible":
+        return None
+    if options.range_of(layer, Layout.of(x)).per_dimension:
         return None
     found = fused_sum(potential, x)
     if found is not None and x.device.type != "cpu":

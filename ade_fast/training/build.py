@@ -156,7 +156,7 @@ def build_players(config: Config, space: AnySpace | None = None, given: Given = 
 
 def _build_potential(config: Config, space: AnySpace) -> nn.Module:
     if isinstance(space, ImageSpace):
-        make = ConvPotential if config.potential == "conv" else ResidualPotential
+        make = ConvPotential if config.network == "conv" else ResidualPotential
         channels, *size = space.event
         potential = make(channels, size, widths=config.hidden, spectral_norm=config.spectral_norm)
         return potential if config.base_std is None else WithBase(potential, 0.0, config.base_std)

@@ -68,7 +68,7 @@ class Config:
         0.1, "data", "fraction of a table's rows that the result is scored on; 0: those of validation", low=0, below=1
     )
 
-    potential: str = _setting(
+    network: str = _setting(
         "mlp",
         "potential",
         "what f is: an MLP, or of images Table 4's convolutions or residual blocks",
@@ -318,7 +318,7 @@ class Config:
     @property
     def of_images(self) -> bool:
         """Whether the data are images: f says so, as a folder may be gone when a run is opened."""
-        return self.potential != "mlp"
+        return self.network != "mlp"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:

@@ -18,7 +18,7 @@ RECIPE: dict[str, Any] = {
     "batch_size": 64,
     "standardise": False,
     "data_noise": 0.03,
-    "potential": "conv",
+    "network": "conv",
     "hidden": (16, 32, 32, 64, 64),
     "base_std": None,
     "initial": "replay",
@@ -56,9 +56,9 @@ def check(config: Config) -> None:
         ConfigError: naming the setting.
     """
     if config.data in TOY_NAMES or Path(config.data).suffix.lower() in TABLE_SUFFIXES:
-        raise ConfigError(f"configuration: potential must be mlp where data are no images, got {config.potential}")
+        raise ConfigError(f"configuration: network must be mlp where data are no images, got {config.network}")
     wanted = {
-        "potential": ("conv", "residual"),
+        "network": ("conv", "residual"),
         "initial": ("replay", "gaussian"),
         "dynamics": _DYNAMICS,
         "objective": ("ade",),
@@ -71,8 +71,8 @@ def check(config: Config) -> None:
         if value not in allowed:
             names = " or ".join(map(str, allowed))
             raise ConfigError(f"configuration: {name} must be {names} where data are images, got {value}")
-    if config.potential == "conv" and len(config.hidden) != _WIDTHS:
+    if config.network == "conv" and len(config.hidden) != _WIDTHS:
         raise ConfigError(
-            f"configuration: hidden must be the channels of {_WIDTHS} convolutions where potential is conv, got "
+            f"configuration: hidden must be the channels of {_WIDTHS} convolutions where network is conv, got "
             f"{','.join(map(str, config.hidden))}"
         )
