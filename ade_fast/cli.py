@@ -240,7 +240,8 @@ def _train(arguments: argparse.Namespace) -> None:
         overwrite=overwrite,
         progress=not arguments.no_progress,
     )
-    print("\n".join(summary.lines(arguments.out, settings)))
+    if os.environ.get("RANK", "0") == "0":  # torchrun's, of several processes
+        print("\n".join(summary.lines(arguments.out, settings)))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -40,6 +40,7 @@ from .metrics_log import MetricsLog, check_tensorboard
 from .pictures import draw_progress, draw_result
 from .source import Source
 from .summary import Summary, to_dict
+from .team import Team, started_by_torchrun
 from .trainer import Trainer
 
 __all__ = ["CHECKPOINT", "CONFIG", "CONVERGENCE", "EVENTS", "FIGURE", "METRICS", "SUMMARY", "train"]
@@ -80,6 +81,8 @@ def train(
     then follow the schedule of the run of that length from the update where it stands: those of a finished run are at
     their end, and rise again to what they are at that fraction of the longer run.
 
+    In several processes (torchrun, or a group of torch.distributed) that share each batch, the first of them writes.
+
     Args:
         config: the settings.
         directory: made if missing (not with ``resume``).
@@ -101,29 +104,50 @@ def train(
         NonFiniteError, DivergenceError: training diverged; the last checkpoint is kept.
         OSError: a file could not be written; what was there is kept.
     """
-    directory = Path(directory)
-    hooks = as_hooks(callbacks)
+    with started_by_torchrun(config.device), _threads(config.threads):
+        team = Team.now()
+        first = team.rank == 0
+        with team.directory(Path(directory), resume) as own:
+            return _train(
+                config, own, resume=resume, overwrite=overwrite, progress=progress and first, source=source,
+                given=given, pictures=pictures and first, hooks=as_hooks(callbacks), kept=kept,
+            )  # fmt: skip
+
+
+def _train(
+    config: Config,
+    directory: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    progress: bool,
+    source: Source | None,
+    given: Given,
+    pictures: bool,
+    hooks: Callable[[str, Progress], None],
+    kept: bool,
+) -> Summary:
+    """`train`, by this process, in its own directory."""
     tensorboard = check_tensorboard(config.tensorboard)
-    with _threads(config.threads):
-        # All that may be refused, or go wrong, comes before the directory is touched.
-        resumed = goes_on(directory, resume=resume, overwrite=overwrite)
-        trainer = Trainer(config, source, given)
-        if not resumed:
-            trainer.validate()
-            trainer.seconds, trainer.phases = trainer.stopwatch.total, dict(trainer.stopwatch.seconds)
-        directory.mkdir(parents=True, exist_ok=True)
-        with locked(directory):
-            if goes_on(directory, resume=resume, overwrite=overwrite) is not resumed:
-                raise ConfigError(f"another run has begun in {directory} meanwhile; choose another --out")
-            _take_over(trainer, directory, resumed)
-            seen = Progress(trainer, directory if kept else None)
-            with _run_is_kept(directory):
-                hooks("on_begin", seen)
-                with MetricsLog(directory, trainer.update, tensorboard) as log:
-                    _run(trainer, directory, log, progress, pictures, seen, hooks)
-                seen.summary = _finish(trainer, directory, pictures)
-                hooks("on_end", seen)
-                return seen.summary
+    # All that may be refused, or go wrong, comes before the directory is touched.
+    resumed = goes_on(directory, resume=resume, overwrite=overwrite)
+    trainer = Trainer(config, source, given)
+    if not resumed:
+        trainer.validate()
+        trainer.seconds, trainer.phases = trainer.stopwatch.total, dict(trainer.stopwatch.seconds)
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory):
+        if goes_on(directory, resume=resume, overwrite=overwrite) is not resumed:
+            raise ConfigError(f"another run has begun in {directory} meanwhile; choose another --out")
+        _take_over(trainer, directory, resumed)
+        seen = Progress(trainer, directory if kept else None)
+        with _run_is_kept(directory):
+            hooks("on_begin", seen)
+            with MetricsLog(directory, trainer.update, tensorboard) as log:
+                _run(trainer, directory, log, progress, pictures, seen, hooks)
+            seen.summary = _finish(trainer, directory, pictures)
+            hooks("on_end", seen)
+            return seen.summary
 
 
 def resolve_resumed(directory: str | Path, given: dict[str, Any]) -> Config:

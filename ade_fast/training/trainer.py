@@ -30,6 +30,7 @@ from .score import Score
 from .source import Source
 from .stopwatch import Stopwatch
 from .streams import stream
+from .team import Team
 from .trained import TrainedModel
 
 SNAPSHOT_POINTS = 1000
@@ -70,7 +71,8 @@ class Trainer:
     """A run in memory: both players, their optimizers and averages, random states, the best players so far.
 
     Everything is in the coordinates of ``space``: standardised, unless the settings say otherwise.
-    ``state_dict`` holds all of it; a trainer that loads it continues bit for bit (on the CPU).
+    ``state_dict`` holds all of it; a trainer that loads it continues bit for bit (on the CPU). In several processes of
+    torch.distributed, each has a part of the batch, and all hold the same players; they validate and test alike.
 
     Args:
         config: the settings.
@@ -80,17 +82,20 @@ class Trainer:
 
     def __init__(self, config: Config, source: Source | None = None, given: Given = OWN):
         self.config = config
+        self.team = Team.now()
+        self.team.check(config)
         memory.check(config, resolve_device(config.device))
         self.source = build_source(config) if source is None else source
         self.space = self.source.space
         self.given = given
         self.potential, self.sampler = build_players(config, self.space, given)
-        self.ade = objective(config, self.potential, self.sampler)
+        together = {"data_parallel": True} if self.team.count > 1 else {}
+        self.ade = objective(config, self.potential, self.sampler, **together)
         self._replay = getattr(self.ade, "replay", None)  # of pcd's chains
         self.potential_average = EMA(self.potential, config.ema_decay)
         self.sampler_average = EMA(self.sampler, config.ema_decay)
         self.device = torch.device(config.device)
-        self._generators = {name: self.generator(name) for name in ("data", "samples")}
+        self._generators = {name: self.generator(self.team.purpose(name)) for name in ("data", "samples")}
         points = self.source.validation(config.validation_samples, self.generator("validation_data"))
         self._validation_data = points.to(self.device)
         self._compared = self._validation_data[: config.validation_samples]  # what samples are held against
@@ -118,7 +123,7 @@ class Trainer:
         phase = self.stopwatch.phase
         with phase("data"):
             generator = self._generators["data"]
-            data = self._blurred(self._draw_data(self.config.batch_size, generator), generator)
+            data = self._blurred(self._draw_data(self.config.batch_size // self.team.count, generator), generator)
         asked = {"diagnostics": True} if self.diagnosed(self.update + 1) else {}
         metrics = self.ade.step(data, generator=self._generators["samples"], phase=phase, **asked)
         with phase("joint updates"):
@@ -277,7 +282,8 @@ class Trainer:
         return Test(found, points[: config.test_samples], samples, exact)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on, as tensors and plain values."""
+        """Everything that the rest of the run depends on, as tensors and plain values; of random states all processes'
+        own, so that each of them makes this call."""
         return {
             "config": self.config.to_dict(),
             "update": self.update,
@@ -290,7 +296,7 @@ class Trainer:
             "sampler_average": self.sampler_average.state_dict(),
             "kernels": self.kernels,
             **({} if self._replay is None else {"replay": self._replay.state_dict()}),
-            "generators": {name: generator.get_state() for name, generator in self._generators.items()},
+            "generators": self.team.gathered({name: of.get_state() for name, of in self._generators.items()}),
             "data": self.source.fingerprint,
             "given": list(self.given.which()),
             "density": None if self.density is None else list(self.density),
@@ -307,6 +313,7 @@ class Trainer:
         Raises:
             Exception: of nearly any kind, where the state is not one; the trainer is of no use then.
         """
+        own = self.team.own(state["generators"])
         best = state["best"]
         for player in ("potential", "sampler"):
             for weights in (state[player], state[f"{player}_average"], best[player] if best is not None else {}):
@@ -322,7 +329,7 @@ class Trainer:
         if self._replay is not None:
             self._replay.load_state_dict(state["replay"])
         for name, generator in self._generators.items():
-            generator.set_state(state["generators"][name])
+            generator.set_state(own[name])
         self.kernels = state["kernels"]
         self.update = self.ade.updates = state["update"]
         self.seconds = state["seconds"]["total"]

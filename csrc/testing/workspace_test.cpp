@@ -1,5 +1,6 @@
 // cpu/mlp, cpu/planar_flow.cpp: no launch writes beyond the workspace that it asked for, nor reads what was
-// not written there. With the argument "threads", launches run on real threads: ThreadSanitizer's test of them.
+// not written there. With the argument "threads", launches run on real threads: ThreadSanitizer's test of
+// them.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -21,10 +22,10 @@ void serial(int64_t count, int64_t, void (*body)(const void*, int64_t, int64_t),
 }
 
 void threaded(int64_t count, int64_t, void (*body)(const void*, int64_t, int64_t), const void* context) {
-  constexpr int64_t kThreads = 3;
+  const int64_t parts = std::min<int64_t>(3, count);
   std::vector<std::thread> threads;
-  for (int64_t i = 0; i < std::min(kThreads, count); ++i) {
-    threads.emplace_back([=] { body(context, i * count / kThreads, (i + 1) * count / kThreads); });
+  for (int64_t i = 0; i < parts; ++i) {
+    threads.emplace_back([=] { body(context, i * count / parts, (i + 1) * count / parts); });
   }
   for (std::thread& thread : threads) thread.join();
 }

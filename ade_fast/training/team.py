@@ -1,0 +1,108 @@
+"""A run in several processes, as torchrun starts them: who there is, and where each of them writes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from .config import Config, ConfigError
+from .directory import CHECKPOINT, CONFIG
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of torch.distributed's default group, or this one alone."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def now(cls) -> Team:
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls()
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    def check(self, config: Config) -> None:
+        """Raises ConfigError where these processes cannot share the run."""
+        if self.count == 1:
+            return
+        if config.objective != "ade":
+            raise ConfigError(f"objective {config.objective!r} is trained by one process, got {self.count}")
+        if config.batch_size % self.count:
+            raise ConfigError(
+                f"batch_size must be a multiple of the {self.count} processes, which share it, got {config.batch_size}"
+            )
+
+    def purpose(self, name: str) -> str:
+        """The name of this process's own stream of random numbers; the first has a lone one's."""
+        return name if self.rank == 0 else f"{name}, process {self.rank}"
+
+    def gathered(self, states: Mapping[str, Any]) -> Any:
+        """What the checkpoint keeps of all processes' random states: a list of them, by rank. A call of all ranks."""
+        if self.count == 1:
+            return dict(states)
+        everyones: list[Any] = [None] * self.count
+        distributed.all_gather_object(everyones, dict(states))
+        return everyones
+
+    def own(self, states: Any) -> Mapping[str, Any]:
+        """This process's part of what `gathered` made.
+
+        Raises: ConfigError: there were others.
+        """
+        there = len(states) if isinstance(states, list) else 1
+        if there != self.count:
+            raise ConfigError(f"--resume: the run was trained by {there} process(es), got {self.count}: start as many")
+        return states[self.rank] if isinstance(states, list) else states
+
+    @contextmanager
+    def directory(self, wanted: Path, resume: bool) -> Iterator[Path]:
+        """Where this process writes: the first where it is wanted, the others where nobody looks, beginning with
+        copies of what a run is resumed from."""
+        if self.rank == 0:
+            self._wait()
+            yield wanted
+            return
+        with tempfile.TemporaryDirectory(prefix="ade_fast_rank_") as own:
+            own = Path(own) / "run"
+            if resume and wanted.exists():
+                own.mkdir()
+                for name in (CHECKPOINT, CONFIG):
+                    if (wanted / name).exists():
+                        shutil.copyfile(wanted / name, own / name)
+            self._wait()
+            yield own
+
+    def _wait(self) -> None:
+        if self.count > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def started_by_torchrun(device: str) -> Iterator[None]:
+    """Joins the processes that torchrun started, if it did and nobody has yet; each takes its own GPU."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
+    if not several or distributed.is_initialized():
+        yield
+        return
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # A restart finds the store of the processes before it, with the addresses that those had.
+    store, rank, count = next(distributed.rendezvous("env://"))
+    store = distributed.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=count)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
