@@ -100,8 +100,9 @@ def test_a_killed_call_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
         return steps(trainer)
 
     monkeypatch.setattr(Trainer, "step", until_4)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         made("table2", tmp_path / "part", only=["Ring"], seeds=1)
+    assert caught.value.kept is None  # there is no --resume to point to
     assert list(rows(tmp_path / "part")) == ["Ring-null"]
     assert "Partial: 1 of 2" in (tmp_path / "part" / "table2.md").read_text()
     taken = []
@@ -316,6 +317,15 @@ def test_no_room_and_no_permission_are_one_line(number, tmp_path, monkeypatch, c
     said = error_of(capsys, "table5", "--out", str(out), "--only", "2", "--seeds", "1", "--jobs", "1")
     assert said.strip().endswith(os.strerror(number)) and str(out) in said
     assert [path for path in out.rglob("*") if path.is_file() and path.name != ".lock"] == []
+
+
+def test_progress_is_a_line_a_run_with_the_time_left(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(driver, "_run", lambda job, directory: {"seconds": 1.0, "cpu_seconds": 1.0, "commit": "c0ffee"})
+    reproduce("table5", tmp_path, only=["2"], seeds=1, jobs=1)
+    head, *lines = capsys.readouterr().err.splitlines()
+    assert head == "ade-fast reproduce: 4 of 4 runs to make, 1 side by side"
+    assert len(lines) == 4 and lines[0] == "ade-fast reproduce: 1 of 4 runs; gaussian 2-D, exact, seed 0: 1 s"
+    assert lines[-1].startswith("ade-fast reproduce: 4 of 4 runs, about 0 s left; gaussian 2-D, ADE")
 
 
 def test_two_calls_in_one_directory_do_not_mix(tmp_path) -> None:

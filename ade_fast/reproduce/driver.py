@@ -37,6 +37,8 @@ BUDGETS = ("quick", "full")
 KINDS = {"training": trainings.row, "flow": flow.row, "null": scoring.null_row, "gaussian": gaussians.row}
 """What makes the row of a job: (arguments, directory, stem of its files) -> row."""
 REPORT = "{}.md"
+# What part of all costs tells how long the rest takes: before, it is the processes' own start that is seen.
+_TELLING = 0.03
 
 
 def reproduce(
@@ -150,12 +152,13 @@ class _Progress:
 
     def ended(self, job: Job, row: Row) -> None:
         self._left, self._done, self._ended = self._left - job.cost, self._done + job.cost, self._ended + 1
-        left = (time.perf_counter() - self._started) * self._left / self._done
-        if self._enabled:
-            what = "diverged" if "diverged" in row else f"{row['seconds']:.0f} s"
-            self._say(
-                f"{self._ended} of {self._count} runs, about {_duration(left)} left; {', '.join(job.name)}: {what}"
-            )
+        if not self._enabled:
+            return
+        known = self._done >= _TELLING * (self._done + self._left)
+        left = _duration((time.perf_counter() - self._started) * self._left / self._done)
+        what = "diverged" if "diverged" in row else f"{row['seconds']:.0f} s"
+        so_far = f"{self._ended} of {self._count} runs" + (f", about {left} left" if known else "")
+        self._say(f"{so_far}; {', '.join(job.name)}: {what}")
 
     def _say(self, text: str) -> None:
         print(f"ade-fast reproduce: {text}", file=sys.stderr, flush=True)
