@@ -8,6 +8,7 @@ affair here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 
-def _options(layer: str, options: dict, without: frozenset[str] = frozenset()) -> Options:
+def _options(layer: str, options: dict[str, Any], without: frozenset[str] = frozenset()) -> Options:
     known = Options.__dataclass_fields__.keys() - without
     unknown = sorted(options.keys() - known)
     if unknown:
@@ -65,7 +66,7 @@ def _step(layer: str, step_size: float | Tensor, name: str = "step_size") -> Ten
 
 
 def leapfrog(
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     v0: Tensor | None,
     step_size: float | Tensor,
@@ -73,7 +74,7 @@ def leapfrog(
     *,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
-    **options,
+    **options: Any,
 ) -> DynamicsOutput:
     """T leapfrog steps, eqs. (10), (11). Options: those of `ade.Leapfrog`."""
     layer = "leapfrog"
@@ -83,7 +84,7 @@ def leapfrog(
 
 
 def damped_leapfrog(
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     v0: Tensor | None,
     step_size: float | Tensor,
@@ -93,7 +94,7 @@ def damped_leapfrog(
     drift_step: float | Tensor = 1.0,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
-    **options,
+    **options: Any,
 ) -> DynamicsOutput:
     """The released image code's update. Options: those of `ade.DampedLeapfrog`; `drift_step` may require grad."""
     layer = "damped_leapfrog"
@@ -106,7 +107,7 @@ def damped_leapfrog(
 
 
 def generalized_leapfrog(
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     v0: Tensor | None,
     step_size: float | Tensor,
@@ -114,13 +115,13 @@ def generalized_leapfrog(
     *,
     scale_v: Scale = None,
     scale_x: Scale = None,
-    shift_v: Callable | None = None,
-    shift_x: Callable | None = None,
+    shift_v: Callable[..., Tensor] | None = None,
+    shift_x: Callable[..., Tensor] | None = None,
     momentum_shape: int | tuple[int, ...] | None = None,
     momentum_step_size: float | Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
-    **options,
+    **options: Any,
 ) -> DynamicsOutput:
     """T generalized leapfrog steps, eq. (13). Options: those of `ade.GeneralizedLeapfrog`."""
     layer = "generalized_leapfrog"
@@ -137,7 +138,7 @@ def generalized_leapfrog(
 
 
 def annealed_leapfrog(
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     v0: Tensor | None,
     step_size: float | Tensor,
@@ -149,7 +150,7 @@ def annealed_leapfrog(
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
-    **options,
+    **options: Any,
 ) -> AnnealedOutput:
     """T annealed leapfrog steps. Options: those of `ade.AnnealedLeapfrog`.
 
@@ -175,19 +176,19 @@ def annealed_leapfrog(
 
 
 def langevin(
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     step_size: float | Tensor,
     n_steps: int,
     *,
     noise_std: float | Tensor | None = None,
-    shift_v: Callable | None = None,
-    shift_x: Callable | None = None,
+    shift_v: Callable[..., Tensor] | None = None,
+    shift_x: Callable[..., Tensor] | None = None,
     momentum_shape: int | tuple[int, ...] | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
-    **options,
+    **options: Any,
 ) -> LangevinOutput:
     """T Langevin steps, eqs. (14), (15). Options: those of `ade.Langevin`; `noise_std` may require grad."""
     layer = "langevin"
@@ -203,7 +204,7 @@ def langevin(
 
 
 def deterministic_langevin(
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     step_size: float | Tensor,
     n_steps: int,
@@ -215,7 +216,7 @@ def deterministic_langevin(
     probes: Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
-    **options,
+    **options: Any,
 ) -> DynamicsOutput:
     """T deterministic Langevin steps, eq. (30). Options: those of `ade.DeterministicLangevin`."""
     layer = "deterministic_langevin"
@@ -228,16 +229,16 @@ def deterministic_langevin(
 
 
 def continuous_langevin(
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     time: float | Tensor = 1.0,
     *,
-    divergence: str = "exact",
+    divergence: Literal["exact", "hutchinson"] = "exact",
     n_probes: int = 1,
     probes: Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
-    **options,
+    **options: Any,
 ) -> DynamicsOutput:
     """The flow of ∇f, eq. (33). Options (the solver's): those of `ade.ContinuousLangevin`."""
     layer = "continuous_langevin"
@@ -248,17 +249,17 @@ def continuous_langevin(
 
 
 def generalized_continuous_langevin(
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
-    h: Callable,
+    h: Callable[..., Tensor],
     time: float | Tensor = 1.0,
     *,
-    divergence: str = "exact",
+    divergence: Literal["exact", "hutchinson"] = "exact",
     n_probes: int = 1,
     probes: Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
-    **options,
+    **options: Any,
 ) -> DynamicsOutput:
     """The flow of h(∇f(x), f(x), x), eq. (37). Options: those of `ade.GeneralizedContinuousLangevin`."""
     layer = "generalized_continuous_langevin"
@@ -270,13 +271,13 @@ def generalized_continuous_langevin(
 
 def _continuous(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     time: float | Tensor,
-    h: Callable | None,
+    h: Callable[..., Tensor] | None,
     divergence: Divergence,
-    options: dict,
-    **given,
+    options: dict[str, Any],
+    **given: Any,
 ) -> DynamicsOutput:
     known = SolverOptions.__dataclass_fields__
     unknown = sorted(options.keys() - known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -105,9 +105,9 @@ class Chain:
         """The leapfrog of every Metropolis-Hastings step."""
         if isinstance(self.dynamics, Leapfrog):
             return [self.dynamics] * self.n_transitions
-        layer, options = self.dynamics, {"learn_step_size": False, "grad_clip": self.dynamics.options.grad_clip}
-        root = layer.step_size.detach().sqrt()
-        return [Leapfrog(1, root, **options)] * (layer.n_steps * self.n_transitions)
+        layer = cast(Langevin, self.dynamics)  # as checked at the start
+        root, clip = cast(Tensor, layer.step_size).detach().sqrt(), layer.options.grad_clip
+        return [Leapfrog(1, root, learn_step_size=False, grad_clip=clip)] * (layer.n_steps * self.n_transitions)
 
 
 def _kinetic(v: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -45,7 +46,7 @@ class ConvPotential(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = positive_int("ConvPotential", "channels", channels)
-        sizes = (image_size, image_size) if isinstance(image_size, numbers.Integral) else image_size
+        sizes: Any = (image_size, image_size) if isinstance(image_size, numbers.Integral) else image_size
         if isinstance(sizes, str) or not isinstance(sizes, Sequence) or len(sizes) != 2:
             raise ValueError(f"ConvPotential: image_size must be an int or (height, width), got {image_size!r}")
         sizes = tuple(positive_int("ConvPotential", "image_size", size) for size in sizes)
