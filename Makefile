@@ -7,7 +7,7 @@ BUILD := $(VENV)/.built
 CMAKE_BUILD := build/core
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f -not -name '*.md')
 
-.PHONY: demo test unit compile-check lint format docs wheel bench clean
+.PHONY: demo test unit compile-check lint format docs links wheel bench clean
 
 demo: $(BUILD)
 	$(BIN)/ade-fast demo --out demo
@@ -39,6 +39,10 @@ format: $(ENV)
 # The site, in build/site: warnings are errors, links and headings are checked. Not -q: a warning not said is not counted.
 docs: $(ENV)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Links to elsewhere; not a part of `make test`, which needs no network.
+links: $(ENV)
+	$(BIN)/python docs/site/links.py
 
 # dist/: an sdist, and from it a cp310-abi3 wheel. Not isolated: the build needs the torch that is here.
 wheel: $(ENV)

@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/method.md: `python docs/site/pictures.py`, two minutes on one core."""
+"""Makes the pictures of docs/method.md: `python docs/site/pictures.py`, a few minutes on one core."""
 
 import tempfile
 from pathlib import Path
@@ -27,7 +27,7 @@ def trained() -> None:
 
     history: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as out:
-        model = ade.fit("2spirals", updates=2000, validate_every=250, callbacks=watch, out=out, pictures_every=0)
+        model = ade.fit("2spirals", updates=1000, validate_every=125, callbacks=watch, out=out, pictures_every=0)
     toy = ade.data.toy("2spirals")
     points = toy.sample(2000, torch.Generator().manual_seed(1))
     exact = model.sample(2000, exact="resample")
