@@ -7,7 +7,7 @@ BUILD := $(VENV)/.built
 CMAKE_BUILD := build/core
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f -not -name '*.md')
 
-.PHONY: demo test unit compile-check lint format docs wheel bench fuzz sanitize clean
+.PHONY: demo test unit compile-check lint format docs links wheel bench fuzz sanitize clean
 
 demo: $(BUILD)
 	$(BIN)/ade-fast demo --out demo
@@ -28,6 +28,7 @@ compile-check: $(BUILD)
 lint: $(ENV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: $(ENV)
@@ -38,6 +39,10 @@ format: $(ENV)
 # The site, in build/site: warnings are errors, links and headings are checked. Not -q: a warning not said is not counted.
 docs: $(ENV)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Links to elsewhere; not a part of `make test`, which needs no network.
+links: $(ENV)
+	$(BIN)/python docs/site/links.py
 
 # dist/: an sdist, and from it a cp310-abi3 wheel. Not isolated: the build needs the torch that is here.
 wheel: $(ENV)

@@ -82,7 +82,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> type:
     """`EnergyEstimator`, whose base classes are scikit-learn's: loaded where it is asked for."""
     if name != "EnergyEstimator":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ def _conditional(form: Callable) -> Callable:
     return call
 
 
-def _options(layer: str, options: dict, without: frozenset[str] = frozenset()) -> Options:
+def _options(layer: str, options: dict[str, Any], without: frozenset[str] = frozenset()) -> Options:
     known = Options.__dataclass_fields__.keys() - without
     unknown = sorted(options.keys() - known)
     if unknown:
@@ -105,7 +106,7 @@ def _watched(layer: str, watch: Watch | None, options: Options) -> Watched | Non
 
 @_conditional
 def leapfrog(
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     v0: Tensor | None,
     step_size: float | Tensor,
@@ -114,7 +115,7 @@ def leapfrog(
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
     diagnostics: Watch | None = None,
-    **options,
+    **options: Any,
 ) -> DynamicsOutput:
     """T leapfrog steps, eqs. (10), (11). Options: those of `ade.Leapfrog`."""
     layer = "leapfrog"
@@ -128,7 +129,7 @@ def leapfrog(
 
 @_conditional
 def damped_leapfrog(
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     v0: Tensor | None,
     step_size: float | Tensor,
@@ -139,7 +140,7 @@ def damped_leapfrog(
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
     diagnostics: Watch | None = None,
-    **options,
+    **options: Any,
 ) -> DynamicsOutput:
     """The released image code's update. Options: those of `ade.DampedLeapfrog`; `drift_step` may require grad."""
     layer = "damped_leapfrog"
@@ -154,7 +155,7 @@ def damped_leapfrog(
 
 @_conditional
 def generalized_leapfrog(
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     v0: Tensor | None,
     step_size: float | Tensor,
@@ -162,14 +163,14 @@ def generalized_leapfrog(
     *,
     scale_v: Scale = None,
     scale_x: Scale = None,
-    shift_v: Callable | None = None,
-    shift_x: Callable | None = None,
+    shift_v: Callable[..., Tensor] | None = None,
+    shift_x: Callable[..., Tensor] | None = None,
     momentum_shape: int | tuple[int, ...] | None = None,
     momentum_step_size: float | Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
     diagnostics: Watch | None = None,
-    **options,
+    **options: Any,
 ) -> DynamicsOutput:
     """T generalized leapfrog steps, eq. (13). Options: those of `ade.GeneralizedLeapfrog`."""
     layer = "generalized_leapfrog"
@@ -188,7 +189,7 @@ def generalized_leapfrog(
 
 @_conditional
 def annealed_leapfrog(
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     v0: Tensor | None,
     step_size: float | Tensor,
@@ -201,7 +202,7 @@ def annealed_leapfrog(
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
     diagnostics: Watch | None = None,
-    **options,
+    **options: Any,
 ) -> AnnealedOutput:
     """T annealed leapfrog steps. Options: those of `ade.AnnealedLeapfrog`.
 
@@ -229,20 +230,20 @@ def annealed_leapfrog(
 
 @_conditional
 def langevin(
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     step_size: float | Tensor,
     n_steps: int,
     *,
     noise_std: float | Tensor | None = None,
-    shift_v: Callable | None = None,
-    shift_x: Callable | None = None,
+    shift_v: Callable[..., Tensor] | None = None,
+    shift_x: Callable[..., Tensor] | None = None,
     momentum_shape: int | tuple[int, ...] | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
     diagnostics: Watch | None = None,
-    **options,
+    **options: Any,
 ) -> LangevinOutput:
     """T Langevin steps, eqs. (14), (15). Options: those of `ade.Langevin`; `noise_std` may require grad."""
     layer = "langevin"
@@ -260,7 +261,7 @@ def langevin(
 
 @_conditional
 def deterministic_langevin(
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     step_size: float | Tensor,
     n_steps: int,
@@ -273,7 +274,7 @@ def deterministic_langevin(
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
     diagnostics: Watch | None = None,
-    **options,
+    **options: Any,
 ) -> DynamicsOutput:
     """T deterministic Langevin steps, eq. (30). Options: those of `ade.DeterministicLangevin`."""
     layer = "deterministic_langevin"
@@ -288,16 +289,16 @@ def deterministic_langevin(
 
 @_conditional
 def continuous_langevin(
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     time: float | Tensor = 1.0,
     *,
-    divergence: str = "exact",
+    divergence: Literal["exact", "hutchinson"] = "exact",
     n_probes: int = 1,
     probes: Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
-    **options,
+    **options: Any,
 ) -> DynamicsOutput:
     """The flow of ∇f, eq. (33). Options (the solver's): those of `ade.ContinuousLangevin`."""
     layer = "continuous_langevin"
@@ -309,17 +310,17 @@ def continuous_langevin(
 
 @_conditional
 def generalized_continuous_langevin(
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
-    h: Callable,
+    h: Callable[..., Tensor],
     time: float | Tensor = 1.0,
     *,
-    divergence: str = "exact",
+    divergence: Literal["exact", "hutchinson"] = "exact",
     n_probes: int = 1,
     probes: Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
-    **options,
+    **options: Any,
 ) -> DynamicsOutput:
     """The flow of h(∇f(x), f(x), x), eq. (37). Options: those of `ade.GeneralizedContinuousLangevin`."""
     layer = "generalized_continuous_langevin"
@@ -331,13 +332,13 @@ def generalized_continuous_langevin(
 
 def _continuous(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     time: float | Tensor,
-    h: Callable | None,
+    h: Callable[..., Tensor] | None,
     divergence: Divergence,
-    options: dict,
-    **given,
+    options: dict[str, Any],
+    **given: Any,
 ) -> DynamicsOutput:
     known = SolverOptions.__dataclass_fields__
     unknown = sorted(options.keys() - known)

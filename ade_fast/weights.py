@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from .dynamics.sequential import clips_samples, layers_of
+
+if TYPE_CHECKING:
+    from .training.sampler import DualSampler
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
@@ -107,12 +111,12 @@ def as_momentum_weight(layer: str, weight: float | Tensor | None) -> Tensor:
     return tensor
 
 
-def default_momentum_weight(sampler) -> Tensor:
+def default_momentum_weight(sampler: DualSampler) -> Tensor:
     """lambda where none is given: 1/sigma^2 at initialisation of momenta that the dynamics draws, [T] where it differs
     between steps; else 1. Float64."""
     event = tuple(sampler.initial.event)
     own = [
-        layer.default_momentum_weight(event)
+        cast(Any, layer).default_momentum_weight(event)
         for layer in layers_of(sampler.dynamics)
         if hasattr(layer, "default_momentum_weight")
     ]
@@ -130,7 +134,7 @@ def log_normaliser(shape: Sequence[int], count: int, momentum_weight: Tensor) ->
 _THIN = 0.01
 
 
-def warn_of_thin_sheet(layer: str, sampler) -> None:
+def warn_of_thin_sheet(layer: str, sampler: DualSampler) -> None:
     """Warns where weights are defined and useless: q^0 lies on a thin sheet, and w says nothing of the rest of x."""
     from .initial import DeepLatent
 
@@ -144,7 +148,7 @@ def warn_of_thin_sheet(layer: str, sampler) -> None:
         )
 
 
-def why_no_weights(sampler, momentum_weight: Tensor) -> str | None:
+def why_no_weights(sampler: DualSampler, momentum_weight: Tensor) -> str | None:
     """Why q^T has no density to form weights with, or None."""
     from .initial import Empirical
 

@@ -1,9 +1,11 @@
 """The posterior of Bayesian logistic regression: a known density, sampled by a sampler whose step sizes are learned.
 
 Annealed leapfrog from a Gaussian, trained on the evidence's lower bound through its unroll; its importance weights give
-the evidence, and resampling them the posterior. Beside it, a long run of plain Hamiltonian Monte Carlo.
+the evidence, and resampling them the posterior. Beside it, a long run of plain Hamiltonian Monte Carlo, and blackjax's
+NUTS where that is installed.
 """
 
+import importlib.util
 import sys
 
 import torch
@@ -41,6 +43,26 @@ def hmc(f: nn.Module, dim: int, n_chains: int, n_draws: int, burn_in: int) -> Te
     return torch.stack(draws)
 
 
+def nuts(f: Posterior, n_draws: int, warm_up: int) -> Tensor:
+    """One chain of blackjax's NUTS, its step size and mass matrix adapted: (n_draws, dim)."""
+    import blackjax
+    import jax
+    import jax.numpy as jnp
+
+    signed = jnp.asarray(f.signed.numpy())
+
+    def log_density(theta: jax.Array) -> jax.Array:
+        return -0.5 * (theta**2).sum() + jax.nn.log_sigmoid(signed @ theta).sum()
+
+    keys = jax.random.split(jax.random.key(0), n_draws + 1)
+    adapted, _ = blackjax.window_adaptation(blackjax.nuts, log_density).run(
+        keys[0], jnp.zeros(signed.shape[1]), warm_up
+    )
+    step = blackjax.nuts(log_density, **adapted.parameters).step
+    _, draws = jax.lax.scan(lambda state, key: (step(key, state)[0], state.position), adapted.state, keys[1:])
+    return torch.tensor(draws.tolist())
+
+
 def main(smoke: bool = False) -> dict[str, float]:
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -70,6 +92,12 @@ def main(smoke: bool = False) -> dict[str, float]:
     print(f"posterior mean {draws.mean(0).tolist()}\nHMC's          {chain.mean(0).tolist()}")
     print(f"posterior std  {draws.std(0).tolist()}\nHMC's          {chain.std(0).tolist()}")
     print(f"largest difference of the means: {error:.3f} posterior standard deviations")
+    if importlib.util.find_spec("blackjax") is None:
+        print("blackjax is not installed: no comparison with NUTS")
+    else:
+        other = nuts(f, 100 if smoke else 20_000, 50 if smoke else 1000)
+        apart = ((other.mean(0) - draws.mean(0)) / other.std(0)).abs().max().item()
+        print(f"largest difference from the means of NUTS: {apart:.3f} posterior standard deviations")
     return {"error": error, "ess": evidence.ess, "spread": float((draws.std(0) / chain.std(0)).log().abs().max())}
 
 

@@ -30,6 +30,8 @@ def main(smoke: bool = False) -> dict[str, float]:
         torch.nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
         optimizer.step()
         jumps.append(jump.item())
+    kept = ade.memory_forecast(potential, layer, (256, 2))
+    print(f"bytes for the backward pass: {', '.join(f'{plan} {size:,}' for plan, size in kept.items())}")
     eta = layer.step_size.detach()
     print(f"squared jump {jumps[0]:.2f} -> {jumps[-1]:.2f}, accepted {accepted.mean():.2f}")
     print(f"step sizes, mean of each dimension: {eta.mean(0).tolist()}; plan: {layer.last_plan}")

@@ -12,7 +12,7 @@ import struct
 import zlib
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -121,7 +121,7 @@ def _latin1(text: str, encoding: str) -> bytes:
 class _CifarUnpickler(pickle.Unpickler):
     """Reads dictionaries of numpy arrays and nothing that could run code."""
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
             return getattr(np, name)
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):

@@ -22,6 +22,9 @@ class Standardizer(nn.Module):
         TypeError, ValueError: one of them is no such tensor.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         for name, value in (("mean", mean), ("std", std)):

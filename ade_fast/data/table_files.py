@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +82,7 @@ def _read_npz(where: str, content: bytes) -> tuple[np.ndarray, Names]:
         raise DataError(f"{where}: its array {key} cannot be read: {_reason(error)}") from error
 
 
-def _numpy_load(where: str, content: bytes, kind: str):
+def _numpy_load(where: str, content: bytes, kind: str) -> Any:
     try:
         return np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, SyntaxError, MemoryError) as error:
@@ -159,5 +161,11 @@ def _number(cell: str) -> float | None:
         return None
 
 
-_READERS = {".npy": _read_npy, ".npz": _read_npz, ".pt": _read_pt, ".csv": _read_text, ".tsv": _read_text,
-            ".txt": _read_text}  # fmt: skip
+_READERS: dict[str, Callable[[str, bytes], tuple[np.ndarray | Tensor, Names]]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".pt": _read_pt,
+    ".csv": _read_text,
+    ".tsv": _read_text,
+    ".txt": _read_text,
+}

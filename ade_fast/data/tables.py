@@ -119,7 +119,7 @@ def _real(where: str, values: np.ndarray | Tensor, names: Names) -> Tensor:
     if values.dtype.kind not in "iuf":
         raise DataError(f"{where} must hold real numbers, got {values.dtype.name}")
     if isinstance(values, np.ma.MaskedArray):
-        values = values.astype(np.float64).filled(np.nan)  # a missing value, and refused as one
+        values = np.ma.filled(values.astype(np.float64), np.nan)  # a missing value, and refused as one
     with np.errstate(over="ignore"):  # a longdouble beyond float64 becomes infinite, and is refused as that
         return torch.from_numpy(np.array(values, dtype=np.float64))
 
@@ -190,7 +190,7 @@ def _stacked(where: str, vectors: Any, what: str, join: Any) -> Tensor:
     return join(vectors)
 
 
-def _from_lists(where: str, rows: list | tuple) -> np.ndarray | Tensor:
+def _from_lists(where: str, rows: list[Any] | tuple[Any, ...]) -> np.ndarray | Tensor:
     if not len(rows):
         raise DataError(f"{where} is empty")
     lengths = [len(row) if hasattr(row, "__len__") and not isinstance(row, str) else None for row in rows]

@@ -7,7 +7,7 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class NonFiniteError(RuntimeError):
     """A state, a loss or a gradient is NaN or infinite."""
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """A real number, numpy's included, and no truth value."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 

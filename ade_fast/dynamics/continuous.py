@@ -246,8 +246,11 @@ class ContinuousLangevin(_Continuous):
         max_steps: a call that tries more raises.
         check_potential: probe the potential at every call for randomness and for mixing samples of the batch.
 
-    Raises: ImportError without torchdiffeq; ValueError, TypeError for wrong arguments; NonFiniteError where the flow
-        leaves the numbers; RuntimeError where the solver's steps become too small or too many.
+    Raises:
+        ImportError: torchdiffeq is missing.
+        ValueError, TypeError: a wrong argument.
+        NonFiniteError: the flow leaves the numbers.
+        RuntimeError: the solver's steps become too small or too many.
     """
 
     def __init__(

@@ -18,7 +18,9 @@ Potential = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def estimating(layer: str, potential: Potential, data: Tensor, *, least: int = 1, discrete: bool = False) -> Iterator:
+def estimating(
+    layer: str, potential: Potential, data: Tensor, *, least: int = 1, discrete: bool = False
+) -> Iterator[None]:
     """Within this block, f is one function (parametrised weights are computed once), of checked arguments."""
     if not callable(potential):
         raise TypeError(f"{layer}: potential must be callable, [B, *event] -> [B], got {type(potential).__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,14 @@ def composite_likelihood(
         return _composite(layer, potential, data, _check_blocks(layer, blocks, _sites(data, states)), states, weights)
 
 
-def _composite(layer: str, potential: Potential, data: Tensor, blocks, states: Tensor, weights: Tensor | None):
+def _composite(
+    layer: str,
+    potential: Potential,
+    data: Tensor,
+    blocks: list[tuple[int, ...]],
+    states: Tensor,
+    weights: Tensor | None,
+) -> Tensor:
     n, k = len(data), len(states)
     f_data = values(layer, potential, data)
     log_weights = None if weights is None else weights.to(f_data).log()
@@ -114,7 +122,7 @@ def _sites(data: Tensor, states: Tensor) -> int:
     return data[0].numel() // states[0].numel()
 
 
-def _check_blocks(layer: str, blocks: object, n_sites: int) -> list[tuple[int, ...]]:
+def _check_blocks(layer: str, blocks: Any, n_sites: int) -> list[tuple[int, ...]]:
     try:
         checked = [tuple(as_integer(site) for site in block) for block in blocks]
     except TypeError:

@@ -86,7 +86,7 @@ def persistent_contrastive_divergence(
         return _contrast(layer, potential, data, x)
 
 
-def _chain(layer: str, chain: Chain | None, n_steps, step_size, accept_reject: bool, data: Tensor) -> Chain:
+def _chain(layer: str, chain: Chain | None, n_steps: int, step_size: float, accept_reject: bool, data: Tensor) -> Chain:
     if chain is None:
         return Chain.langevin(n_steps, step_size, accept_reject, like=data)
     if not isinstance(chain, Chain):

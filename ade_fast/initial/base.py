@@ -81,6 +81,8 @@ class InitialDistribution(nn.Module, ABC):
         event: shape of one x, a tuple.
     """
 
+    _anchor: Tensor
+
     def __init__(self, event: int | Sequence[int], *, momentum: InitialDistribution | None = None) -> None:
         super().__init__()
         self.event = as_shape(type(self).__name__, "event", event)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,11 +45,11 @@ class _Images(nn.Module):
 
     def __init__(self, latent: int, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        channels, *self.sides = image_shape
+        self.channels, *self.sides = image_shape
         self.first = (_FIRST, *(-(-side // _DOUBLED) for side in self.sides))
         self.dense = nn.Linear(latent, math.prod(self.first), bias=False)
         self.start = nn.Sequential(nn.BatchNorm2d(_FIRST), nn.ReLU())
-        self.mean, self.scale = (self._tower(channels) for _ in range(2))
+        self.mean, self.scale = (self._tower(self.channels) for _ in range(2))
 
     @staticmethod
     def _tower(channels: int) -> nn.Sequential:
@@ -61,7 +62,8 @@ class _Images(nn.Module):
     def forward(self, v: Tensor) -> tuple[Tensor, Tensor]:
         height, width = self.sides
         if len(v) == 0:  # of which batch norm would keep the statistics: NaN
-            return (v.new_zeros(0, self.mean[-1].out_channels, height, width),) * 2
+            empty = v.new_zeros(0, self.channels, height, width)
+            return empty, empty
         first = self.start(self.dense(v).view(len(v), *self.first))
         return self.mean(first)[..., :height, :width], self.scale(first)[..., :height, :width]
 
@@ -109,7 +111,11 @@ class DeepLatent(InitialDistribution):
         images = len(self.event) == 3
         self.max_std = as_std(layer, "max_std", (1e-3 if images else 1.0) if max_std is None else max_std)
         hidden = as_shape(layer, "hidden", hidden)
-        self.network = _Images(self.latent_dim, self.event) if images else _Vectors(self.latent_dim, self.event, hidden)
+        self.network = (
+            _Images(self.latent_dim, cast(tuple[int, int, int], self.event))
+            if images
+            else _Vectors(self.latent_dim, self.event, hidden)
+        )
 
     def decode(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """``(φ(v), log σ(v))``: ``(n, latent_dim)`` to ``(n, *event)`` twice."""
@@ -145,7 +151,7 @@ class DeepLatent(InitialDistribution):
     def sample_x(self, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         self._refuse_x_alone()
 
-    def _refuse_x_alone(self) -> None:
+    def _refuse_x_alone(self) -> NoReturn:
         raise ValueError(
             f"DeepLatent: momentum_shape must be ({self.latent_dim},), got None: the density that is known is that of "
             f"x and v together, with v as the momentum of a dynamics that takes one"

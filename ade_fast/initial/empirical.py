@@ -36,6 +36,13 @@ class Empirical(InitialDistribution):
         TypeError, ValueError: an argument of the wrong kind or out of range.
     """
 
+    data: Tensor
+    buffer: Tensor
+    filled: Tensor
+    position: Tensor
+    buffer_size: int | None
+    reinit: float
+
     def __init__(
         self,
         data: Tensor,

@@ -16,6 +16,8 @@ from .flow import Flow
 class _MaskedLinear(nn.Linear):
     """A linear layer that sees an input only where ``mask`` ``(out, in)`` is 1."""
 
+    mask: Tensor
+
     def __init__(self, mask: Tensor) -> None:
         super().__init__(mask.shape[1], mask.shape[0])
         self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
@@ -60,8 +62,10 @@ class MLPGaussian(Flow):
         layers.append(_MaskedLinear(coordinates.repeat(2)[:, None] > degrees[-1]))
         self.layers = nn.Sequential(*layers)
         with torch.no_grad():  # start close to N(0, I), whatever the width
-            self.layers[-1].weight.mul_(0.1)
-            self.layers[-1].bias.zero_()
+            last = self.layers[-1]
+            assert isinstance(last, nn.Linear)
+            last.weight.mul_(0.1)
+            last.bias.zero_()
 
     def transform(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The map itself: ``ε`` ``(n, dim)`` to ``x`` ``(n, dim)`` and ``log|det ∂x/∂ε|`` ``(n,)``."""

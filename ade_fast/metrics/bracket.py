@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from ..potentials import WithBase
 from ..potentials._checks import per_sample
 from ..weighted import chunk_rows, evaluating
 from ..weights import log_mean_exp, log_mean_exp_error
+
+if TYPE_CHECKING:
+    from ..training.sampler import DualSampler
 
 # Step sizes are adapted to this acceptance (leapfrog is most efficient between 0.65 and 0.9: Beskos et al. 2013), by
 # this rate, first this often at the Gaussian itself.
@@ -45,7 +48,7 @@ class LogZBracket(NamedTuple):
 
 def log_z_bracket(
     potential: Callable[[Tensor], Tensor],
-    sampler=None,
+    sampler: DualSampler | None = None,
     *,
     exact_samples: Tensor | None = None,
     samples: Tensor | None = None,
@@ -106,8 +109,8 @@ def log_z_bracket(
         drawn = sampler.metropolis(potential, n_chains, momentum_weight=momentum_weight, generator=generator)
         start = drawn.x
     else:
-        argument, given = ("samples", samples) if exact_samples is None else ("exact_samples", exact_samples)
-        start = _checked_samples(name, argument, given)
+        argument = "samples" if exact_samples is None else "exact_samples"
+        start = _checked_samples(name, argument, samples if exact_samples is None else exact_samples)
     path = _Path.between(name, potential, start, mean, std)
     with evaluating(potential):
         betas = _schedule(n_steps)
@@ -144,7 +147,7 @@ class _Path:
     std: Tensor
 
     @classmethod
-    def between(cls, name: str, potential: Callable, start: Tensor, mean, std) -> _Path:
+    def between(cls, name: str, potential: Callable[..., Tensor], start: Tensor, mean: Any, std: Any) -> _Path:
         if (mean is None) != (std is None):
             raise ValueError(f"{name}: mean and std must be given together, got one of them")
         if mean is None and isinstance(potential, WithBase):
@@ -184,7 +187,14 @@ class _Walk:
     betas: 0 = β_0 < ... < β_T = 1. step_sizes: [T - 1], at β_1 to β_{T-1}.
     """
 
-    def __init__(self, path: _Path, betas: list[float], step_sizes: list[float], n_leapfrog: int, generator) -> None:
+    def __init__(
+        self,
+        path: _Path,
+        betas: list[float],
+        step_sizes: list[float],
+        n_leapfrog: int,
+        generator: torch.Generator | None,
+    ) -> None:
         self._path, self._betas, self._step_sizes = path, betas, step_sizes
         self._n_leapfrog, self._generator = n_leapfrog, generator
 
@@ -224,7 +234,7 @@ class _State(NamedTuple):
 
 
 def _trajectory(
-    path: _Path, state: _State, beta: float, step_size: float, n_leapfrog: int, generator
+    path: _Path, state: _State, beta: float, step_size: float, n_leapfrog: int, generator: torch.Generator | None
 ) -> tuple[_State, Tensor]:
     """One reversible transition that leaves N(z) exp(β g(z)) invariant; also the acceptance probabilities [n]."""
     z, tilt, gradient = state
@@ -249,7 +259,9 @@ def _like(rows: Tensor, z: Tensor) -> Tensor:
     return rows.view(-1, *(1 for _ in z.shape[1:]))
 
 
-def _adapted_step_sizes(path: _Path, betas: list[float], n_leapfrog: int, like: Tensor, generator) -> list[float]:
+def _adapted_step_sizes(
+    path: _Path, betas: list[float], n_leapfrog: int, like: Tensor, generator: torch.Generator | None
+) -> list[float]:
     """Step sizes at β_1 to β_{T-1}: those of a run forwards, which steers each by the acceptance at the last."""
     state = _State.at(path, path.normal(_PILOT_CHAINS, like, generator))
     log_step, found = math.log(0.5) - 0.25 * math.log(math.prod(like.shape[1:])), []
@@ -266,7 +278,9 @@ def _schedule(n_steps: int) -> list[float]:
     return [0.0, *((c - curve[0]) / (curve[-1] - curve[0]) for c in curve[1:-1]), 1.0]
 
 
-def _value_and_gradient(name: str, potential: Callable, like: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _value_and_gradient(
+    name: str, potential: Callable[..., Tensor], like: Tensor
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """(f [n], ∇f [n, *event]) of x, by the MLP kernels where they know the potential."""
     field = MLPField.match(potential)
     if not isinstance(field, str) and like.dim() == 2 and field.refuses(like) is None:
@@ -282,8 +296,8 @@ def _value_and_gradient(name: str, potential: Callable, like: Tensor) -> Callabl
     return by_autograd
 
 
-def _checked_samples(name: str, argument: str, samples: Tensor) -> Tensor:
-    floating_tensor(name, argument, samples)
+def _checked_samples(name: str, argument: str, given: object) -> Tensor:
+    samples = floating_tensor(name, argument, given)
     if samples.dim() < 2 or len(samples) < 2:
         raise ValueError(f"{name}: {argument} must be (n, *event) with n at least 2, got {tuple(samples.shape)}")
     if not bool(samples.isfinite().all()):

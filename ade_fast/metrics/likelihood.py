@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from ..initial.base import as_count
 from ..potentials.conditioned import Condition
 from ..weighted import WeightedSampler, at_one_condition, evaluate, evaluating
 from ..weights import effective_sample_size, log_mean_exp, log_mean_exp_error
+
+if TYPE_CHECKING:
+    from ..training.sampler import DualSampler
 
 _FEW = 100  # effective samples, below which the figures cannot be trusted
 
@@ -47,7 +50,7 @@ class LogLikelihood(NamedTuple):
 
 def log_z(
     potential: Callable[[Tensor], Tensor],
-    sampler,
+    sampler: DualSampler,
     n_samples: int = 100_000,
     momentum_weight: float | Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -88,7 +91,7 @@ def log_z(
 
 def log_likelihood(
     potential: Callable[[Tensor], Tensor],
-    sampler,
+    sampler: DualSampler,
     data: Tensor,
     n_samples: int = 100_000,
     momentum_weight: float | Tensor | None = None,
@@ -133,7 +136,7 @@ def _log_z(layer: str, source: WeightedSampler, n_samples: int, generator: torch
     return found
 
 
-def _check_data(data: Tensor, sampler) -> None:
+def _check_data(data: Tensor, sampler: DualSampler) -> None:
     floating_tensor("log_likelihood", "data", data)
     event = tuple(sampler.initial.event)
     like = sampler.initial.sample(0, momentum_shape=sampler.dynamics.momentum_shape(event)).x

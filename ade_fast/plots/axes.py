@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -82,5 +84,5 @@ def heading(figure: Figure, title: str, scores: str) -> None:
         figure.suptitle("\n".join(filter(None, lines)), fontsize=11)
 
 
-def numpy(points: Tensor):
+def numpy(points: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
     return points.detach().cpu().double().numpy()

@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from .axes import new_figure
-from .convergence import settled
+from .convergence import finite, settled
 
 _PANELS = {"nll": "validation NLL in nats", "ess": "effective sample size", "mmd2": "MMD², raw samples"}
 
@@ -37,13 +37,13 @@ def comparison(
         )
     lines = {
         key: {
-            name: [(entry["update"], entry[key]) for entry in history if _finite(entry.get(key))]
+            name: [(entry["update"], value) for entry in history if finite(value := entry.get(key))]
             for name, history in histories.items()
         }
         for key in _PANELS
     }
     panels = [key for key in _PANELS if any(lines[key].values())]
-    known = [name for name in scores if _finite(scores[name][0])]
+    known = [name for name in scores if finite(scores[name][0])]
     if not panels and not known:
         raise ValueError("plots.comparison: no run has a score to draw")
     colours = {name: colormaps["tab10" if len(scores) <= 10 else "tab20"](i % 20) for i, name in enumerate(scores)}
@@ -65,14 +65,10 @@ def comparison(
         ax = axes[-1]
         for row, name in enumerate(scores):
             nll, error = scores[name]
-            if _finite(nll):
-                ax.errorbar(nll, row, xerr=error if _finite(error) else None, fmt="o", color=colours[name], capsize=3)
+            if finite(nll):
+                ax.errorbar(nll, row, xerr=error if finite(error) else None, fmt="o", color=colours[name], capsize=3)
         ax.set(xlabel="held-out NLL ± standard error, nats", ylim=(len(scores) - 0.5, -0.5))
         ax.set_yticks([])
     handles = [figure.axes[0].plot([], [], color=colours[name], marker=".", label=name)[0] for name in scores]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return figure
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard, TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ from .axes import EXACT, RAW, check, current, heading, new_figure, window
 from .points import SMALL, handles, points
 
 _MOST_PANELS = 6
+_Item = TypeVar("_Item")
 _GRAY, _CHOSEN = "0.45", "#a3312f"
 # Scores and their lines: (key of the history, label, colour).
 _SCORES = {
@@ -59,7 +61,7 @@ def convergence(
         ("steps of the dynamics", RAW, [(f"$x^{{{t}}}$", samples) for t, samples in _spread(list(enumerate(stages)))]),
     ]
     rows = [row for row in rows if row[2]]
-    panels = [key for key in _SCORES if any(_finite(entry.get(key)) for entry in history)]
+    panels = [key for key in _SCORES if any(finite(entry.get(key)) for entry in history)]
     if not rows and not panels:
         raise ValueError("plots.convergence: there are no snapshots, no stages and no scores to draw")
     columns = max((len(shown) for _, _, shown in rows), default=0)
@@ -116,12 +118,12 @@ def curve(
         raise ValueError(f"plots.curve: score must be one of {', '.join(_SCORES)}, got {score!r}")
     ax, (name, lines) = current(ax), _SCORES[score]
     for key, label, colour in lines:
-        drawn = [(entry["update"], entry[key]) for entry in history if _finite(entry.get(key))]
+        drawn = [(entry["update"], entry[key]) for entry in history if finite(entry.get(key))]
         if drawn:
             ax.plot(*zip(*drawn, strict=True), color=colour, linewidth=1.4, marker=".", markersize=4, label=label)
     if score == "nll":
-        values = sorted(entry["nll"] for entry in history if _finite(entry.get("nll")))
-        if _finite(entropy):
+        values = sorted(value for entry in history if finite(value := entry.get("nll")))
+        if finite(entropy):
             ax.axhline(entropy, color="black", linewidth=0.9, linestyle=":", label=f"data's entropy, {entropy:.3f}")
             values = [entropy, *values]
         if values:
@@ -146,7 +148,7 @@ def settled(values: list[float]) -> tuple[float, float]:
     return low - margin, top + margin
 
 
-def _spread(items: Sequence) -> list:
+def _spread(items: Sequence[_Item]) -> list[_Item]:
     """At most ``_MOST_PANELS`` of the items, evenly spread, first and last included."""
     n = len(items)
     if n <= _MOST_PANELS:
@@ -158,5 +160,5 @@ def _first(snapshots: Sequence[tuple[int, Tensor]]) -> Tensor | None:
     return snapshots[0][1] if snapshots else None
 
 
-def _finite(value: float | None) -> bool:
+def finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..dynamics import Diagnostics
 from .axes import DATA, EXACT, RAW, TRUTH, current, heading, new_figure
@@ -60,7 +61,7 @@ def diagnostics(diagnostics: Diagnostics, ax: Axes | None = None, *, panel: str 
         ax.set_yscale("log")
     elif panel == "acceptance":
         ax.set_ylim(-0.03, 1.03)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("step t")
     ax.set_title(title, fontsize=10)
     ax.legend(frameon=False, fontsize=8)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -75,7 +78,7 @@ def learned(
     return figure
 
 
-def _draw_planes(axes, densities: dict[str, Gridded], data: Tensor) -> None:
+def _draw_planes(axes: Sequence[Axes], densities: dict[str, Gridded], data: Tensor) -> None:
     peak = max(float(gridded.values.max()) for gridded in densities.values())
     for ax, (name, gridded) in zip(axes, densities.items(), strict=True):
         draw_plane(ax, gridded, peak, colorbar=False)
@@ -84,7 +87,7 @@ def _draw_planes(axes, densities: dict[str, Gridded], data: Tensor) -> None:
     axes[0].figure.colorbar(image, ax=list(axes), label="density (log scale)", extend="min", shrink=0.8)
 
 
-def _draw_curves(axes, densities: dict[str, Gridded], data: Tensor) -> None:
+def _draw_curves(axes: Sequence[Axes], densities: dict[str, Gridded], data: Tensor) -> None:
     """The same curves on a linear and on a logarithmic axis: the one shows blur, the other stray mass."""
     for ax, scale in zip(axes, ("linear", "log"), strict=True):
         within = next(iter(densities.values())).within[0]
@@ -98,6 +101,6 @@ def _draw_curves(axes, densities: dict[str, Gridded], data: Tensor) -> None:
         _legend(ax)
 
 
-def _legend(ax) -> None:
+def _legend(ax: Axes) -> None:
     """Above the axis, where it hides nothing."""
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8.5, columnspacing=1.2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -55,9 +57,9 @@ def points(
         _histograms(ax, data, samples, within[0], label, colour)
     else:
         _clouds(ax, data, samples, dims, within, label, colour, size)
-    outside = 0 if samples is None else _outside(samples[:SHOWN], within, dims if data.shape[1] > 1 else (0,))
-    if outside:
-        text = f"{outside:,} of {len(samples[:SHOWN]):,} outside"
+    shown = data[:0] if samples is None else samples[:SHOWN]
+    if outside := _outside(shown, within, dims if data.shape[1] > 1 else (0,)):
+        text = f"{outside:,} of {len(shown):,} outside"
         paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
         ax.text(
             0.98, 0.98, text, transform=ax.transAxes, ha="right", va="top", fontsize=8 * size, color=colour, bbox=paper
@@ -96,7 +98,7 @@ def handles(d: int, named: dict[str, str]) -> list[Line2D | Patch]:
     if d == 1:
         lines = [Line2D([], [], color=colour, label=name) for name, colour in named.items()]
         return [Patch(color=DATA, alpha=0.5, label="data"), *lines]
-    dot = {"marker": "o", "linestyle": "none"}
+    dot: dict[str, Any] = {"marker": "o", "linestyle": "none"}
     return [
         Line2D([], [], color=DATA, alpha=0.7, markersize=7, label="data", **dot),
         *(Line2D([], [], color=colour, markersize=4, label=name, **dot) for name, colour in named.items()),
@@ -104,7 +106,14 @@ def handles(d: int, named: dict[str, str]) -> list[Line2D | Patch]:
 
 
 def _clouds(
-    ax: Axes, data: Tensor, samples: Tensor | None, dims, within: Window, label: str, colour: str, size: float
+    ax: Axes,
+    data: Tensor,
+    samples: Tensor | None,
+    dims: tuple[int, ...],
+    within: Window,
+    label: str,
+    colour: str,
+    size: float,
 ) -> None:
     i, j = dims
     shown = numpy(data[:SHOWN])
@@ -118,7 +127,9 @@ def _clouds(
     ax.set(xlabel=_name(i), ylabel=_name(j))
 
 
-def _histograms(ax: Axes, data: Tensor, samples: Tensor | None, within, label: str, colour: str) -> None:
+def _histograms(
+    ax: Axes, data: Tensor, samples: Tensor | None, within: tuple[float, float], label: str, colour: str
+) -> None:
     data_on_line(ax, data, within)
     if samples is not None:
         _steps(ax, samples[:, 0], within, colour, label)
@@ -131,13 +142,13 @@ def data_on_line(ax: Axes, data: Tensor, within: tuple[float, float]) -> None:
     ax.hist(numpy(data[:, 0]), bins=BINS, range=within, density=True, color=DATA, alpha=0.5, label="data")
 
 
-def _steps(ax: Axes, column: Tensor, within, colour: str, label: str = "samples") -> None:
+def _steps(ax: Axes, column: Tensor, within: tuple[float, float], colour: str, label: str = "samples") -> None:
     """A histogram's outline, of all samples: those outside of the window do not raise it."""
     counts, edges = np.histogram(numpy(column), BINS, within)
     ax.stairs(counts / (len(column) * (edges[1] - edges[0])), edges, color=colour, linewidth=1.2, label=label)
 
 
-def _outside(samples: Tensor, within: Window, dims) -> int:
+def _outside(samples: Tensor, within: Window, dims: tuple[int, ...]) -> int:
     inside = [(samples[:, i] >= within[i][0]) & (samples[:, i] <= within[i][1]) for i in dims]
     return int((~(inside[0] & inside[-1])).sum())
 

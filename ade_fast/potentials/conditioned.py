@@ -25,7 +25,7 @@ class Conditioned(nn.Module):
 
     takes_any_rows = False
 
-    def __init__(self, potential: Callable, condition: Tensor | tuple[Tensor, ...]) -> None:
+    def __init__(self, potential: Callable[..., Tensor], condition: Tensor | tuple[Tensor, ...]) -> None:
         super().__init__()
         self.potential = potential
         self._single = isinstance(condition, Tensor)
@@ -36,7 +36,7 @@ class Conditioned(nn.Module):
         self._names = [f"condition_{i}" for i in range(len(tensors))]
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = tuple(_tiled(self._buffers[name], len(x)) for name in self._names)
+        rows = tuple(_tiled(self.get_buffer(name), len(x)) for name in self._names)
         return self.potential(x, rows[0] if self._single else rows)
 
 
@@ -52,11 +52,11 @@ def _tiled(condition: Tensor, n: int) -> Tensor:
 
 def conditioned(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     condition: Condition | None,
     n: int | None = None,
     device: torch.device | None = None,
-) -> Callable:
+) -> Callable[..., Tensor]:
     """The potential at a condition, as a function of x alone; itself where the condition is None.
 
     The Gaussian of a `WithBase` stays outside, so that it is still seen.
@@ -91,7 +91,7 @@ def conditioned(
     whole = copy.copy(potential)
     whole.__dict__["_modules"] = {}
     whole.potential = conditioned(layer, potential.potential, condition)
-    whole.takes_any_rows = False
+    whole.__dict__["takes_any_rows"] = False
     return whole
 
 

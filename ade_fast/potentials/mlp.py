@@ -86,7 +86,9 @@ class MLPPotential(nn.Module):
 
     def _linear(self, inputs: int, outputs: int) -> nn.Linear:
         linear = nn.Linear(inputs, outputs)
-        return parametrizations.spectral_norm(linear) if self.spectral_norm else linear
+        if self.spectral_norm:
+            parametrizations.spectral_norm(linear)
+        return linear
 
     @property
     def linears(self) -> list[nn.Linear]:

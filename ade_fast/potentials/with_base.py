@@ -38,6 +38,10 @@ class WithBase(nn.Module):
             ``(B, 1)``.
     """
 
+    mean: Tensor
+    std: Tensor
+    _anchor: Tensor
+
     def __init__(self, potential: Callable[[Tensor], Tensor], mean: float | Tensor, std: float | Tensor) -> None:
         super().__init__()
         if not callable(potential):

@@ -15,6 +15,7 @@ import numbers
 import operator
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,17 @@ _SMALLEST, _LARGEST = 1e-20, 1e20
 _MANY = 10**9
 
 
-def _setting(default, group: str, help: str, *, choices=None, low=None, above=None, high=None, below=None):
+def _setting(
+    default: Any,
+    group: str,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+) -> Any:
     """A field with its help, its group and its limits: ``above < value < below``, ``low <= value <= high``."""
     limits = {"above": above, "low": low, "high": high, "below": below}
     return dataclasses.field(default=default, metadata={"group": group, "help": help, "choices": choices, **limits})
@@ -296,7 +307,7 @@ class Config:
     # One: a second thread gains little at these sizes, and on a busy machine the two wait for each other.
     threads: int = _setting(1, "machine", "CPU threads of torch; 0 leaves torch's choice", low=0, high=1024)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value = _coerced(field.name, getattr(self, field.name), hints[field.name])
@@ -406,10 +417,10 @@ def given_settings(namespace: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(namespace).items() if key in names}
 
 
-def flag_type(hint):
+def flag_type(hint: Any) -> Callable[[str], Any]:
     """A function from a flag's text to its value, or to an error that says what was wanted."""
 
-    def parse(text: str):
+    def parse(text: str) -> Any:
         try:
             if hint == tuple[int, ...]:
                 return tuple(int(part) for part in text.split(","))
@@ -423,12 +434,12 @@ def flag_type(hint):
     return parse
 
 
-def _number_of(hint: types.UnionType) -> type:
+def _number_of(hint: types.UnionType) -> Any:
     """int or float: what a setting is that may be none."""
     return next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
 
 
-def _wanted(hint) -> str:
+def _wanted(hint: Any) -> str:
     if isinstance(hint, types.UnionType):
         return "an integer or none" if _number_of(hint) is int else "a number or none"
     names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
@@ -444,7 +455,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"
 
 
-def _coerced(name: str, value: Any, hint) -> Any:
+def _coerced(name: str, value: Any, hint: Any) -> Any:
     """``value`` as its type (an int is a float, a list a tuple), or a ConfigError."""
     optional = isinstance(hint, types.UnionType)
     if optional and (value is None or value == "none"):  # the second as on the command line
@@ -458,7 +469,7 @@ def _coerced(name: str, value: Any, hint) -> Any:
         try:
             return float(value)
         except OverflowError:
-            return math.inf if value > 0 else -math.inf
+            return math.inf if value > 0 else -math.inf  # type: ignore[operator]
     if hint is str and isinstance(value, str):
         return value
     if hint == tuple[int, ...] and isinstance(value, (list, tuple)) and value:
@@ -490,7 +501,7 @@ _NO_CONDITIONALS = (
 )
 
 
-def _check_limits(field: dataclasses.Field, value: Any) -> None:
+def _check_limits(field: dataclasses.Field[Any], value: Any) -> None:
     choices = field.metadata["choices"]
     if choices and value not in choices:
         close = difflib.get_close_matches(value, choices, 1)

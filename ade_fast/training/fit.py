@@ -69,7 +69,7 @@ def fit(
     wanted = {**settings, "data": str(X) if named else GIVEN, **({} if seed is None else {"seed": seed})}
     config = Config.with_recipe(wanted) if out is None or not resume else resolve_resumed(out, wanted)
     source = build_source(config, None if named else X, validation)
-    options = {
+    options: dict[str, Any] = {
         "resume": resume,
         "overwrite": overwrite,
         "progress": progress,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..data import TOY_NAMES
 from ..dynamics import NonFiniteError
@@ -266,7 +266,7 @@ def _run(
         unit=" updates",
         disable=not progress,
         dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file wants few lines
+        mininterval=0.1 if _is_watched() else 10,  # a log file wants few lines
     )
     with bar:
         while not (trainer.done or seen.stopped):
@@ -331,6 +331,11 @@ def _finish(trainer: Trainer, directory: Path, pictures: bool) -> Summary:
     )
     write_atomically(directory / SUMMARY, (json.dumps(to_dict(summary), indent=2) + "\n").encode())
     return summary
+
+
+def _is_watched() -> bool:
+    """Whether the progress bar is on a terminal, or in a notebook, whose standard error is none."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def _row(trainer: Trainer, metrics: dict[str, Any]) -> dict[str, Any]:

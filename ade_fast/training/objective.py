@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -260,7 +260,7 @@ class ADE(nn.Module):
             {"params": list(self.sampler_parameters()), **(sampler or {}), "maximize": False},
         ]
 
-    def forward(self, data: Tensor, **options) -> Tensor:
+    def forward(self, data: Tensor, **options: Any) -> Tensor:
         """`loss`, for what wraps modules, such as DistributedDataParallel."""
         return self.loss(data, **options)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,7 @@ def _out_of_base(flow: Flow, sample: DualSample) -> DualSample:
     """A sample of (z, v) as one of (x, v), both ends in one pass of the flow."""
     x, log_det = _transform(flow, torch.cat([sample.x, sample.x0]))
     (x, x0), (log_det, log_det0) = x.chunk(2), log_det.chunk(2)
+    assert sample.log_q0 is not None  # a flow has a density
     return DualSample(x, sample.v, sample.log_q - log_det, x0, sample.v0, sample.log_q0 - log_det0)
 
 
@@ -117,6 +118,10 @@ class DualSampler(nn.Module):
             its own, or has none (a false attribute ``has_momentum``). One with a true attribute ``anneals`` is called
             with ``initial=`` too.
     """
+
+    # By what they can do, not by their class.
+    initial: Any
+    dynamics: Any
 
     def __init__(self, initial: nn.Module, dynamics: nn.Module):
         super().__init__()
@@ -147,7 +152,7 @@ class DualSampler(nn.Module):
 
     def sample(
         self,
-        potential,
+        potential: Callable[..., Tensor],
         n: int,
         generator: torch.Generator | None = None,
         context: tuple[Tensor, ...] | None = None,
@@ -171,7 +176,7 @@ class DualSampler(nn.Module):
         flow = self.initial if annealed and isinstance(self.initial, Flow) else None
         start, target = (self.initial, potential) if flow is None else (flow.base, _InBaseVariables(potential, flow))
         drawn = start.sample(n, momentum_shape=self._momentum_shape(), generator=generator)
-        options = {"initial": start} if annealed else {}
+        options: dict[str, Any] = {"initial": start} if annealed else {}
         options |= {"diagnostics": True} if diagnostics else {}  # a dynamics of others need not know of it
         sample = _run(self.dynamics, target, drawn, generator=generator, context=context, **options)
         return sample if flow is None else _out_of_base(flow, sample)
@@ -188,7 +193,7 @@ class DualSampler(nn.Module):
 
     def sample_cut(
         self,
-        potential,
+        potential: Callable[..., Tensor],
         n: int,
         generator: torch.Generator | None = None,
         context: tuple[Tensor, ...] | None = None,
@@ -213,7 +218,7 @@ class DualSampler(nn.Module):
             return cut.leaves[-1]
 
         drawn = self.initial.sample(n, momentum_shape=self._momentum_shape(), generator=generator)
-        steps = {name: leaf(parameter) for name, parameter in own.items()}
+        steps: dict[str, Any] = {name: leaf(parameter) for name, parameter in own.items()}
 
         def run(*args: object, **options: object) -> DynamicsOutput:
             return functional_call(dynamics, steps, args, options)
@@ -234,7 +239,7 @@ class DualSampler(nn.Module):
 
     def resample(
         self,
-        potential,
+        potential: Callable[..., Tensor],
         n: int,
         *,
         n_proposals: int | None = None,
@@ -289,7 +294,7 @@ class DualSampler(nn.Module):
 
     def metropolis(
         self,
-        potential,
+        potential: Callable[..., Tensor],
         n: int,
         *,
         n_steps: int = 100,
@@ -326,7 +331,7 @@ class DualSampler(nn.Module):
         with evaluating(potential):
             samples = []
             x, log_w = map(torch.cat, zip(*source.chunks(n_chains, generator, context), strict=True))
-            accepted, rounds = 0, -(-n // n_chains)
+            accepted, rounds = torch.zeros((), dtype=torch.int64, device=x.device), -(-n // n_chains)
             for _ in range(rounds):
                 x, log_w, more = _independence_steps(source, x, log_w, n_steps, generator, context)
                 accepted += more
@@ -347,13 +352,18 @@ def _systematic(p: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
 
 
 def _independence_steps(
-    source: WeightedSampler, x: Tensor, log_w: Tensor, n_steps: int, generator, context
+    source: WeightedSampler,
+    x: Tensor,
+    log_w: Tensor,
+    n_steps: int,
+    generator: torch.Generator | None,
+    context: tuple[Tensor, ...] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Independence Metropolis-Hastings: the states [chains, *event] and log-weights after n_steps; how many accepted.
 
     Proposals come in blocks of several steps where there are few chains.
     """
-    chains, accepted = len(x), 0
+    chains, accepted = len(x), torch.zeros((), dtype=torch.int64, device=x.device)
     block = max(1, source.rows // chains)
     rows = torch.arange(chains, device=x.device)
     device = x.device if generator is None else generator.device
@@ -375,7 +385,9 @@ def _independence_steps(
     return x, log_w, accepted
 
 
-def _run(dynamics: Callable[..., DynamicsOutput], target, drawn: Sequence[Tensor | None], **options) -> DualSample:
+def _run(
+    dynamics: Callable[..., DynamicsOutput], target: Callable[..., Tensor], drawn: Sequence[Any], **options: Any
+) -> DualSample:
     """The dynamics from where (x0, v0, log_q0) says, and the density there."""
     x0, v0, log_q0 = drawn
     out = dynamics(target, x0, v0, **options)

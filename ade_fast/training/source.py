@@ -82,7 +82,9 @@ class ToySource:
         self.space = Space.of(points, corners, standardise=standardise)
         known = self._toy.has_density
         self.log_prob = self._toy.log_prob if known else None
-        self.entropy, _, self.entropy_exact = self._toy.entropy() if known else (None, None, None)
+        found = self._toy.entropy() if known else None
+        self.entropy: float | None = None if found is None else found[0]
+        self.entropy_exact: bool | None = None if found is None else found[2]
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """n points to train on, in z: [n, d]."""
