@@ -54,11 +54,13 @@ __all__ = [
 ]
 
 
-def _conditional(form: Callable) -> Callable:
+def _conditional(form: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a functional form an argument ``condition=``."""
 
     @functools.wraps(form)
-    def call(potential: Callable, x0: Tensor, *args, condition: Condition | None = None, **options):
+    def call(
+        potential: Callable[..., Tensor], x0: Tensor, *args: Any, condition: Condition | None = None, **options: Any
+    ) -> Any:
         return form(base.at_condition(form.__name__, potential, condition, x0), x0, *args, **options)
 
     return call
@@ -84,7 +86,8 @@ class Watch:
     """Takes the diagnostics of calls: ``watch = Watch(); leapfrog(..., diagnostics=watch); watch.diagnostics``."""
 
     def __init__(self) -> None:
-        self._alarm, self._latest = Alarm(), None
+        self._alarm = Alarm()
+        self._latest: Watched | None = None
 
     @property
     def diagnostics(self) -> Diagnostics | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def _folders(name: str) -> list[Path]:
     return [root / name for root in roots]
 
 
-def _reader(folder: Path):
+def _reader(folder: Path) -> Callable[..., Any] | None:
     """The reader of what a folder holds; None: of nothing."""
     for stem, read in _READERS:
         for inside in _INSIDE:

@@ -109,8 +109,8 @@ def _run(
 
 
 def _known(layer: str, potential: Callable, x: Tensor, options: Options) -> FusedSum | None:
-    """The potential as the operator takes it. Checks at every step, fixed-point states and an interval per dimension are
-    not the operator's."""
+    """The potential as the operator takes it: checks at every step, fixed-point states, a range per dimension are not its
+    affair."""
     if options.check_finite or options.check_potential or options.memory == "reversible":
         return None
     if options.range_of(layer, Layout.of(x)).per_dimension:

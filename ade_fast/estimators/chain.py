@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -94,7 +94,7 @@ class Chain:
                 x = self.dynamics(potential, x, generator=generator, context=context).x
             return ChainEnd(x, None)
         layer, n = self.dynamics, self.n_transitions
-        step_size, n_steps = layer.step_size, layer.n_steps
+        step_size, n_steps = cast(Tensor, layer.step_size), layer.n_steps
         if isinstance(layer, Langevin):  # one leapfrog step each
             step_size, n_steps, n = step_size.sqrt(), 1, n * n_steps
         x, accepted = metropolis("Chain", potential, x, n, step_size, n_steps, layer.options, generator, context)

@@ -2,6 +2,7 @@
 
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -16,7 +17,7 @@ _SMALLEST = 8
 
 def _image_size(layer: str, image_size: int | Sequence[int]) -> tuple[int, int]:
     """``image_size`` as (height, width), each at least 8."""
-    sizes = (image_size, image_size) if isinstance(image_size, numbers.Integral) else image_size
+    sizes: Any = (image_size, image_size) if isinstance(image_size, numbers.Integral) else image_size
     if isinstance(sizes, str) or not isinstance(sizes, Sequence) or len(sizes) != 2:
         raise ValueError(f"{layer}: image_size must be an int or (height, width), got {image_size!r}")
     height, width = (positive_int(layer, "image_size", size) for size in sizes)
@@ -83,7 +84,7 @@ class ConvPotential(nn.Module):
             *self._conv(c, d),
             nn.AvgPool2d(2),
             *self._conv(d, e),
-            nn.AvgPool2d(_POOL if tabled else tuple(size // 4 for size in self.image_size)),
+            nn.AvgPool2d(_POOL if tabled else (self.image_size[0] // 4, self.image_size[1] // 4)),
         )
         self.head = _normalised(nn.Linear(e, 1), self.spectral_norm)
 

@@ -181,7 +181,7 @@ class DualSampler(nn.Module):
         sample = _run(self.dynamics, target, drawn, generator=generator, context=context, **options)
         return sample if flow is None else _out_of_base(flow, sample)
 
-    def move(self, potential, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def move(self, potential: Callable[..., Tensor], x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One unroll from x [n, *event] on, with momenta as ``initial`` draws them; no gradients."""
         with torch.no_grad():
             return self.dynamics(potential, x, self.momenta(len(x), generator), generator=generator).x
