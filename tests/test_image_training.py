@@ -15,6 +15,7 @@ from ade_fast.data.image_sets import ImageSet, image_set, is_image_set
 from ade_fast.training import Config, ConfigError, loop
 from ade_fast.training.completion import complete
 from ade_fast.training.image_source import ImageSource
+from ade_fast.training.summary import _settings
 from ade_fast.training.trainer import Trainer
 
 SMALL = {
@@ -129,6 +130,13 @@ def test_what_is_not_given_is_the_recipe_for_images():
 def test_settings_that_images_do_not_take(changes, message):
     with pytest.raises(ConfigError, match=message):
         config(**changes) if changes.get("data") is None else Config.with_recipe(changes)
+
+
+def test_the_summary_marks_what_is_not_the_recipe_for_images():
+    given = config(potential_lr=2e-3)
+    marked = [word for line in _settings(given) for word in line.split() if word.endswith("*")]
+    assert "potential_lr=0.002*" in marked and "hidden=2,2,2,2,2*" in marked
+    assert not {"potential=conv*", "dynamics=langevin*", "momentum_weight=0.0*"} & set(marked)
 
 
 def test_a_run_leaves_its_pictures_and_can_be_opened(run):
