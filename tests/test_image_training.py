@@ -269,3 +269,13 @@ def test_at_lambda_1_the_exact_gradient_is_that_at_the_chains_start(step_size):
     start, samples = gradient(f(x).mean()), gradient(f(end.x.detach()).mean())
     assert (exact - start).norm() < 0.05 * step_size**2 * start.norm()
     assert (samples - start).norm() > 1000 * (exact - start).norm()
+
+
+def test_the_residual_potential_and_the_exact_gradient_train():
+    trainer = Trainer(config(potential="residual", hidden=(4, 8), gradient="full"))
+    before = [p.detach().clone() for p in trainer.potential.parameters()]
+    assert isinstance(trainer.potential, ade.ResidualPotential)
+    metrics = trainer.step()
+    assert metrics["kinetic"] == 0  # momentum_weight 0
+    moved = [not torch.equal(p, q) for p, q in zip(trainer.potential.parameters(), before, strict=True)]
+    assert all(moved[:-1])  # a constant of f, its last bias, is no one's to choose
