@@ -24,7 +24,16 @@ PEERS = {
 
 def digits(results: tables.Results) -> str:
     """A line for each method and seed, the test digits' first."""
-    head = ["", "seed", "updates", "ms per update", "score", "of the test digits'", "nearest training digit", "tenth"]
+    head = [
+        "",
+        "seed",
+        "updates",
+        "ms per update, one thread",
+        "score",
+        "of the test digits'",
+        "nearest training digit",
+        "tenth",
+    ]
     rows = []
     for row in results["rows"]:
         name = METHODS[row["method"]]

@@ -27,7 +27,8 @@ from torch.utils import checkpoint
 
 import ade_fast as ade
 
-TOLERANCE = 2e-3  # kinks, in float32
+TOLERANCE = 2e-2
+"""In float32 a pre-activation that rounding takes across its kink changes the derivatives by so much."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ade_fast.data.image_sets import ImageSet, image_set, is_image_set
 from ade_fast.training import Config, ConfigError, loop
 from ade_fast.training.completion import complete
 from ade_fast.training.image_source import ImageSource
+from ade_fast.training.summary import _settings
 from ade_fast.training.trainer import Trainer
 
 SMALL = {
@@ -129,6 +130,13 @@ def test_what_is_not_given_is_the_recipe_for_images():
 def test_settings_that_images_do_not_take(changes, message):
     with pytest.raises(ConfigError, match=message):
         config(**changes) if changes.get("data") is None else Config.with_recipe(changes)
+
+
+def test_the_summary_marks_what_is_not_the_recipe_for_images():
+    given = config(potential_lr=2e-3)
+    marked = [word for line in _settings(given) for word in line.split() if word.endswith("*")]
+    assert "potential_lr=0.002*" in marked and "hidden=2,2,2,2,2*" in marked
+    assert not {"potential=conv*", "dynamics=langevin*", "momentum_weight=0.0*"} & set(marked)
 
 
 def test_a_run_leaves_its_pictures_and_can_be_opened(run):
@@ -261,3 +269,13 @@ def test_at_lambda_1_the_exact_gradient_is_that_at_the_chains_start(step_size):
     start, samples = gradient(f(x).mean()), gradient(f(end.x.detach()).mean())
     assert (exact - start).norm() < 0.05 * step_size**2 * start.norm()
     assert (samples - start).norm() > 1000 * (exact - start).norm()
+
+
+def test_the_residual_potential_and_the_exact_gradient_train():
+    trainer = Trainer(config(potential="residual", hidden=(4, 8), gradient="full"))
+    before = [p.detach().clone() for p in trainer.potential.parameters()]
+    assert isinstance(trainer.potential, ade.ResidualPotential)
+    metrics = trainer.step()
+    assert metrics["kinetic"] == 0  # momentum_weight 0
+    moved = [not torch.equal(p, q) for p, q in zip(trainer.potential.parameters(), before, strict=True)]
+    assert all(moved[:-1])  # a constant of f, its last bias, is no one's to choose

@@ -109,8 +109,7 @@ def _run(
 
 
 def _known(layer: str, potential: Callable, x: Tensor, options: Options) -> FusedSum | None:
-    """The potential as the operator takes it: checks at every step, fixed-point states, a range per dimension are not its
-    affair."""
+    """The potential as the operator takes it; it has no checks at every step, fixed-point states, ranges per dimension."""
     if options.check_finite or options.check_potential or options.memory == "reversible":
         return None
     if options.range_of(layer, Layout.of(x)).per_dimension:

@@ -331,6 +331,10 @@ class Config:
         """Whether the data are images: f says so, as a folder may be gone when a run is opened."""
         return self.network != "mlp"
 
+    def recipe(self) -> Config:
+        """The defaults: those for images where the data are images."""
+        return self.from_dict({**image_config.RECIPE, "data": self.data}) if self.of_images else Config()
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """A configuration from keys and values; an unknown key is an error."""

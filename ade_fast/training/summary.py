@@ -13,7 +13,7 @@ from typing import Any
 from ..data import TOY_NAMES
 from ..metrics.mmd import FINE
 from .config import SETTINGS_GROUPS, Config
-from .directory import CHECKPOINT, CONVERGENCE, FIGURE
+from .directory import CHECKPOINT, CONVERGENCE, ENERGIES, FIGURE
 
 # Settings that the summary tells in words, or that change nothing about the result.
 _ELSEWHERE = ("data", "seed", "updates", "batch_size", "device", "threads")
@@ -131,7 +131,7 @@ class Summary:
         total = sum(self.time.values()) or 1.0
         split = ", ".join(f"{name} {100 * part / total:.0f}%" for name, part in self.time.items() if part > 0)
         threads = f"threads {config.threads or 'as torch chose'}"
-        pictures = [str(directory / name) for name in (FIGURE, CONVERGENCE) if (directory / name).exists()]
+        pictures = [str(directory / name) for name in (FIGURE, CONVERGENCE, ENERGIES) if (directory / name).exists()]
         sample = shlex.join(["ade-fast", "sample", str(directory), "--n", "1000", "--out", "samples.npy"])
         return [
             f"data            {self.data}, seed {self.seed}, {self.updates} updates of {config.batch_size} points",
@@ -228,7 +228,7 @@ def _error(standard_error: float | None) -> str:
 
 def _settings(config: Config) -> list[str]:
     """The settings in effect, by group; a star marks what is not the default."""
-    default, lines = Config(), []
+    default, lines = config.recipe(), []
     for group in SETTINGS_GROUPS:
         shown = [
             f"{field.name}={_text(value)}{'' if value == getattr(default, field.name) else '*'}"
