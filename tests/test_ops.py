@@ -24,6 +24,7 @@ NONE, VALUE, NORM = 0, 1, 2
 
 # Operators that another file tests: the start of their names, and the file.
 TESTED_ELSEWHERE = {
+    "kink_": "test_kinks.py",
     "mlp_": "test_mlp_ops.py",
     "philox_": "test_philox.py",
     "planar_flow": "test_planar_flow_op.py",
