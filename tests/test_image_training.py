@@ -272,7 +272,7 @@ def test_at_lambda_1_the_exact_gradient_is_that_at_the_chains_start(step_size):
 
 
 def test_the_residual_potential_and_the_exact_gradient_train():
-    trainer = Trainer(config(potential="residual", hidden=(4, 8), gradient="full"))
+    trainer = Trainer(config(network="residual", hidden=(4, 8), gradient="full"))
     before = [p.detach().clone() for p in trainer.potential.parameters()]
     assert isinstance(trainer.potential, ade.ResidualPotential)
     metrics = trainer.step()

@@ -26,6 +26,7 @@ NONE, VALUE, NORM = 0, 1, 2
 TESTED_ELSEWHERE = {
     "mlp_chain": "test_mlp_chain.py",
     "mlp_weighted_value": "test_mlp_weighted.py",
+    "kink_": "test_kinks.py",
     "mlp_": "test_mlp_ops.py",
     "philox_": "test_philox.py",
     "planar_flow": "test_planar_flow_op.py",

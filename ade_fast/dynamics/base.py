@@ -22,7 +22,7 @@ from .sample_range import Bound, SampleRange, checked_range
 _STEPS = ("step_size", "momentum_step_size")
 _STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _GRADIENTS = ("full", "truncated", "stopped", "none")
-_MEMORY = ("graph", "states", "reversible", "auto")
+_MEMORY = ("graph", "masks", "states", "reversible", "auto")
 _REVERSIBLE = ("Leapfrog", "DampedLeapfrog", "leapfrog", "damped_leapfrog")
 
 
@@ -90,7 +90,7 @@ class Options:
     momentum_clip: Clip | None = None
     sample_range: tuple[Bound, Bound] | None = None
     gradient: Literal["full", "truncated", "stopped", "none"] = "full"
-    memory: Literal["graph", "states", "reversible", "auto"] = "auto"
+    memory: Literal["graph", "masks", "states", "reversible", "auto"] = "auto"
     check_finite: bool = False
     check_potential: bool = False
 

@@ -34,6 +34,7 @@ from ..fields import (
     memory_budget,
     possible_inputs,
     raise_pending,
+    what_is_kept,
     without_base,
 )
 from ..potentials import MLPPotential
@@ -223,11 +224,14 @@ def _differentiate(
         inputs = Inputs()
         if mode == "full":
             inputs = Inputs(reached, possible_inputs(surroundings.contents["potential"], reached, known, behind_known))
+        if draws or options.memory == "reversible" or (mode == "full" and not first_value.trains_only(inputs.tensors)):
+            first_value.program = None
         plan = choose_plan(first_value, options.memory, program.n_kicks)
         kinks = keeps_kinks(plan, mode, inputs.tensors)
         tape = plan.memory == "graph" and not plan.piecewise_linear and mode != "stopped"
         tape = tape or plan.memory == "reversible"  # see GradientSide._evaluate
-        first = first_value.gradient(keep_graph=tape, keep_kinks=kinks)
+        kept = what_is_kept(plan, mode, inputs.tensors)
+        first = first_value.gradient(keep_graph=tape, keep_kinks=kinks, keep=kept)
         grad = field.whole(first.grad, x0)
         captured = program.prepare(known, behind_known, args, grad, plan.memory == "graph")
         if mode == "full":
@@ -236,7 +240,10 @@ def _differentiate(
         if (why := why_under_autograd([*inputs.tensors, *network_inputs], behind_known, captured)) is not None:
             outputs = _under_autograd(layer, field, program, args, layout, mode, why, record)
             return outputs, Plan("graph", captured=captured)
-        side = GradientSide(field, first, inputs, plan, mode, program.n_kicks, surroundings, draws, record)
+        side = GradientSide(
+            field, first, inputs, plan, mode, program.n_kicks, surroundings, draws, record,
+            first_value.program,
+        )  # fmt: skip
         side.guarded = tuple(reached) if mode == "truncated" else ()
         differentiable = any(t is not None and t.requires_grad for t in (*args, *network_inputs, *inputs.tensors))
         if not differentiable:

@@ -10,7 +10,17 @@ from .memory import memory_budget, memory_in_use, release_memory, set_memory_bud
 from .mlp import MLPField, Schedule, generalized_kicks
 from .modules import pinned, probe_potential
 from .surroundings import Draws, Inputs, Surroundings, is_observed, possible_inputs
-from .unroll import GradientMode, GradientSide, Plan, Sum, choose_plan, keeps_kinks, kept_per_gradient, refuse_observed
+from .unroll import (
+    GradientMode,
+    GradientSide,
+    Plan,
+    Sum,
+    choose_plan,
+    keeps_kinks,
+    kept_per_gradient,
+    refuse_observed,
+    what_is_kept,
+)
 from .values import fused_sum, fused_value, fused_value_and_grad, fused_weighted_value
 
 __all__ = [
@@ -54,5 +64,6 @@ __all__ = [
     "refuse_observed",
     "release_memory",
     "set_memory_budget",
+    "what_is_kept",
     "without_base",
 ]

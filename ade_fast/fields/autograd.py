@@ -6,7 +6,8 @@ import contextlib
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +19,11 @@ from .contents import modules_of
 from .engine import derivatives
 from .graph import GraphFacts, inspect_graph, saved_bytes, sequence_number
 from .layout import Layout
+from .program import Kept, Program, Watch
 from .tangent import tangent
+
+Keep = Literal["nothing", "bits", "deltas"]
+"""What a program's evaluation keeps for the derivative of ∇f (`Kept`)."""
 
 
 @dataclass
@@ -28,6 +33,7 @@ class Evaluation:
     grad: ∇_x f(x), rows [B, D], detached.
     graph: (x, ∇f(x)), a leaf and its differentiable gradient, when the autograd graph was kept, else None.
     kinks: values of the kinks (`GraphFacts.kinks`) when they were kept and are known, else None.
+    kept: what a program left for the derivative of ∇f, else None.
     value: f(x), [B], detached.
     """
 
@@ -35,6 +41,7 @@ class Evaluation:
     graph: tuple[Tensor, Tensor] | None = None
     kinks: Sequence[Tensor] | None = None
     value: Tensor | None = None
+    kept: Kept | None = None
 
 
 class NotPiecewiseLinear(Exception):
@@ -78,11 +85,16 @@ class AutogradField:
     def first_value(self, rows: Tensor) -> FirstValue:
         """f at the first point of an unroll, with everything that is to be learned from it."""
         born_after = sequence_number()
-        x, y = self._evaluate(rows)
+        x = self._leaf(rows)
+        watch = Watch(x)
+        with torch.enable_grad():
+            y = self.value(x, watch)
         facts = inspect_graph(y, x, self.known, born_after)
         if not facts.reaches_x:
             raise self._independent_of_x()
-        return FirstValue(self, x, y, facts, saved_bytes(y, self.known))
+        program = watch.program() if facts.piecewise_linear and facts.kinks else None
+        bits = None if program is None else program.bits_of(facts.kinks)
+        return FirstValue(self, x, y, facts, saved_bytes(y, self.known), None if bits is None else program, bits)
 
     def whole_value(self, value: Tensor, x: Tensor) -> Tensor:
         """f and the base's log-density at x, [B], from the potential's own f(x) and rows [B, D]."""
@@ -120,6 +132,37 @@ class AutogradField:
             dependence.note([y], x)
         kinks = self._kinks(x, y) if keep_kinks or check_linear else None
         return self._gradient(x, y, keep_graph, kinks if keep_kinks else None)
+
+    def evaluate_by(self, program: Program, rows: Tensor, keep: Keep) -> Evaluation | None:
+        """∇f at rows [B, D] by the program; None if f is something else there."""
+        x = self._leaf(rows)
+        found = program.evaluate(self.potential, x)
+        if found is None:
+            return None
+        return self._by_program(program, check_value(self.layer, found[0], x), found[1], keep)
+
+    def _by_program(self, program: Program, y: Tensor, bits: Sequence[Tensor], keep: Keep) -> Evaluation:
+        with torch.no_grad():
+            grad, deltas = program.gradient(bits, len(y), keep == "deltas")
+            kept = None if keep == "nothing" else Kept(bits, deltas)
+            return Evaluation(self.layout.rows(grad), value=y.detach(), kept=kept)
+
+    def mixed_by(
+        self, program: Program, rows: Tensor, u: Tensor, dependence: Dependence, kept: Sequence[Kept], grads: Tensor
+    ) -> Sequence[Tensor | None] | None:
+        """`mixed` by the program, from what its evaluations at these rows kept, one after another, or [] if nothing.
+
+        None if what is found here does not agree with the gradients of the forward pass.
+        """
+        with torch.no_grad():
+            slope, found = program.derivatives(
+                kept or [Kept(program.again(self.layout.events(rows)))], self.layout.events(u)
+            )
+        inputs = dependence.inputs.tensors
+        used = {id(t) for t in program.constants}
+        if not agrees(slope, u, grads, program.constants) or not dependence.note([], used=used):
+            return None
+        return [found.get(id(t)) if t.requires_grad else None for t in inputs]
 
     def vjp(
         self,
@@ -191,9 +234,12 @@ class AutogradField:
 
     def _evaluate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(x, f(x)) on a new leaf x."""
+        x = self._leaf(rows)
         with torch.enable_grad():
-            x = self.layout.events(rows.detach()).requires_grad_()
             return x, self.value(x)
+
+    def _leaf(self, rows: Tensor) -> Tensor:
+        return self.layout.events(rows.detach()).requires_grad_()
 
     def _kinks(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...] | None:
         facts = inspect_graph(y, x, self.known)
@@ -209,10 +255,13 @@ class AutogradField:
         graph = (x, grad) if keep_graph and grad.requires_grad else None
         return Evaluation(self.layout.rows(grad.detach()), graph, kinks, y.detach())
 
-    def value(self, x: Tensor) -> Tensor:
+    def value(self, x: Tensor, watch: Watch | None = None) -> Tensor:
         """f at events x, checked, [B]."""
         try:
-            y = self.potential(x)
+            with watch or contextlib.nullcontext():
+                y = self.potential(x)
+                if watch is not None:
+                    watch.end(y)
         except RuntimeError as error:
             if type(error) is not RuntimeError:  # out of memory, say
                 raise
@@ -249,7 +298,8 @@ class AutogradField:
 class FirstValue:
     """f at x⁰, before its gradient is taken: the point where an unroll decides how to go on.
 
-    facts: what the evaluation's graph says. graph_bytes: what autograd saved for y.
+    facts: what the evaluation's graph says. graph_bytes: what autograd saved for y. program: f's, with the `bits` of
+    its kinks here, or None.
     """
 
     field: AutogradField
@@ -257,8 +307,20 @@ class FirstValue:
     y: Tensor
     facts: GraphFacts
     graph_bytes: int
+    program: Program | None = None
+    bits: Sequence[Tensor] | None = None
 
-    def gradient(self, *, keep_graph: bool, keep_kinks: bool) -> Evaluation:
+    def trains_only(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether the weights that the program has derivatives for are among the inputs."""
+        there = {id(t) for t in inputs}
+        return self.program is None or all(id(w) in there for w in self.program.weights)
+
+    def gradient(self, *, keep_graph: bool, keep_kinks: bool, keep: Keep = "nothing") -> Evaluation:
+        """∇f: by the program, if there is one and no graph is to be kept, else by autograd."""
+        if self.program is not None and not keep_graph:
+            found = self.field._by_program(self.program, self.y, self.bits, keep)
+            self.y, self.bits, self.facts = found.value, None, replace(self.facts, kinks=())  # lets go of the graph
+            return found
         return self.field._gradient(self.x, self.y, keep_graph, self.facts.kinks if keep_kinks else None)
 
 

@@ -199,6 +199,12 @@ class Draws:
             torch.cuda.set_rng_state(state[1], self._device)
 
     @contextmanager
+    def undone(self) -> Iterator[Callable[[], None]]:
+        """Within this block, a function that takes back what was drawn in it."""
+        before = self._state()
+        yield lambda: self._restore(before)
+
+    @contextmanager
     def recorded(self, key: Hashable) -> Iterator[None]:
         before = self._state()
         yield

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .._record import Record
 from .agreement import Checksum, Dependence, OtherGradient
-from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear, note_no_time_batch
+from .autograd import AutogradField, Evaluation, FirstValue, Keep, NotPiecewiseLinear, note_no_time_batch
 from .memory import memory_budget
+from .program import Program
 from .surroundings import Draws, Inputs, Surroundings, is_observed
 
 GradientMode = Literal["full", "truncated", "stopped"]
@@ -31,37 +32,48 @@ _CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 512 << 20}
 class Plan:
     """How one unroll is differentiated.
 
-    memory: ``"graph"``, ``"states"`` or ``"reversible"``: what the backward pass finds (after ``"auto"`` has chosen).
-    field: who evaluates ∇f (``"autograd"``, ``"mlp"``: fused kernels).
+    memory: ``"graph"``, ``"masks"``, ``"states"`` or ``"reversible"``: what the backward pass finds (after ``"auto"``
+        has chosen).
+    field: who evaluates ∇f (``"autograd"``; ``"program"``: the same functions one by one, for piecewise-linear
+        potentials made of known ones; ``"mlp"``: fused kernels).
     piecewise_linear: the adjoint runs without network calls, with one time-batched mixed derivative.
     captured: name of the autograd node of a non-leaf tensor that the potential captured, or None.
     chunk_rows: rows per evaluation of the time-batched mixed derivative.
     """
 
-    memory: Literal["graph", "states", "reversible"]
+    memory: Literal["graph", "masks", "states", "reversible"]
     field: str = "autograd"
     piecewise_linear: bool = False
     captured: str | None = None
     chunk_rows: int = 1
 
 
-def kept_per_gradient(first: FirstValue) -> int:
-    """Bytes that memory="graph" keeps of one evaluation of ∇f, beside the states."""
+def kept_per_gradient(first: FirstValue, memory: str = "graph") -> int:
+    """Bytes that a memory plan keeps of one evaluation of ∇f, beside the states: "graph" or "masks"."""
+    if first.program is not None:
+        bits = first.program.bit_bytes * len(first.x)
+        return bits if memory == "masks" else bits + first.program.delta_bytes * len(first.x)
+    if memory == "masks":
+        return 0
     if first.facts.piecewise_linear and first.facts.kinks is not None:
         return sum(k.numel() * k.element_size() for k in first.facts.kinks)
     return first.graph_bytes * _GRAPH_OF_GRADIENT
 
 
 def choose_plan(first: FirstValue, memory: str, n_kicks: int) -> Plan:
-    """The plan for `memory` in {"graph", "states", "reversible", "auto"}, from the evaluation at x⁰."""
+    """The plan for `memory` in {"graph", "masks", "states", "reversible", "auto"}, from the evaluation at x⁰."""
     # A piecewise-linear f, too, goes step by step where nothing is to be kept of the steps.
     linear = first.facts.piecewise_linear and memory != "reversible"
     if memory == "auto":
-        memory = "graph" if kept_per_gradient(first) * n_kicks <= memory_budget(first.x.device) else "states"
+        budget = memory_budget(first.x.device)
+        fitting = (m for m in ("graph", "masks") if kept_per_gradient(first, m) * n_kicks <= budget)
+        memory = next(fitting, "states")
+    if memory == "masks" and first.program is None:
+        memory = "states"
     batch = max(first.x.shape[0], 1)
     bytes_per_row = max(first.graph_bytes // batch, 1)
     chunk_rows = max(_CHUNK_BYTES.get(first.x.device.type, 64 << 20) // bytes_per_row, 1)
-    return Plan(memory, "autograd", linear, first.facts.captured, chunk_rows)
+    return Plan(memory, "autograd" if first.program is None else "program", linear, first.facts.captured, chunk_rows)
 
 
 class GradientSide:
@@ -81,6 +93,7 @@ class GradientSide:
         surroundings: of the potential and of whatever else is evaluated along the unroll.
         draws: what evaluations draw; the first one's are there.
         record: where evaluations are written down, or None.
+        program: that `first` was evaluated by, or None.
     """
 
     def __init__(
@@ -94,6 +107,7 @@ class GradientSide:
         surroundings: Surroundings,
         draws: Draws,
         record: Record | None = None,
+        program: Program | None = None,
     ) -> None:
         self.plan = plan
         self.record = record
@@ -105,6 +119,8 @@ class GradientSide:
         self._n_kicks = n_kicks
         self._surroundings = surroundings
         self._draws = draws
+        self._program = program
+        self._programmed = 0 if program is None else n_kicks  # evaluations before this one are the program's
         self._found: Checksum | None = None if self._keeps_all else Checksum()
         self._tapes: list[Evaluation | None] = [None] * n_kicks
         self._grads: list[Tensor] = []
@@ -137,11 +153,11 @@ class GradientSide:
             evaluation, self._first = self._first, None
         else:
             with self._draws.recorded(t):
-                evaluation = self._evaluate(x)
+                evaluation = self._evaluate(t, x)
             self._surroundings.refuse_changed_buffers()
         if self._found is not None:
             self._found.add(t, evaluation.grad)
-        if self._keeps_graph or self._keeps_kinks:
+        if self._keeps_graph or self._keeps_kinks or evaluation.kept is not None:
             self._tapes[t] = evaluation
         if self.keeps_grads:
             self._grads.append(evaluation.grad)
@@ -150,7 +166,16 @@ class GradientSide:
             self.record.evaluated(x, self._field.whole_value(evaluation.value, x), whole)
         return whole
 
-    def _evaluate(self, x: Tensor) -> Evaluation:
+    def _evaluate(self, t: int, x: Tensor) -> Evaluation:
+        if t < self._programmed:
+            with self._draws.undone() as undo:
+                found = self._field.evaluate_by(
+                    self._program, x, what_is_kept(self.plan, self._mode, self.inputs.tensors)
+                )
+                if found is not None:
+                    return found
+                undo()
+            self._programmed = t
         # Where the backward pass evaluates nothing again, only here can it be seen that f bends at a later step.
         unseen = self.plan.piecewise_linear and not self.inputs.tensors and self._mode != "stopped"
         # To the last bit the same as in the backward pass only if it is made in the same way, graph and all.
@@ -178,6 +203,7 @@ class GradientSide:
         if self._mode == "full":
             self._dependence = Dependence(self._field.layer, "potential", self.inputs, self._surroundings.frozen)
         self._retain = True
+        self._alone = False  # whether several steps cannot be taken at once
         self._current: Evaluation | None = None
 
     @contextlib.contextmanager
@@ -223,6 +249,8 @@ class GradientSide:
                 raise NotPiecewiseLinear
             if self.inputs.tensors:
                 self._cotangents.append((t, x, u))
+                if len(self._cotangents) == self._steps_at_once(len(x)):
+                    self._add_mixed()
             return None
         if not want_x and not self.inputs.tensors:
             return None
@@ -236,22 +264,32 @@ class GradientSide:
         self._total.add(derivatives)
         return hessian_u
 
+    def _steps_at_once(self, rows: int) -> int:
+        return 1 if self._draws or self._alone else max(self.plan.chunk_rows // max(rows, 1), 1)
+
+    def _add_mixed(self) -> None:
+        """Adds the mixed derivative of the steps since it was last taken."""
+        try:
+            derivatives = self._mixed(len(self._cotangents))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError) as why:
+            if len(self._cotangents) == 1:
+                raise
+            derivatives = self._mixed(1)
+            self._alone = True
+            note_no_time_batch(self._field.potential, why)
+        self._total.add(derivatives)
+        if not self._retain:
+            for t, _, _ in self._cotangents:
+                self._tapes[t] = None
+        self._cotangents = []
+
     def finish(self) -> list[Tensor | None]:
         """Derivatives for `inputs`."""
         if self._cotangents:
-            steps = max(self.plan.chunk_rows // max(self._cotangents[0][1].shape[0], 1), 1)
-            steps = 1 if self._draws else steps
-            try:
-                derivatives = self._mixed(steps)
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, ValueError, TypeError, IndexError) as why:
-                if min(steps, len(self._cotangents)) == 1:
-                    raise
-                derivatives = self._mixed(1)
-                note_no_time_batch(self._field.potential, why)
-            self._total.add(derivatives)
-            self._cotangents = []
+            self._add_mixed()
+        if self.plan.piecewise_linear and self.inputs.tensors:
             self._dependence.check()
         found = self.inputs.derivatives(self._field.layer, self._total.terms)
         if self._found is not None:
@@ -267,22 +305,30 @@ class GradientSide:
         for t, grad in enumerate(self._grads):
             self._found.add(t, grad)
         self._tapes = [None] * self._n_kicks
+        self._programmed = 0
         self._begin_backward()
 
     def _mixed(self, steps: int) -> list[Tensor | None]:
-        """The time-batched mixed derivative, `steps` time steps per evaluation."""
+        """The mixed derivative of the steps at hand, `steps` of them at once."""
         totals = Sum(len(self.inputs.tensors))
         for start in range(0, len(self._cotangents), steps):
-            part = self._cotangents[start : start + steps]
-            tapes = [self._tapes[t] for t, _, _ in part]
-            kinks = None
-            if all(tape is not None and tape.kinks is not None for tape in tapes):
-                kinks = [_batch(kink) for kink in zip(*(tape.kinks for tape in tapes), strict=True)]
-            x, u = _batch([x for _, x, _ in part]), _batch([u for _, _, u in part])
-            grads = _batch([self._grads[t] for t, _, _ in part])
-            again = functools.partial(self._draws.repeated, part[0][0])  # which are of one step where anything is drawn
-            totals.add(self._field.mixed(x, u, self._dependence, kinks, grads, again))
+            totals.add(self._mixed_of(self._cotangents[start : start + steps]))
         return totals.terms
+
+    def _mixed_of(self, part: Sequence[tuple[int, Tensor, Tensor]]) -> Sequence[Tensor | None]:
+        tapes = [self._tapes[t] for t, _, _ in part]
+        x, u = _batch([x for _, x, _ in part]), _batch([u for _, _, u in part])
+        grads = _batch([self._grads[t] for t, _, _ in part])
+        if all(t < self._programmed for t, _, _ in part):
+            kept = [tape.kept for tape in tapes if tape is not None]
+            found = self._field.mixed_by(self._program, x, u, self._dependence, kept, grads)
+            if found is not None:
+                return found
+        kinks = None
+        if all(tape is not None and tape.kinks is not None for tape in tapes):
+            kinks = [_batch(kink) for kink in zip(*(tape.kinks for tape in tapes), strict=True)]
+        again = functools.partial(self._draws.repeated, part[0][0])  # which are of one step where anything is drawn
+        return self._field.mixed(x, u, self._dependence, kinks, grads, again)
 
 
 def _batch(steps: Sequence[Tensor]) -> Tensor:
@@ -316,6 +362,13 @@ def refuse_observed(layer: str, inputs: Inputs) -> None:
             f"called on a context) after the forward pass: it would run at every evaluation. Register hooks before the "
             f"forward pass"
         )
+
+
+def what_is_kept(plan: Plan, mode: str, inputs: Sequence[Tensor]) -> Keep:
+    """What a program's evaluations keep for the mixed derivative."""
+    if mode != "full" or not inputs:
+        return "nothing"
+    return {"graph": "deltas", "masks": "bits"}.get(plan.memory, "nothing")
 
 
 def keeps_kinks(plan: Plan, mode: str, inputs: Sequence[Tensor]) -> bool:

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "launch/generalized_leapfrog.h"
+#include "launch/kink.h"
 #include "launch/leapfrog.h"
 #include "launch/mlp.h"
 #include "launch/philox.h"

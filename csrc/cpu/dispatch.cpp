@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "launch/generalized_leapfrog.h"
+#include "launch/kink.h"
 #include "launch/leapfrog.h"
 #include "launch/mlp.h"
 #include "launch/philox.h"
@@ -19,6 +20,8 @@
   X(GeneralizedLeapfrogDriftBackward)     \
   X(GeneralizedLeapfrogKickDrift)         \
   X(GeneralizedLeapfrogKickDriftBackward) \
+  X(KinkBend)                             \
+  X(KinkSlopes)                           \
   X(LeapfrogKick)                         \
   X(LeapfrogKickBackward)                 \
   X(LeapfrogDrift)                        \

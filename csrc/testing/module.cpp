@@ -1,5 +1,6 @@
 // ade_fast_testing: the step headers' formulas and the host-run CUDA kernels over numpy arrays, for pytest.
 // Not part of the wheel. No torch.
+#include "cuda/kink.h"
 #include "cuda/philox.h"
 #include "cuda/planar_flow.h"
 #include "cuda/spline.h"
@@ -104,6 +105,12 @@ void fill(Reader& read, RationalQuadraticSplineBackward& a) {
   read("dx", a.dx)("dwidths", a.dwidths)("dheights", a.dheights)("dslopes", a.dslopes);
 }
 
+void fill(Reader& read, KinkBend& a) {
+  shape(read, a)("z", a.z)("slope", a.slope)("out", a.out)("bits", a.bits);
+}
+void fill(Reader& read, KinkSlopes& a) {
+  shape(read, a)("d", a.d)("bits", a.bits)("slope", a.slope)("out", a.out);
+}
 void fill(Reader& read, PhiloxNormal& a) { shape(read, a)("seed", a.seed)("step", a.step)("noise", a.noise); }
 
 // Runs the CUDA kernels of one op on the host, writing into the arrays given as outputs; returns the number
@@ -195,6 +202,8 @@ PYBIND11_MODULE(ade_fast_testing, m) {
       cuda, "generalized_leapfrog_kick_drift");
   define<PlanarFlow, PlanarFlowBackward>(cuda, "planar_flow");
   define<RationalQuadraticSpline, RationalQuadraticSplineBackward>(cuda, "rational_quadratic_spline");
+  cuda.def("kink_bend", &run<KinkBend>, py::arg("descending"));
+  cuda.def("kink_slopes", &run<KinkSlopes>, py::arg("descending"));
   cuda.def("philox_normal", &run<PhiloxNormal>, py::arg("descending"));
   define_mlp(cuda);
 }
