@@ -169,7 +169,9 @@ class GradientSide:
     def _evaluate(self, t: int, x: Tensor) -> Evaluation:
         if t < self._programmed:
             with self._draws.undone() as undo:
-                found = self._field.evaluate_by(self._program, x, what_is_kept(self.plan, self._mode, self.inputs.tensors))
+                found = self._field.evaluate_by(
+                    self._program, x, what_is_kept(self.plan, self._mode, self.inputs.tensors)
+                )
                 if found is not None:
                     return found
                 undo()
