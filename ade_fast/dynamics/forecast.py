@@ -28,7 +28,8 @@ def memory_forecast(
     """Bytes that a call of ``dynamics(potential, x0)`` keeps for its backward pass under each memory plan.
 
     From one evaluation of the potential at x0 ~ N(0, I) of that shape; the momenta and what a single evaluation of ∇f
-    needs while it runs come on top. ``"auto"`` takes "graph" where it fits ``ade.set_memory_budget``, else "states".
+    needs while it runs come on top. ``"auto"`` takes the first of "graph", "masks" and "states" that fits
+    ``ade.set_memory_budget`` beside the states.
 
     Args:
         potential: f, (B, *event) -> (B,) or (B, 1).
@@ -38,7 +39,8 @@ def memory_forecast(
         device: where.
 
     Returns:
-        {"graph": bytes, "states": bytes}, and "reversible" for the dynamics that have it.
+        {"graph": bytes, "states": bytes}, "masks" between them for potentials that are not fused MLPs, and
+        "reversible" for the dynamics that have it.
 
     Raises: TypeError, ValueError for wrong arguments.
     """
@@ -62,11 +64,12 @@ def memory_forecast(
     else:
         surroundings = Surroundings(layer, {"potential": potential}, rows.device)
         with surroundings.held(), torch.enable_grad():
-            first = AutogradField(layer, inner, layout, base=gaussian).first_value(rows)
+            first = AutogradField(layer, inner, layout, surroundings.weights, gaussian).first_value(rows)
         linear = first.facts.piecewise_linear
         grads = rows.numel() * rows.element_size() if linear else 0  # ∇f(x_t) is kept beside the states
         found = {
             "graph": (kept_per_gradient(first) + state + grads) * kicks,
+            "masks": (kept_per_gradient(first, "masks") + state + grads) * kicks,
             "states": (state + grads) * kicks,
         }
     if isinstance(dynamics, _REVERSIBLE):

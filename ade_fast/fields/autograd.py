@@ -93,8 +93,13 @@ class AutogradField:
         if not facts.reaches_x:
             raise self._independent_of_x()
         program = watch.program() if facts.piecewise_linear and facts.kinks else None
+        if program is not None and any(t.grad_fn is not None for t in program.constants if not self._is_known(t)):
+            program = None  # what torch.vmap, say, made of x unseen has a graph
         bits = None if program is None else program.bits_of(facts.kinks)
         return FirstValue(self, x, y, facts, saved_bytes(y, self.known), None if bits is None else program, bits)
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        return any(tensor is t for t in self.known)
 
     def whole_value(self, value: Tensor, x: Tensor) -> Tensor:
         """f and the base's log-density at x, [B], from the potential's own f(x) and rows [B, D]."""

@@ -2,7 +2,8 @@
 
 A ``TorchFunctionMode`` around an evaluation of f sees every function of tensors that depend on x. The lists here are
 those whose tangents are known; at any other one, whoever follows gives up (`Unsupported`). All functions in the lists
-keep the batch in dimension 0 (checked at every call), which is what lets the rows of many time steps go through at once.
+keep the batch in dimension 0 (checked at every call), which is what lets the rows of many time steps go through at
+once.
 """
 
 from __future__ import annotations

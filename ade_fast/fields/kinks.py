@@ -1,7 +1,7 @@
 """ReLU and leaky ReLU with one bit per entry to have their slopes from (schemas: ``csrc/bind/kink.cpp``).
 
-``kink_bend(z, out, slope) -> bits`` and ``kink_slopes(d, bits, out, slope)`` write over `out`, which may be their input.
-They have no derivative: they are parts of one (program.py).
+``kink_bend(z, out, slope) -> bits`` and ``kink_slopes(d, bits, out, slope)`` write over `out`, which may be their
+input. They have no derivative: they are parts of one (program.py).
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """A piecewise-linear potential as a program: its gradient, and the derivative of its gradient, without autograd.
 
-Where f is made of linear functions and ReLU-like kinks, ∇f(x) is the product of the transposes of the linear functions,
-last to first, with the kinks' slopes between them; and ∂_W ⟨∇f(x), u⟩ of a layer is the product of δ, the cotangent that
-reaches it there, with the tangent of u that reaches it from below. So of one evaluation the derivative needs
+Where f is made of linear functions and ReLU-like kinks, ∇f(x) is the product of the transposes of the linear
+functions, last to first, with the kinks' slopes between them; and ∂_W ⟨∇f(x), u⟩ of a layer is the product of δ, the
+cotangent that reaches it there, with the tangent of u that reaches it from below. So of one evaluation the derivative
+needs
 
 * δ of each layer, which ∇f had to compute: the derivative then costs 2 U more (U: one evaluation of f), or
 * one bit per kink, from which δ is computed again: 3 U, in 1/32 of an activation's memory, or
 * nothing but x: 4 U.
 
-The program is written down while the potential is evaluated for the first time. The potential itself is called at every
-later step too, and each of its calls compared: at one that is another, or has another constant, autograd takes over. Only
-the layers' arithmetic is the program's: images in channels-last order, where that is faster, and no graph.
+The program is written down while the potential is evaluated for the first time. The potential itself is called at
+every later step too, and each of its calls compared: at one that is another, or has another constant, autograd takes
+over. Only the layers' arithmetic is the program's: images in channels-last order, where that is faster, and no graph.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Watch(Following):
         self._results: list[Tensor] = []  # held, so that no other tensor gets their ids
         self._made: set[int] = set()
         self._output: int | None = None
-        self._gave_up = len(x) == 0
+        # A checkpoint around the layer runs it again, and wants to see the same evaluations.
+        self._gave_up = len(x) == 0 or self._hooks is not None
 
     def __torch_function__(self, func: Callable, types, args=(), kwargs=None):
         if self._gave_up:

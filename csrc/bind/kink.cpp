@@ -14,7 +14,8 @@ double checked(const Op& op, double slope) {
 
 // An output that may be an input: written where it is.
 void* written(Op& op, const char* argument, const Tensor& tensor) {
-  if (op.states(argument, tensor) != tensor.data_ptr()) op.fail(std::string(argument) + " must be contiguous");
+  if (op.states(argument, tensor) != tensor.data_ptr())
+    op.fail(std::string(argument) + " must be contiguous");
   return tensor.data_ptr();
 }
 

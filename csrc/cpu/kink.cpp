@@ -1,5 +1,6 @@
-// Kinks and their bits on the CPU, run by run (common/kink.h): a loop over entries that vectorises, and one that packs
-// eight flags into a byte by a product. Compiled once per instruction set (cpu/dispatch.cpp chooses).
+// Kinks and their bits on the CPU, run by run (common/kink.h): a loop over entries that vectorises, and one
+// that packs eight flags into a byte by a product. Compiled once per instruction set (cpu/dispatch.cpp
+// chooses).
 #include "common/kink.h"
 
 #include "cpu/rows.h"
@@ -13,7 +14,8 @@ using kink::kEach;
 constexpr int kRunBytes = 64;
 constexpr int kRunEntries = kEach * kRunBytes;
 
-// Eight bytes of 0 or 1, the first one lowest, as bits of one byte, and back. No two terms of the products meet.
+// Eight bytes of 0 or 1, the first one lowest, as bits of one byte, and back. No two terms of the products
+// meet.
 inline uint8_t packed(const uint8_t* flags) {
   uint64_t word;
   memcpy(&word, flags, sizeof word);

@@ -52,12 +52,13 @@ struct KinkBody {
 };
 
 template <class Storage, class Backend>
-int launch_kink(Backend& backend, int64_t size, const void* from, void* to, const uint8_t* bits, uint8_t* bits_out,
-                double slope) {
+int launch_kink(Backend& backend, int64_t size, const void* from, void* to, const uint8_t* bits,
+                uint8_t* bits_out, double slope) {
   const int64_t bytes = (size + kink::kEach - 1) / kink::kEach;
   if (bytes == 0) return 0;
-  const KinkArgs<Storage> args = {size, bytes,    static_cast<const Storage*>(from), static_cast<Storage*>(to),
-                                  bits, bits_out, static_cast<acc_t<Storage>>(slope)};
+  const KinkArgs<Storage> args = {
+      size, bytes,    static_cast<const Storage*>(from), static_cast<Storage*>(to),
+      bits, bits_out, static_cast<acc_t<Storage>>(slope)};
   return backend.template run<KinkBody<Storage>>((bytes + kThreads - 1) / kThreads, 1, args);
 }
 
@@ -73,12 +74,14 @@ inline int64_t workspace_bytes(const KinkSlopes&) { return 0; }
 template <class Backend>
 int launch(Backend& backend, const KinkBend& from) {
   const uint8_t* const made = nullptr;
-  return launch_kink_as(backend, from.dtype, from.rows * from.cols, from.z, from.out, made, from.bits, from.slope);
+  return launch_kink_as(backend, from.dtype, from.rows * from.cols, from.z, from.out, made, from.bits,
+                        from.slope);
 }
 template <class Backend>
 int launch(Backend& backend, const KinkSlopes& from) {
   uint8_t* const none = nullptr;
-  return launch_kink_as(backend, from.dtype, from.rows * from.cols, from.d, from.out, from.bits, none, from.slope);
+  return launch_kink_as(backend, from.dtype, from.rows * from.cols, from.d, from.out, from.bits, none,
+                        from.slope);
 }
 
 }  // namespace kernels

@@ -1,0 +1,80 @@
+"""Piecewise-linear modules as programs: every memory plan against eager back-propagation in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+import ade_fast as ade
+
+D = torch.float64
+
+
+class Residual(nn.Module):
+    """A residual sum, a concatenation, strides, groups, pools, one weight used twice; with spectral norm."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 4, 3, padding=1), spectral_norm(nn.Conv2d(4, 4, 3, padding=1, bias=False))
+        self.c = nn.Conv2d(8, 4, 3, stride=2, padding=1, groups=2)
+        self.d, self.e = nn.Linear(4, 5), nn.Linear(5, 1)
+        self.relu, self.leaky = nn.ReLU(inplace), nn.LeakyReLU(0.2, inplace)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.relu(self.a(x))
+        k = self.leaky(self.b(self.b(h))) + h * 0.5 - 1.0
+        k = F.avg_pool2d(self.c(torch.cat([k, h], 1)), 2)
+        return self.e(self.relu(self.d(k.flatten(1)))).squeeze(-1)
+
+
+def eager(potential: nn.Module, x: Tensor, v: Tensor, eta: Tensor, n_steps: int, damping: float) -> tuple:
+    """Damped leapfrog with both clips at ±0.01 and the sample's at ±1, by autograd throughout."""
+
+    def force(x: Tensor) -> Tensor:
+        return torch.autograd.grad(potential(x).sum(), x, create_graph=True)[0].clamp(-0.01, 0.01)
+
+    for t in range(n_steps):
+        v = damping * v + (eta / 2 if t == 0 else eta) * force(x)
+        x = (x + v.clamp(-0.01, 0.01)).clamp(-1, 1)
+    return x, damping * v + eta / 2 * force(x)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("memory", ["graph", "masks", "states", "auto"])
+def test_gradients_are_eagers(memory: str, inplace: bool) -> None:
+    torch.manual_seed(0)
+    potential = Residual(inplace).to(D).eval()
+    x0, v0 = (torch.randn(3, 2, 4, 4, dtype=D, requires_grad=True) for _ in range(2))
+    clip = ade.Clip.value(0.01)
+    layer = ade.DampedLeapfrog(
+        4, 0.3, 0.5, grad_clip=clip, momentum_clip=clip, sample_range=(-1, 1), memory=memory
+    ).to(D)  # fmt: skip
+    inputs = [x0, v0, layer.step_size, *potential.parameters()]
+    x, v, _ = layer(potential, x0, v0)
+    assert layer.last_plan.field == "program"
+    assert layer.last_plan.memory == ("graph" if memory == "auto" else memory)
+    wanted = eager(potential, x0, v0, layer.step_size, 4, 0.5)
+    weights = [torch.randn_like(x), torch.randn_like(v)]
+    got = torch.autograd.grad((x, v), inputs, weights, allow_unused=True, materialize_grads=True)
+    expected = torch.autograd.grad(wanted, inputs, weights, allow_unused=True)
+    for g, e in zip(got, expected, strict=True):
+        e = torch.zeros_like(g) if e is None else e  # biases that ∇f does not depend on
+        torch.testing.assert_close(g, e, rtol=1e-10, atol=1e-12)
+
+
+def test_auto_goes_down_with_the_budget() -> None:
+    torch.manual_seed(0)
+    potential, layer = Residual(False), ade.Leapfrog(3, 0.1)
+    x0 = torch.randn(2, 2, 4, 4)
+    forecast = ade.memory_forecast(potential, layer, tuple(x0.shape))
+    assert forecast["graph"] > forecast["masks"] > forecast["states"]
+    try:
+        for memory in ("graph", "masks", "states"):
+            ade.set_memory_budget(forecast[memory] - forecast["states"])
+            layer(potential, x0)
+            assert layer.last_plan.memory == memory
+    finally:
+        ade.set_memory_budget(None)
