@@ -581,6 +581,7 @@ def test_a_refused_call_leaves_the_layer_usable() -> None:
 
 def test_numbers_of_numpy_are_numbers() -> None:
     layer = ade.Leapfrog(np.int64(3), np.float32(0.5), grad_clip=ade.Clip.norm(np.float32(2.0)))
+    assert layer.chain(nn.Flatten(0), torch.zeros(2, 1), np.int64(2)).x.shape == (2, 1)
     expected = ade.Leapfrog(3, 0.5, grad_clip=ade.Clip.norm(2.0))
     assert type(layer.n_steps) is int
     assert torch.equal(layer.double()(silu(), x0(), v0()).x, expected.double()(silu(), x0(), v0()).x)

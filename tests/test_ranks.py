@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import ade_fast as ade
@@ -122,6 +124,9 @@ def refused(rank: int) -> dict[str, Any]:
     potential = DistributedDataParallel(ade.MLPPotential(2, (32,)))
     with pytest.raises(ValueError, match="wrap the objective, DistributedDataParallel"):
         ade.ADE(potential, make(0).sampler)
+    sharded = fully_shard(ade.MLPPotential(2, (32,)), mesh=init_device_mesh("cpu", (WORLD,)))
+    with pytest.raises(ValueError, match=r"Leapfrog: potential is sharded \(FSDPMLPPotential, by fully_shard\)"):
+        ade.Leapfrog(2, 0.1)(sharded, torch.randn(4, 2))
     return {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -117,11 +118,11 @@ def metropolis_by_steps(
 
 
 def check_n_transitions(layer: str, n: object) -> int:
-    if isinstance(n, bool) or not isinstance(n, int):
+    if isinstance(n, bool) or not isinstance(n, numbers.Integral):
         raise TypeError(f"{layer}: n_transitions must be an integer, got {type(n).__name__}")
     if n < 1:
         raise ValueError(f"{layer}: n_transitions must be at least 1, got {n}")
-    return n
+    return int(n)
 
 
 def _value(layer: str, potential: Callable, x: Tensor) -> Tensor:

@@ -37,6 +37,13 @@ def unfit(modules: Sequence[nn.Module], name: str = "potential") -> Iterator[tup
                 f"{name} is random ({kind} in training mode): every step of the unroll must see the same function. "
                 f"Call .eval() on that module or remove it",
             )
+        if any(base.__name__ == "FSDPModule" for base in type(module).__mro__):  # by name: its import takes a second
+            yield (
+                module,
+                f"{name} is sharded ({kind}, by fully_shard): its weights are given away after each evaluation, and "
+                f"there is no second derivative then. Keep f whole in each process, and share the data: "
+                f"ade.ADE(f, sampler, data_parallel=True)",
+            )
 
 
 @contextmanager
