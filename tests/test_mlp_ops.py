@@ -240,7 +240,7 @@ def test_products_take_the_bytes_that_are_foretold(activation: str, dim: int, la
     steps = torch.full((5, dim), 0.1, dtype=torch.float64)
     for keep in (False, True):
         *_, products, _, _ = torch.ops.ade_fast.mlp_unroll(
-            x, x, steps, steps[1:], None, None, weights, biases, *field.spec._numbers, 1.0, 0, 0.0, 0, 0.0,
+            x, x, steps, steps[1:], None, None, weights, biases, *field.spec.numbers, 1.0, 0, 0.0, 0, 0.0,
             -math.inf, math.inf, False, False, True, keep,
         )  # fmt: skip
         assert products.nbytes == (field.spec.product_bytes(5, 4, torch.float64) if keep else 0)
@@ -318,7 +318,7 @@ def test_gradcheck_of_the_field(activation: str) -> None:
     for *want, keep in ((True, False, False), (False, True, False), (True, True, False), (True, True, True)):
 
         def run(x, *wb, want=want, keep=keep):
-            network = (list(wb[:3]), list(wb[3:]), *field.spec._numbers)
+            network = (list(wb[:3]), list(wb[3:]), *field.spec.numbers)
             outputs = torch.ops.ade_fast.mlp_field(x, *network, *want, None, None, 0.0, keep)[:2]
             return tuple(out for out, wanted in zip(outputs, want, strict=True) if wanted)
 
@@ -337,7 +337,7 @@ def test_what_the_field_keeps_changes_no_gradient(layers: int, dim: int, activat
     found = []
     for keep in (False, True):
         value, grad, *kept = torch.ops.ade_fast.mlp_field(
-            x, weights, biases, *field.spec._numbers, True, True, None, None, 0.0, keep
+            x, weights, biases, *field.spec.numbers, True, True, None, None, 0.0, keep
         )
         assert [t.dim() == 2 for t in kept] == [keep and field.spec.piecewise_linear, keep]
         for outputs, by in (((value,), (df,)), ((grad,), (u,)), ((value, grad), (df, u))):
@@ -352,11 +352,11 @@ def test_keeping_without_a_gradient_is_refused() -> None:
     field = MLPField.match(make_potential("silu", 2, (32, 32)))
     with pytest.raises(RuntimeError, match="mlp_field: keep must come with want_grad"):
         x = torch.randn(3, 2, dtype=torch.float64)
-        torch.ops.ade_fast.mlp_field(x, *field.weights(), *field.spec._numbers, True, False, None, None, 0.0, True)
+        torch.ops.ade_fast.mlp_field(x, *field.weights(), *field.spec.numbers, True, False, None, None, 0.0, True)
     with pytest.raises(RuntimeError, match="mlp_field_backward: products must come with bits"):
         relu = MLPField.match(make_potential("relu", 2, (32, 32)))
         products = torch.zeros(64, 3, dtype=torch.float64)
-        numbers = (*relu.spec._numbers, True, None, None, None, products)
+        numbers = (*relu.spec.numbers, True, None, None, None, products)
         torch.ops.ade_fast.mlp_field_backward(x[:, 0].contiguous(), None, x, *relu.weights(), *numbers)
 
 
@@ -560,7 +560,7 @@ def unroll_arguments(field: MLPField, case: Case, keep=(True, True, True), detac
     if detach:
         tensors = [[t.detach() for t in ts] if isinstance(ts, list) else ts.detach() for ts in tensors]
     clips = (*clip_code(options.grad_clip), *clip_code(options.momentum_clip))
-    return [*tensors, *field.spec._numbers, 1.0, *clips, -0.9, 1.0, False, *keep]
+    return [*tensors, *field.spec.numbers, 1.0, *clips, -0.9, 1.0, False, *keep]
 
 
 def leaf_copies(arguments: list) -> list:
@@ -592,10 +592,10 @@ def test_opcheck(activation: str, hidden: tuple[int, ...]) -> None:
     torch.library.opcheck(ops.mlp_unroll.default, (*figures, *absent, True))
     weights, biases = given[6:8]
     for want in ((True, True), (True, False), (False, True)):
-        arguments = leaf_copies([given[0], weights, biases, *field.spec._numbers, *want])
+        arguments = leaf_copies([given[0], weights, biases, *field.spec.numbers, *want])
         torch.library.opcheck(ops.mlp_field.default, tuple(arguments))
     for dvalue, dgrad in ((x_end[:, 0], None), (None, v_end), (x_end[:, 0], v_end)):
-        arguments = (dvalue, dgrad, given[0], weights, biases, *field.spec._numbers, True)
+        arguments = (dvalue, dgrad, given[0], weights, biases, *field.spec.numbers, True)
         torch.library.opcheck(ops.mlp_field_backward.default, arguments)
 
 
