@@ -35,7 +35,7 @@ def digits(results: tables.Results) -> str:
         "tenth",
     ]
     rows = []
-    for row in results["rows"]:
+    for row in sorted(results["rows"], key=lambda row: ([*METHODS].index(row["method"]), row["seed"])):
         name = METHODS[row["method"]]
         if not rows:
             test = row["test"]
