@@ -1,10 +1,12 @@
 """Makes the pictures of docs/method.md: `python docs/site/pictures.py`, a few minutes on one core."""
 
+import io
 import tempfile
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 import ade_fast as ade
 from ade_fast import plots
@@ -14,7 +16,10 @@ HERE = Path(__file__).parents[1] / "pictures"
 
 
 def save(figure: Figure, name: str) -> None:
-    figure.savefig(HERE / f"{name}.png", dpi=72)
+    """With few colours, as small files: they are in the repository."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=72)
+    Image.open(buffer).convert("RGB").quantize(96).save(HERE / f"{name}.png", optimize=True)
 
 
 def trained() -> None:
