@@ -109,7 +109,8 @@ def _run(
 
 
 def _known(layer: str, potential: Callable, x: Tensor, options: Options) -> FusedSum | None:
-    """The potential as the operator takes it; it has no checks at every step, fixed-point states, ranges per dimension."""
+    """The potential as the operator takes it, which has no checks at every step, fixed-point states or ranges per
+    dimension."""
     if options.check_finite or options.check_potential or options.memory == "reversible":
         return None
     if options.range_of(layer, Layout.of(x)).per_dimension:
