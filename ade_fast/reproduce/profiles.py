@@ -24,6 +24,8 @@ _PAPER: dict[str, Any] = {
     "beta2": _BETAS[1], "sampler_steps": 1, "grad_norm_clip": None, "lr_decay_to": 1.0, "ema_decay": 0.0,
     # Data as they come, in their own units.
     "standardise": False, "data_noise": 0.0, "validate_by": "mmd2", "calibrate": False,
+    # Our watch would stop runs that only begin wildly.
+    "max_gap": 1e4,
 }  # fmt: skip
 
 # Five leapfrogs of one step η = 0.01, each with a momentum drawn anew: in x a Langevin step of η², whose noise is η
