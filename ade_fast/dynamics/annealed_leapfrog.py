@@ -379,7 +379,7 @@ class AnnealedLeapfrog(Dynamics):
         learn_bridges: bool = True,
         grad_clip: Clip | None = None,
         gradient: Literal["full", "truncated", "stopped", "none"] = "full",
-        memory: Literal["graph", "states", "auto"] = "auto",
+        memory: Literal["graph", "masks", "states", "auto"] = "auto",
         check_finite: bool = False,
         check_potential: bool = False,
     ) -> None:

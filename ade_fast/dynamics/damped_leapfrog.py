@@ -75,7 +75,7 @@ class DampedLeapfrog(Dynamics):
         momentum_clip: Clip | None = None,
         sample_range: tuple[float | Tensor, float | Tensor] | None = None,
         gradient: Literal["full", "truncated", "stopped", "none"] = "full",
-        memory: Literal["graph", "states", "reversible", "auto"] = "auto",
+        memory: Literal["graph", "masks", "states", "reversible", "auto"] = "auto",
         check_finite: bool = False,
         check_potential: bool = False,
     ) -> None:

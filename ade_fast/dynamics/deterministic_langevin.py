@@ -239,7 +239,7 @@ class DeterministicLangevin(Dynamics):
         learn_step_size: bool = True,
         step_size_positive: bool = False,
         gradient: Literal["full", "truncated", "stopped", "none"] = "full",
-        memory: Literal["graph", "states", "auto"] = "auto",
+        memory: Literal["graph", "masks", "states", "auto"] = "auto",
         check_finite: bool = False,
         check_potential: bool = False,
     ) -> None:

@@ -375,7 +375,7 @@ class Langevin(Dynamics):
         momentum_clip: Clip | None = None,
         sample_range: tuple[float | Tensor, float | Tensor] | None = None,
         gradient: Literal["full", "truncated", "stopped", "none"] = "full",
-        memory: Literal["graph", "states", "auto"] = "auto",
+        memory: Literal["graph", "masks", "states", "auto"] = "auto",
         check_finite: bool = False,
         check_potential: bool = False,
     ) -> None:

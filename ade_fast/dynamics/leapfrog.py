@@ -201,10 +201,11 @@ class Leapfrog(Dynamics):
         gradient: "full" (21); "truncated" (38): the potential's parameters get no gradient through the unroll;
             "stopped": ∇f(x_t) is a constant; "none": outputs are detached.
         memory: "graph" keeps autograd's graphs of the evaluations (the MLP kernels, on the CPU: the products through
-            hidden layers); "states" keeps the states and evaluates again; "reversible" keeps nothing that grows with T
+            hidden layers); "masks" keeps the states and one bit per unit of a piecewise-linear potential ("states" for
+            others); "states" keeps the states and evaluates again; "reversible" keeps nothing that grows with T
             (but log2(1/m) bits an entry and step for `damping`, and entries that `sample_range` stops) and rebuilds the
             states bit for bit, on fixed-point states (2^-32 in float32, 2^-44 in float64), without the fused MLP
-            kernels; "auto" takes "graph" while it fits ``ade.set_memory_budget``, else "states".
+            kernels; "auto" takes the first of "graph", "masks", "states" that fits ``ade.set_memory_budget``.
         check_finite: raise `NonFiniteError` naming the step at which a state stops being finite (synchronises).
         check_potential: probe the potential at every call for randomness and for mixing samples of the batch.
 
@@ -222,7 +223,7 @@ class Leapfrog(Dynamics):
         momentum_clip: Clip | None = None,
         sample_range: tuple[float | Tensor, float | Tensor] | None = None,
         gradient: Literal["full", "truncated", "stopped", "none"] = "full",
-        memory: Literal["graph", "states", "reversible", "auto"] = "auto",
+        memory: Literal["graph", "masks", "states", "reversible", "auto"] = "auto",
         check_finite: bool = False,
         check_potential: bool = False,
     ) -> None:
