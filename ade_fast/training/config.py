@@ -180,7 +180,10 @@ class Config:
         choices=("full", "truncated", "stopped"),
     )
     memory: str = _setting(
-        "auto", "sampler", "how the backward pass gets its states", choices=("auto", "graph", "masks", "states", "reversible")
+        "auto",
+        "sampler",
+        "how the backward pass gets its states",
+        choices=("auto", "graph", "masks", "states", "reversible"),
     )
 
     objective: str = _setting(
