@@ -44,7 +44,7 @@ def test_the_judge_tells_digits_from_noise_and_copies_from_new_ones(bench):
     pytest.importorskip("sklearn")
     module = bench("images")
     source = module.Trainer(module.config("recipe", 0, 1)).source
-    judge = module.Judge(source, iterations=12)
+    judge = module.Judge(source, iterations=40)
     test = judge.scores(source.pixels(source.test_images))
     copies = judge.scores(source.pixels(source.images[:180]))
     noise = judge.scores(torch.rand(180, 1, 8, 8, generator=torch.Generator().manual_seed(0)))

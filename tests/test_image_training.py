@@ -109,7 +109,7 @@ def test_a_folder_of_idx_files_is_a_set_and_keeps_its_bytes(tmp_path, monkeypatc
 
 def test_what_is_not_given_is_the_recipe_for_images():
     given = config(n_steps=5)
-    assert (given.potential, given.dynamics, given.initial, given.n_steps) == ("conv", "langevin", "replay", 5)
+    assert (given.network, given.dynamics, given.initial, given.n_steps) == ("conv", "langevin", "replay", 5)
     assert Config.with_recipe({"data": "moons"}) == Config() and not Config().of_images and given.of_images
     assert Config.from_dict(given.to_dict()) == given
 

@@ -603,7 +603,8 @@ def test_every_operator_is_tested_here() -> None:
     registered = {
         name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("ade_fast::mlp_")
     }
-    assert registered == set(OPS)
+    elsewhere = {"mlp_chain", "mlp_weighted_value"}  # tests/test_mlp_chain.py, tests/test_mlp_weighted.py
+    assert registered == {*OPS, *elsewhere}
 
 
 def test_differentiating_twice_raises() -> None:
