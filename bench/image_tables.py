@@ -17,6 +17,7 @@ PEERS = {
     "eager-t1": "eager T+1, exact",
     "checkpoint": "`torch.utils.checkpoint`, exact",
     "ade-graph": "**ade_fast**, graph",
+    "ade-masks": "**ade_fast**, masks",
     "ade-states": "**ade_fast**, states",
     "ade-reversible": "**ade_fast**, reversible",
 }

@@ -120,7 +120,7 @@ UNROLLS: dict[str, Unroll] = {
     "eager-2t": functools.partial(two_per_step, exact=True),
     "eager-t1": merged,
     "checkpoint": checkpointed,
-    **{f"ade-{memory}": ours(memory) for memory in ("graph", "states", "reversible")},
+    **{f"ade-{memory}": ours(memory) for memory in ("graph", "masks", "states", "reversible")},
 }
 
 

@@ -256,7 +256,8 @@ def op_unroll(data: Data, precision: str = "highest") -> Results:
         False,
         *data.bridge().values(),
     )
-    return named(out, "x_end", "v_end", "x", "v", "bits", "products", "value", "gradient")
+    ends = ("start_value", "end_value", "end_gradient", "hidden")  # of the CPU alone
+    return named(out, "x_end", "v_end", "x", "v", "bits", "products", "value", "gradient", *ends)
 
 
 def op_unroll_backward(data: Data, kept: Results, precision: str = "highest", weights: bool = True) -> Results:
