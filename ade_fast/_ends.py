@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
+
+from ._current import Current
 
 Potential = Callable[[Tensor], Tensor]
 
@@ -20,28 +21,16 @@ class End(NamedTuple):
     gradient: Tensor | None
 
 
-class Ends:
-    """f where the first unroll of an `asked` block began and the last one ended, of those that know: the fused ones on
-    the CPU, where gradients are recorded."""
+class Ends(Current):
+    """f where the first unroll began and the last one ended, of those that were made while this was current and that
+    know: the fused ones on the CPU, where gradients are recorded."""
 
-    _current = threading.local()
+    _place = threading.local()
 
     def __init__(self) -> None:
         self._found: tuple[Tensor, End] | None = None
         self._start: tuple[Potential, Tensor, Tensor] | None = None
         self._end: tuple[Potential, Tensor, End] | None = None
-
-    @contextmanager
-    def asked(self) -> Iterator[None]:
-        before, self._current.of = self.current(), self
-        try:
-            yield
-        finally:
-            self._current.of = before
-
-    @classmethod
-    def current(cls) -> Ends | None:
-        return getattr(cls._current, "of", None)
 
     def found(self, start: Tensor, value: Tensor, gradient: Tensor | None) -> None:
         """By the operator; whose they are is for `belong` to say."""

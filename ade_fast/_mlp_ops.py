@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._current import Current
 from ._ends import Ends
 from ._once import refuse_batched, refuse_derivative
 from ._ops import _Function, _library, _skipping_autograd, below_autograd, ops
@@ -149,25 +150,17 @@ class Schedule(NamedTuple):
     vjp: Callable[[Tensor, Tensor, Sequence[bool]], tuple[Tensor | None, Tensor | None]]
 
 
-class WeightGradients:
-    """Whether the backward passes of unrolls that were made in `deciding` compute the weights' gradients.
+class WeightGradients(Current):
+    """Whether the backward passes of unrolls that were made while it was current compute the weights' gradients.
 
     PyTorch does not tell a backward pass which of its derivatives are asked for. Who goes through one graph twice, and
     once for the states' alone, says so by `unwanted`.
     """
 
-    _current = threading.local()
+    _place = threading.local()
 
     def __init__(self) -> None:
         self.wanted = True
-
-    @contextmanager
-    def deciding(self) -> Iterator[None]:
-        before, self._current.of = self.latest(), self
-        try:
-            yield
-        finally:
-            self._current.of = before
 
     @contextmanager
     def unwanted(self) -> Iterator[None]:
@@ -176,10 +169,6 @@ class WeightGradients:
             yield
         finally:
             self.wanted = True
-
-    @classmethod
-    def latest(cls) -> WeightGradients | None:
-        return getattr(cls._current, "of", None)
 
 
 class _Unroll(_Function):
@@ -196,7 +185,7 @@ class _Unroll(_Function):
                 *steps, weights, biases, *rest, True, keep_bits, keep_products, *bridge, *figures
             )
         want_figures, want_ends = figures
-        ctx.numbers, ctx.decides = rest, WeightGradients.latest()
+        ctx.numbers, ctx.decides = rest, WeightGradients.current()
         ctx.record = Record.current() if want_figures else None
         bits, products, *_ = kept
         ctx.save_for_backward(*tensors, x, v, bits, products, hidden)
@@ -255,7 +244,7 @@ class _ScheduledUnroll(_Function):
                 ctx.record, want_ends, x0, v0, kick, drift, None, None, weights, biases, *rest, True, keep_bits,
                 keep_products, *_as_bridge(gaussian),
             )  # fmt: skip
-        ctx.numbers, ctx.vjp, ctx.decides = rest, vjp, WeightGradients.latest()
+        ctx.numbers, ctx.vjp, ctx.decides = rest, vjp, WeightGradients.current()
         # What a derivative's derivative would depend on.
         ctx.step_tensors = [t for t in steps if t is not None and t.requires_grad]
         ctx.save_for_backward(x0, v0, *weights, *biases, kick, drift, *kept, hidden, *gaussian)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ._current import Current
 
-class Record:
+
+class Record(Current):
     """One unroll: what every evaluation of ∇f and every kick was, and the adjoint's norms of the backward pass.
 
     x, gradient: [B, D] of each evaluation at t = 0 … n - 1; value: [B]. momenta: v after each kick, [B, L]. kicks: the
@@ -18,7 +19,7 @@ class Record:
     gains: log-determinants of drifts by a network, [B]. with_momentum: whether the state that steps hand on has one.
     """
 
-    _current = threading.local()
+    _place = threading.local()
 
     def __init__(self) -> None:
         self.x: Sequence[Tensor] | Tensor = []
@@ -29,19 +30,6 @@ class Record:
         self.gains: list[tuple[Tensor, Tensor | None]] = []
         self.with_momentum = True
         self._norms: dict[int, Tensor] = {}
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """The MLP operators' unroll in this block is the one."""
-        before, self._current.of = self.current(), self
-        try:
-            yield
-        finally:
-            self._current.of = before
-
-    @classmethod
-    def current(cls) -> Record | None:
-        return getattr(cls._current, "of", None)
 
     def stacked(self, name: str) -> Tensor:
         """x, value, gradient or momenta as one tensor, at least in float32."""

@@ -27,7 +27,7 @@ def make_problem(activation: str, dim: int, hidden: tuple[int, ...], base: bool 
 def known_ends(dynamics: nn.Module, f: Callable, x0: Tensor, v0: Tensor) -> tuple[Tensor, Tensor, Tensor, End]:
     """x^T, v^T, f(x^0) and what is known at x^T."""
     ends = Ends()
-    with ends.asked():
+    with ends.as_current():
         x, v, _ = dynamics(f, x0, v0)
     start, end = ends.start_of(f, x0), ends.end_of(f, x)
     assert start is not None and end is not None

@@ -350,7 +350,7 @@ def _fused(
     keep = _keeps_products(field, program, args[0], options)
     differentiable = torch.is_grad_enabled() and options.gradient != "none"
     try:
-        with torch.set_grad_enabled(differentiable), nullcontext() if record is None else record.running():
+        with torch.set_grad_enabled(differentiable), nullcontext() if record is None else record.as_current():
             outputs = program.fused(
                 field, args, base, gradient=options.gradient_mode, keep_bits=options.memory != "states",
                 keep_products=keep,

@@ -462,7 +462,7 @@ class ADE(nn.Module):
         weights, ends = WeightGradients(), Ends()
         with pinned(self.potential):
             draw = self.sampler.sample_cut if apart else self.sampler.sample
-            with weights.deciding(), ends.asked():
+            with weights.as_current(), ends.as_current():
                 drawn = draw(self.potential, n * self.samples_per_point, generator, context, diagnostics=diagnostics)
                 sample, cut = drawn if apart else (drawn, None)
             _check_like(data, sample.x)
