@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,11 +34,12 @@ def fused_metropolis(
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor] | None:
     """(x, acceptance [K]) after K transitions of `n_steps` leapfrog steps from a new momentum, each with a test."""
-    found = _known(layer, potential, x, options)
-    if found is None:
+    known = _known(layer, potential, x, options)
+    if known is None:
         return None
+    found, clips = known
     kick, drift = base.MergedSteps(layer, n_steps, Layout.of(x), step_size).rows(x)
-    return _run(layer, found, x, _seed(x, generator), kick, drift, n_transitions, True, options)
+    return run_chain_op(found, x, _seed(x, generator), kick, drift, n_transitions, True, **clips)
 
 
 def fused_langevin(
@@ -53,17 +55,18 @@ def fused_langevin(
         return None
     if any(step.dim() == x.dim() for step in (dynamics.step_size, dynamics.noise_std)):
         return None  # one per step
-    found = _known(layer, potential, x, dynamics.options)
-    if found is None:
+    known = _known(layer, potential, x, dynamics.options)
+    if known is None:
         return None
+    found, clips = known
     layout = Layout.of(x)
     eta = base.step_rows(layer, dynamics.step_size, 1, layout, x)
     std = base.step_rows(layer, dynamics.noise_std, 1, layout, x, "noise_std").contiguous()
     check_noise_std(layer, std)
     kick = torch.cat([0.5 * eta, torch.zeros_like(eta)])  # each momentum is forgotten after its drift
     n = n_runs * dynamics.n_steps
-    ones = torch.ones_like(eta)
-    return _run(layer, found, x, _seed(x, generator), kick, ones, n, False, dynamics.options, std[0])[0]
+    drift = torch.ones_like(eta)
+    return run_chain_op(found, x, _seed(x, generator), kick, drift, n, False, **clips, noise_std=std[0])[0]
 
 
 def run_chain_op(
@@ -90,37 +93,22 @@ def run_chain_op(
     )  # fmt: skip
 
 
-def _run(
-    layer: str,
-    found: FusedSum,
-    x: Tensor,
-    seed: Tensor,
-    kick: Tensor,
-    drift: Tensor,
-    n_transitions: int,
-    test: bool,
-    options: Options,
-    noise_std: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    return run_chain_op(
-        found, x, seed, kick, drift, n_transitions, test, grad_clip=options.grad_clip,
-        momentum_clip=options.momentum_clip, bounds=options.range_of(layer, Layout.of(x)).numbers, noise_std=noise_std,
-    )  # fmt: skip
-
-
-def _known(layer: str, potential: Callable, x: Tensor, options: Options) -> FusedSum | None:
-    """The potential as the operator takes it, which has no checks at every step, fixed-point states or ranges per
-    dimension."""
+def _known(layer: str, potential: Callable, x: Tensor, options: Options) -> tuple[FusedSum, dict[str, Any]] | None:
+    """The potential and the clips as `run_chain_op` takes them, which has no checks at every step, fixed-point states
+    or ranges per dimension."""
     if options.check_finite or options.check_potential or options.memory == "reversible":
         return None
-    if options.range_of(layer, Layout.of(x)).per_dimension:
+    within = options.range_of(layer, Layout.of(x))
+    found = None if within.per_dimension else fused_sum(potential, x)
+    if found is None:
         return None
-    found = fused_sum(potential, x)
-    if found is not None and x.device.type != "cpu":
+    if x.device.type != "cpu":
         why = f"{layer}: chains in one operator are of the CPU alone as yet: on {x.device.type} each transition is"
         note_slow_path(f"chains on {x.device.type}", f"{why} an unroll and an evaluation of its own")
         return None
-    return found
+    return found, {
+        "grad_clip": options.grad_clip, "momentum_clip": options.momentum_clip, "bounds": within.numbers,
+    }  # fmt: skip
 
 
 def _seed(x: Tensor, generator: torch.Generator | None) -> Tensor:
