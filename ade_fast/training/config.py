@@ -15,7 +15,7 @@ import numbers
 import operator
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,22 @@ def _setting(
     above: float | None = None,
     high: float | None = None,
     below: float | None = None,
+    absent: Mapping[str, str] | None = None,
 ) -> Any:
-    """A field with its help, its group and its limits: ``above < value < below``, ``low <= value <= high``."""
+    """A field with its help, its group and its limits: ``above < value < below``, ``low <= value <= high``.
+
+    absent: choices that people look for in vain, and why they are not there.
+    """
     limits = {"above": above, "low": low, "high": high, "below": below}
-    return dataclasses.field(default=default, metadata={"group": group, "help": help, "choices": choices, **limits})
+    words = {"group": group, "help": help, "choices": choices, "absent": absent or {}}
+    return dataclasses.field(default=default, metadata={**words, **limits})
+
+
+_NO_CONDITIONALS = (
+    "conditionals of continuous coordinates have to be normalised by quadrature, on nodes whose range and spacing no "
+    "setting here knows, and one block of all coordinates is maximum likelihood on a grid; "
+    "ade.estimators.pseudo_likelihood and composite_likelihood take nodes as states, with their weights"
+)
 
 
 @dataclass(frozen=True)
@@ -191,6 +203,7 @@ class Config:
         "objective",
         "what f is trained by: ade, or another estimator of Table 1, whose f the sampler then follows",
         choices=("ade", "cd", "pcd", "icd", "sm", "dsm", "ssm", "ksd", "nlco", "mpf", "nce"),
+        absent=dict.fromkeys(("pl", "cl", "pseudo_likelihood", "composite_likelihood"), _NO_CONDITIONALS),
     )
     chain_steps: int = _setting(15, "objective", "Langevin steps k of cd, pcd and icd", low=1, high=10_000)
     chain_step_size: float = _setting(0.01, "objective", "their step size", above=0)
@@ -500,21 +513,13 @@ _RELATIONS = {"above": (">", operator.gt), "low": (">=", operator.ge), "high": (
               "below": ("<", operator.lt)}  # fmt: skip
 
 
-_CONDITIONAL = ("pl", "cl", "pseudo_likelihood", "composite_likelihood")
-_NO_CONDITIONALS = (
-    ": conditionals of continuous coordinates have to be normalised by quadrature, on nodes whose range and spacing no "
-    "setting here knows, and one block of all coordinates is maximum likelihood on a grid; "
-    "ade.estimators.pseudo_likelihood and composite_likelihood take nodes as states, with their weights"
-)
-
-
 def _check_limits(field: dataclasses.Field[Any], value: Any) -> None:
     choices = field.metadata["choices"]
     if choices and value not in choices:
         close = difflib.get_close_matches(value, choices, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        if field.name == "objective" and value in _CONDITIONAL:
-            hint = _NO_CONDITIONALS
+        if value in field.metadata["absent"]:
+            hint = f": {field.metadata['absent'][value]}"
         raise ConfigError(f"configuration: {field.name} must be one of {', '.join(choices)}, got {_short(value)}{hint}")
     limits = [(*_RELATIONS[k], field.metadata[k]) for k in _RELATIONS if field.metadata[k] is not None]
     for item in value if isinstance(value, tuple) else (value,):
