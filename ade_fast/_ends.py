@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -28,35 +28,49 @@ class Ends(Current):
     _place = threading.local()
 
     def __init__(self) -> None:
-        self._found: tuple[Tensor, End] | None = None
-        self._start: tuple[Potential, Tensor, Tensor] | None = None
-        self._end: tuple[Potential, Tensor, End] | None = None
+        self._found: tuple[Tensor, Tensor, End] | None = None
+        self._start: _Known | None = None
+        self._end: _Known | None = None
 
-    def found(self, start: Tensor, value: Tensor, gradient: Tensor | None) -> None:
-        """By the operator; whose they are is for `belong` to say."""
-        self._found = start, End(value, gradient)
+    def found(self, x: Tensor, start: Tensor, value: Tensor, gradient: Tensor | None) -> None:
+        """By the operator, with its end points; whose they are is for `belong` to say."""
+        self._found = x, start, End(value, gradient)
 
     def belong(self, potential: Potential, x0: Tensor, x: Tensor, shift: Tensor | float) -> None:
-        """What was found in between is f at x0 and x, less a constant."""
-        if self._found is None:
+        """What was found with x is f at x0 and x, less a constant."""
+        if self._found is None or self._found[0] is not x:
             return
-        (start, (value, gradient)), self._found = self._found, None
+        (_, start, (value, gradient)), self._found = self._found, None
         if self._start is None:
-            self._start = potential, x0, start + shift
-        self._end = potential, x, End(value + shift, gradient)
+            self._start = _Known.at(potential, x0, start + shift)
+        self._end = _Known.at(potential, x, End(value + shift, gradient))
 
     def start_of(self, potential: Potential, x0: Tensor) -> Tensor | None:
-        """f(x0), [B], without a graph, or None if it is not known of this potential at this very tensor."""
-        return self._start[2] if _is_at(self._start, potential, x0) else None
+        """f(x0), [B], without a graph, or None if it is not known of this potential at these very points."""
+        return _at(self._start, potential, x0)
 
     def end_of(self, potential: Potential, x: Tensor) -> End | None:
         """The same of f at x."""
-        return self._end[2] if _is_at(self._end, potential, x) else None
+        return _at(self._end, potential, x)
 
 
-def _is_at(known: tuple | None, potential: Potential, x: Tensor) -> bool:
-    """Whether the points are these very ones, or a view of all of them: the dynamics may have gone on from there, or
-    have been given another potential."""
-    if known is None or known[0] is not potential:
-        return False
-    return known[1].data_ptr() == x.data_ptr() and known[1].numel() == x.numel()
+class _Known(NamedTuple):
+    """f at points: where they lie, and their version, so that they are known again unless somebody wrote to them."""
+
+    potential: Potential
+    x: Tensor
+    version: int
+    found: Any
+
+    @classmethod
+    def at(cls, potential: Potential, x: Tensor, found: Any) -> _Known:
+        return cls(potential, x, x._version, found)
+
+
+def _at(known: _Known | None, potential: Potential, x: Tensor) -> Any:
+    """What is known, if it is of this potential at these very points: the dynamics may have gone on from there, or have
+    been given another potential."""
+    if known is None or known.potential is not potential or known.x.data_ptr() != x.data_ptr():
+        return None
+    same = known.x.shape == x.shape and known.x.stride() == x.stride() and known.version == x._version
+    return known.found if same else None

@@ -402,7 +402,7 @@ def scheduled_unroll(
         x_end, v_end, *found = _ScheduledUnroll.apply(numbers, vjp, kick, drift, gaussian, ends is not None, *tensors)
         if ends is not None:
             start, value, gradient = found
-            ends.found(start, value, gradient if numbers[0] in _PIECEWISE_LINEAR else None)
+            ends.found(x_end, start, value, gradient if numbers[0] in _PIECEWISE_LINEAR else None)
         return x_end, v_end
     record = Record.current()
     with below_autograd():

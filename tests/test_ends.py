@@ -151,6 +151,8 @@ class Elsewhere(nn.Module):
         if self.how == "another potential":
             return self.inner(self.other, x0, v0, **options)
         out = self.inner(potential, x0, v0, **options)
+        if self.how == "moved in place":
+            out.x.add_(1)
         return out._replace(x=out.x + 1) if self.how == "moved" else out
 
 
@@ -183,7 +185,10 @@ DYNAMICS: dict[str, Callable[[], nn.Module]] = {
     "stack that ends in another operator": lambda: ade.Sequential(
         ade.Leapfrog(1, 0.2), ade.GeneralizedLeapfrog(1, 0.2, scale_v=0.1)
     ),
-    **{how: lambda how=how: Elsewhere(ade.Leapfrog(2, 0.2), how) for how in ("moved", "another potential", "same")},
+    **{
+        how: lambda how=how: Elsewhere(ade.Leapfrog(2, 0.2), how)
+        for how in ("moved", "moved in place", "another potential", "same")
+    },
 }
 
 
@@ -199,6 +204,15 @@ def test_the_objective_is_the_same_without_them(
     torch.testing.assert_close(loss, plain_loss, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(figures, plain_figures, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(grads, plain_grads, rtol=1e-10, atol=1e-10)
+
+
+def test_the_same_memory_read_otherwise_is_not_known() -> None:
+    f, x0, v0 = make_problem("relu", 2, (32, 32), batch=2)
+    ends = Ends()
+    with ends.as_current():
+        x, *_ = ade.Leapfrog(2, 0.2).double()(f, x0, v0)
+    assert ends.end_of(f, x) is not None and ends.end_of(f, x.view(2, 2)) is not None
+    assert ends.end_of(f, x.t()) is None and ends.end_of(f, x.view(1, 4)) is None
 
 
 @pytest.mark.parametrize("dynamics", ["leapfrog", "stack", "same"])
