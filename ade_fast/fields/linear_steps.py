@@ -20,6 +20,7 @@ _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _TRANSPOSING = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 _POOL = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+_linear = F.linear  # torch's own: by another function of that name it is called all the same
 _SUBTRACT = {torch.sub, T.sub, T.__sub__}
 _SAME = {T.contiguous, T.clone}
 
@@ -148,7 +149,7 @@ class _Affine(Step):
 
 class Linear(_Affine):
     def _of(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, self._w, bias)
+        return _linear(x, self._w, bias)
 
     def transpose(self, d: Tensor) -> Sequence[Tensor]:
         return (torch.matmul(d, self._w),)
@@ -315,7 +316,7 @@ def step_of(
     Raises: Unsupported if there is none for it.
     """
     call = (follow, func, args, kwargs, result)
-    if func is F.linear:
+    if func is _linear:
         return Linear(*call)
     if func in following.AFFINE:
         return Convolution(*call, memory)

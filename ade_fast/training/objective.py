@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from .._ends import Ends
 from .._mlp_ops import WeightGradients
 from .._tensors import check_dtype, floating_tensor
 from ..dynamics import Diagnostics, NonFiniteError
-from ..fields import pinned
+from ..fields import fused_sum, pinned
 from ..initial import Empirical
 from ..initial.base import standard_normal_log_density
 from ..potentials.conditioned import Condition, conditioned, first_length
@@ -29,6 +29,7 @@ from ..weights import (
 )
 from ._arguments import integer, number
 from .bounds import Bounds, Defence, fraction, renyi_bound, with_other_gradient
+from .capture import Captured, accumulate, refusal, watched_elsewhere
 from .divergence import ADVICE, Watch
 from .ranks import Ranks, refuse_wrapped
 from .sampler import DualSample, DualSampler
@@ -151,6 +152,12 @@ class ADE(nn.Module):
             (their log-weights are gathered), so that ``loss``, too, is a call that every rank makes. Without it, as
             under ``DistributedDataParallel`` around a plain ``ADE``, and of batches whose gradients are accumulated,
             each batch is a group of its own: the mean of the groups' bounds, looser than that of all.
+        capture: whether ``step``, after a few updates that are alike, records the operators that its loss and gradients
+            come to, and from then on calls these alone: the results are the same, without Python's and autograd's part
+            of the time. A change of modules, settings or batch size is seen, and recorded anew; ``capture_refused``
+            says where nothing is recorded. None: on the CPU, where the kernels know the potential as an MLP and the
+            sampler is made of this package's parts. True: with parts of your own too, of which you promise that they
+            call the same operators whatever the values are, and on a GPU, as one CUDA graph. False: never.
 
     Raises:
         ValueError, TypeError: on an argument that cannot be meant; see the messages.
@@ -181,6 +188,7 @@ class ADE(nn.Module):
         grad_norm_clip: float | None = None,
         check_finite: bool = True,
         data_parallel: bool = False,
+        capture: bool | None = None,
     ):
         super().__init__()
         if not callable(potential):
@@ -220,6 +228,10 @@ class ADE(nn.Module):
         self.watch = Watch(None, number("ADE", "max_gap", max_gap, "> 0 or None", zero=False))
         self.updates = 0
         self._ranks = Ranks() if data_parallel else None
+        if capture not in (True, False, None):
+            raise TypeError(f"ADE: capture must be True, False or None, got {capture!r}")
+        self.capture = capture
+        self._captured = Captured()
         shared = {id(p) for p in self.potential_parameters()} & {id(p) for p in self.sampler_parameters()}
         if shared:
             raise ValueError(f"ADE: potential and sampler share {len(shared)} parameter(s): they cannot serve both")
@@ -234,6 +246,11 @@ class ADE(nn.Module):
             )
         if self._ranks is not None:
             self._ranks.begin(self)
+
+    @property
+    def capture_refused(self) -> str | None:
+        """Why `step` records nothing although it would, see ``capture``; None where it does, or may yet."""
+        return self._captured.why_not
 
     def potential_parameters(self) -> Iterator[nn.Parameter]:
         """The ascending player's parameters (none for a plain function)."""
@@ -338,7 +355,8 @@ class ADE(nn.Module):
                     with phase("sampler updates"):
                         self._sampler_update(data, generator, context)
             with phase("joint updates"):
-                return self._joint_update(data, generator, context, diagnostics)
+                usual = context is condition is weights is None and not diagnostics
+                return self._joint_update(data, generator, context, diagnostics, usual and self._is_captured(data))
 
     @contextmanager
     def _given(self, condition: Condition | None, data: Tensor) -> Iterator[None]:
@@ -391,11 +409,11 @@ class ADE(nn.Module):
         weights = self._data_weights / self._data_weights.mean()
         return (weights[::every] * values).mean()
 
-    def _joint_update(self, data: Tensor, generator, context, diagnostics: bool = False) -> dict[str, float]:
+    def _joint_update(
+        self, data: Tensor, generator, context, diagnostics: bool = False, captured: bool = False
+    ) -> dict[str, float]:
         """One unroll, one backward pass, one update of each player."""
-        terms, sample, figures = self._objective(data, generator, context, True, diagnostics)
-        forget_gradients(self, self._optimizers())
-        terms.loss.backward()
+        terms, figures, x = self._gradients(data, generator, context, diagnostics, captured)
         if self._ranks is not None:
             self._ranks.average_gradients(self._optimizers())
         players = {"potential_grad_norm": self.potential_optimizer, "sampler_grad_norm": self.sampler_optimizer}
@@ -413,10 +431,51 @@ class ADE(nn.Module):
             for name in norms:
                 clip_grads(players[name], metrics[name], self.grad_norm_clip)
                 players[name].step()
-        self._fill_replay_buffer(sample)
+        self._fill_replay_buffer(x)
         self.updates += 1
         self.watch.metrics(self.updates, metrics)
         return metrics
+
+    def _gradients(
+        self, data: Tensor, generator, context, diagnostics: bool, captured: bool
+    ) -> tuple[_Terms, dict[str, Tensor], Tensor]:
+        """The terms, the figures and the end points, with the gradients on all that gets one."""
+        found = None
+        if captured:
+            found = self._captured(
+                self._covers(), self, self._refuses, self._computing(data, generator), [data, generator]
+            )
+        if found is None:
+            terms, sample, figures = self._objective(data, generator, context, True, diagnostics)
+            forget_gradients(self, self._optimizers())
+            terms.loss.backward()
+            return terms, figures, sample.x
+        (terms, figures, x), gradients = found
+        forget_gradients(self, self._optimizers())
+        accumulate(gradients)
+        return _Terms(*terms), figures, x
+
+    def _computing(self, data: Tensor, generator) -> Callable[[Sequence[Tensor]], tuple]:
+        def compute(parameters: Sequence[Tensor]) -> tuple:
+            terms, sample, figures = self._objective(data, generator, None, True)
+            gradients = torch.autograd.grad(terms.loss, parameters, allow_unused=True)
+            return (tuple(terms), figures, sample.x), list(gradients)
+
+        return compute
+
+    def _refuses(self) -> str | None:
+        return None if self.capture else refusal(self.sampler)
+
+    def _is_captured(self, data: Tensor) -> bool:
+        """Whether an update with nothing unusual about it may be one of the recorded ones."""
+        if self.capture is False or self._ranks is not None or watched_elsewhere():
+            return False
+        if not isinstance(data, Tensor) or data.requires_grad:
+            return False
+        return bool(self.capture) or (data.device.type == "cpu" and fused_sum(self.potential, data) is not None)
+
+    def _covers(self) -> bool:
+        return bool(self.coverage) and self.updates % COVERAGE_EVERY == 0
 
     def _pace(self, metrics: Mapping[str, float]) -> float:
         """The factor of f's step."""
@@ -445,13 +504,13 @@ class ADE(nn.Module):
             raise self._non_finite("the sampler's objective or its gradient", data, None)
         clip_grads(self.sampler_optimizer, norm, self.grad_norm_clip)
         self.sampler_optimizer.step()
-        self._fill_replay_buffer(sample)
+        self._fill_replay_buffer(sample.x)
 
-    def _fill_replay_buffer(self, sample: DualSample) -> None:
+    def _fill_replay_buffer(self, x: Tensor) -> None:
         """Where chains persist (Empirical with a buffer), they go on from these end points."""
         start = self.sampler.initial
         if isinstance(start, Empirical) and start.buffer_size is not None:
-            start.update(sample.x.detach())
+            start.update(x.detach())
 
     def _objective(
         self, data: Tensor, generator, context, want_figures: bool = False, diagnostics: bool = False
@@ -481,7 +540,7 @@ class ADE(nn.Module):
                 other = f_data - self.bounds.of_sampler(model.model, model.log_w, beta) - penalty
                 parameters = [p for p in self.sampler_parameters() if p.requires_grad]
                 loss = with_other_gradient(loss, other, parameters, cut, weights)
-            if self.coverage and self.updates % COVERAGE_EVERY == 0:
+            if self._covers():
                 covered = self._covered(data)
                 loss = loss - (covered - covered.detach())
             figures = self._figures(sample, model, beta, defence, ends) if want_figures else {}

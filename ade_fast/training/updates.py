@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
+_MARGIN = 1e-6  # of torch.nn.utils.clip_grad_norm_
+
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 OptimizerOrFactory = Optimizer | OptimizerFactory
 
@@ -62,7 +64,7 @@ def clip_grads(optimizer: Optimizer, norm: float, limit: float | None) -> None:
     The norm is a number: where it has come off the device for the metrics, most updates have nothing to scale.
     """
     if limit is not None and norm > limit:
-        nn.utils.clip_grads_with_norm_(_parameters(optimizer), limit, torch.tensor(norm, dtype=torch.float64))
+        torch._foreach_mul_([p.grad for p in _parameters(optimizer) if p.grad is not None], limit / (norm + _MARGIN))
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

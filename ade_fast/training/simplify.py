@@ -1,0 +1,86 @@
+"""A recorded graph with less in it: what is the same at each replay is computed once, what does nothing is left out.
+
+Nothing here changes a result but for the sign of a zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+_aten = torch.ops.aten
+_CONSTANT = {
+    _aten.zeros.default, _aten.ones.default, _aten.full.default, _aten.arange.default, _aten.arange.start,
+    _aten.arange.start_step, _aten.zeros_like.default, _aten.ones_like.default, _aten.full_like.default,
+    _aten.new_zeros.default, _aten.new_ones.default, _aten.new_full.default, _aten.scalar_tensor.default,
+}  # fmt: skip
+"""Operators whose results depend on the shapes of their arguments alone."""
+_NEUTRAL = {
+    _aten.add.Tensor: 0, _aten.sub.Tensor: 0, _aten.mul.Tensor: 1, _aten.div.Tensor: 1, _aten.mul.Scalar: 1,
+    _aten.div.Scalar: 1, _aten.pow.Tensor_Scalar: 1,
+}  # fmt: skip
+"""Numbers that change nothing as an operator's second argument."""
+_VIEWS = {
+    _aten.view.default, _aten.expand.default, _aten.slice.Tensor, _aten._unsafe_view.default, _aten.reshape.default
+}  # fmt: skip
+
+
+class Written:
+    """The memory that operators wrote to while they were recorded."""
+
+    def __init__(self) -> None:
+        self._storages: set[int] = set()
+
+    def by(self, func: torch._ops.OpOverload, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        """Notes what this call writes to."""
+        if func._schema.is_mutable:
+            self._storages |= {_storage(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return _storage(tensor) in self._storages
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def simplify(graph: fx.Graph, values: Mapping[fx.Node, Any], written: Written) -> Iterator[tuple[fx.Node, Tensor]]:
+    """Replaces nodes by others that are equal, and yields those that are constants, with what they are.
+
+    values: what the nodes were when they were recorded, tensors and lists of them.
+    """
+    outputs = set(graph.output_node().all_input_nodes)
+    constants: dict[fx.Node, Tensor] = {}
+    known: dict[object, fx.Node] = {}
+    for node in list(graph.nodes):
+        value = values.get(node)
+        if not isinstance(value, Tensor) or not isinstance(node.target, torch._ops.OpOverload) or value in written:
+            continue
+        if (same := _passed_on(node, values)) is not None:
+            node.replace_all_uses_with(same)
+        elif torch.Tag.nondeterministic_seeded in node.target.tags:
+            continue
+        elif node.target in _CONSTANT or (node.all_input_nodes and constants.keys() >= set(node.all_input_nodes)):
+            constants[node] = value
+        elif (first := known.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)) is not node:
+            node.replace_all_uses_with(first)
+    # What is handed out may be written to by who gets it.
+    yield from ((node, value) for node, value in constants.items() if node not in outputs)
+
+
+def _passed_on(node: fx.Node, values: Mapping[fx.Node, Any]) -> fx.Node | None:
+    """The argument that this node's value is, or None."""
+    first, *others = node.args
+    before, after = values.get(first) if isinstance(first, fx.Node) else None, values[node]
+    if not isinstance(before, Tensor) or node.kwargs or before.dtype != after.dtype:
+        return None
+    if before.shape != after.shape or before.stride() != after.stride():
+        return None
+    if node.target in _VIEWS:
+        return first if before.data_ptr() == after.data_ptr() else None
+    neutral = _NEUTRAL.get(node.target)
+    return first if neutral is not None and isinstance(others[0], (int, float)) and others[0] == neutral else None

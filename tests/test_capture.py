@@ -1,0 +1,363 @@
+"""Updates that are recorded and replayed: what they compute, and when they must not be."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import ade_fast as ade
+from ade_fast.training.capture import RECORDED_AT
+
+DIM = 2
+UPDATES = RECORDED_AT + 6
+
+
+def _model(capture: bool | None = None, dynamics=None, initial=None, potential=None, **options) -> ade.ADE:
+    torch.manual_seed(0)
+    potential = ade.MLPPotential(DIM, hidden=(32, 32)) if potential is None else potential()
+    initial = ade.initial.PlanarFlow(DIM, 3) if initial is None else initial()
+    dynamics = ade.Leapfrog(3, 0.1) if dynamics is None else dynamics()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ade.ADE(potential, ade.DualSampler(initial, dynamics), capture=capture, **options)
+
+
+def _data(n: int = 24, seed: int = 1) -> torch.Tensor:
+    return torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def _with_base():
+    return ade.WithBase(ade.MLPPotential(DIM, hidden=(32,), activation="silu"), 0.0, 2.0)
+
+
+def _spectral():
+    f = ade.MLPPotential(DIM, hidden=(32, 32))
+    for layer in f.layers:
+        if isinstance(layer, nn.Linear):
+            nn.utils.parametrizations.spectral_norm(layer)
+    return f
+
+
+def _alike(one: ade.ADE, other: ade.ADE, updates: int = UPDATES, change=None, sizes=(24,)) -> None:
+    """Both go the same way, bit for bit; ``change(model, update)`` is done to both before each update."""
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    for update in range(updates):
+        metrics = []
+        for model, generator in zip((one, other), generators, strict=True):
+            if change is not None:
+                change(model, update)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                data = _data(sizes[update % len(sizes)], update)
+                metrics.append(model.step(data, generator=generator))
+        assert metrics[0] == metrics[1], update
+    for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q), name
+        assert (p.grad is None) == (q.grad is None)
+        assert p.grad is None or (torch.equal(p.grad, q.grad) and p.grad.stride() == q.grad.stride()), name
+    for p, q in zip(one.buffers(), other.buffers(), strict=True):
+        assert torch.equal(p, q)
+
+
+CASES = {
+    "elbo": {},
+    "penalties": {"gradient_penalty": 0.1, "value_penalty": 0.01, "grad_norm_clip": 0.5},
+    "importance": {"bound": "importance", "sampler_bound": "renyi"},
+    "tempered": {"bound": "importance", "min_ess": 0.5, "sampler_bound": "renyi", "sampler_min_ess": 0.3},
+    "defended": {
+        "potential": _with_base, "initial": lambda: ade.initial.SplineFlow(DIM), "bound": "importance",
+        "sampler_bound": "renyi", "defensive": 0.1, "coverage": 0.1, "ess_pace": 0.5, "samples_per_point": 2,
+    },
+    "spectral norm": {"potential": _spectral, "gradient_penalty": 0.1},
+    "clipped": {
+        "dynamics": lambda: ade.Leapfrog(3, 0.1, grad_clip=ade.Clip.norm(1.0), momentum_clip=ade.Clip.value(1.0))
+    },
+    "generalized": {"dynamics": lambda: ade.GeneralizedLeapfrog(2, 0.1, scale_v=0.1, scale_x=0.1)},
+    "annealed": {"dynamics": lambda: ade.AnnealedLeapfrog(3, 0.1), "initial": lambda: ade.initial.Gaussian(DIM)},
+    "several sampler steps": {"sampler_steps": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_updates_are_the_same_bit_for_bit(name):
+    options = CASES[name]
+    recorded, plain = _model(**options), _model(capture=False, **options)
+    _alike(recorded, plain, UPDATES + 8 * (name == "defended"))
+    assert recorded.capture_refused is None
+    assert recorded._captured.recorded == 1 + (name == "defended")  # with and without coverage
+    assert plain._captured.recorded == 0
+
+
+def test_each_batch_size_has_a_recording():
+    recorded = _model()
+    _alike(recorded, _model(capture=False), 3 * RECORDED_AT, sizes=(24, 24, 7))
+    assert recorded._captured.recorded == 2
+
+
+def test_without_a_generator_the_global_one_is_drawn_from():
+    one, other = _model(), _model(capture=False)
+    for model in (one, other):
+        torch.manual_seed(5)
+        for update in range(UPDATES):
+            last = model.step(
+                _data(seed=update), generator=None if update % 2 else torch.Generator().manual_seed(update)
+            )
+        model.last = last
+    assert one.last == other.last
+    for update in range(2 * RECORDED_AT):  # each kind has a recording of its own
+        one.step(_data(), generator=None if update % 2 else torch.Generator().manual_seed(1))
+    assert one._captured.recorded == 2
+
+
+def _replace(model, update):
+    if update == RECORDED_AT + 1:
+        layer = model.potential.layers[0]
+        layer.weight = nn.Parameter(layer.weight.detach().clone())  # equal, and another
+        model.potential_optimizer = ade.training.updates.adam(maximize=True)(model.potential.parameters())
+
+
+def _swap_memory(model, update):
+    if update == RECORDED_AT + 1:
+        for p in model.potential.parameters():
+            p.data = p.data.clone() * 1.5
+
+
+def _freeze(model, update):
+    if update == RECORDED_AT + 1:
+        model.potential.layers[0].weight.requires_grad_(False)
+
+
+def _set(name, value):
+    def change(model, update):
+        if update == RECORDED_AT + 1:
+            setattr(model, name, value)
+
+    return change
+
+
+def _set_steps(model, update):
+    if update == RECORDED_AT + 1:
+        model.sampler.dynamics.n_steps = 5
+
+
+def _hook(model, update):
+    if update == RECORDED_AT + 1:
+        model.potential.layers[0].register_forward_hook(lambda module, args, out: 2 * out)
+
+
+def _of_its_own(model, update):
+    if update == RECORDED_AT + 1:
+        linear = model.potential.layers[0]
+        linear.forward = lambda x: nn.functional.linear(x, 2 * linear.weight, linear.bias)
+
+
+def _tensor_hook(model, update):
+    if update == RECORDED_AT + 1:
+        model.potential.layers[0].weight.register_hook(lambda g: 3 * g)
+
+
+def _in_place(model, update):
+    if update >= RECORDED_AT:
+        with torch.no_grad():
+            model.sampler.dynamics.step_size.mul_(0.9)
+            model.momentum_weight.mul_(1.1)
+
+
+CHANGES = {
+    "a parameter replaced": _replace,
+    "memory swapped": _swap_memory,
+    "a parameter frozen": _freeze,
+    "a penalty": _set("gradient_penalty", 0.3),
+    "a weight of the entropy": _set("entropy_weight", 0.5),
+    "samples per point": _set("samples_per_point", 2),
+    "the steps": _set_steps,
+    "a module's hook": _hook,
+    "a forward of its own": _of_its_own,
+    "a tensor's hook": _tensor_hook,
+    "values in place": _in_place,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_changes_between_updates_is_seen(name):
+    recorded = _model()
+    _alike(recorded, _model(capture=False), 2 * RECORDED_AT + 4, CHANGES[name])
+    assert recorded.capture_refused is None
+
+
+def test_a_patch_of_torch_is_seen(monkeypatch):
+    def change(model, update):
+        if update == RECORDED_AT + 1:
+            linear = nn.functional.linear
+            monkeypatch.setattr(nn.functional, "linear", lambda x, w, b=None: linear(x, w, b))
+        if update == RECORDED_AT + 2:
+            monkeypatch.undo()
+
+    one, other = _model(), _model(capture=False)
+    _alike(one, other, UPDATES, change)
+
+
+def test_what_changes_again_and_again_is_no_longer_recorded():
+    model = _model()
+    for update in range(12 * RECORDED_AT):
+        if update % (RECORDED_AT + 1) == RECORDED_AT:
+            model.value_penalty = 0.001 * update
+        model.step(_data())
+    assert "changed again and again" in model.capture_refused
+
+
+def test_hooks_of_accumulated_gradients_are_called_once_an_update():
+    model, calls = _model(), []
+    weight = model.potential.layers[0].weight
+    weight.register_post_accumulate_grad_hook(lambda p: calls.append("after"))
+    node = weight.view_as(weight).grad_fn.next_functions[0][0]
+    node.register_prehook(lambda grads: calls.append("before"))
+    for _ in range(UPDATES):
+        model.step(_data())
+    assert model._captured.recorded == 1
+    assert calls.count("after") == UPDATES
+    assert calls.count("before") == UPDATES
+
+
+def test_a_mode_of_dispatch_sees_every_operator():
+    class Counting(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            Counting.calls += "mlp_unroll" in str(func)
+            return func(*args, **(kwargs or {}))
+
+    model = _model()
+    for _ in range(UPDATES):
+        model.step(_data())
+    with Counting():
+        model.step(_data())
+    assert Counting.calls == 2  # forward and backward
+
+
+class _Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(DIM, 1)
+
+    def forward(self, x):
+        return -self.linear(x).square().sum(1) - 0.5 * x.square().sum(1)
+
+
+class _Deciding(_Own):
+    def forward(self, x):
+        return super().forward(x) * (2.0 if x.mean() > 0 else 1.0)
+
+
+class _Captive(_Own):
+    def __init__(self):
+        super().__init__()
+        self.outside = [torch.ones(())]
+
+    def forward(self, x):
+        return super().forward(x) * self.outside[0]
+
+
+def test_a_potential_of_ones_own_is_recorded_on_request_alone():
+    unasked, asked = _model(potential=_Own), _model(True, potential=_Own)
+    _alike(unasked, _model(False, potential=_Own))
+    assert unasked._captured.recorded == 0
+    for _ in range(UPDATES):
+        asked.step(_data())
+    assert asked._captured.recorded == (asked.capture_refused is None)
+
+
+@pytest.mark.parametrize(("kind", "why"), [(_Deciding, "reads a value"), (_Captive, "that no operator made")])
+def test_what_cannot_be_replayed_is_refused(kind, why):
+    recorded = _model(True, potential=kind)
+    _alike(recorded, _model(False, potential=kind))
+    assert recorded._captured.recorded == 0
+    assert why in recorded.capture_refused
+
+
+def test_langevin_looks_at_its_noise_in_each_update():
+    options = {"dynamics": lambda: ade.Langevin(3, 0.1)}
+    recorded = _model(**options)
+    _alike(recorded, _model(False, **options))
+    assert "reads a value" in recorded.capture_refused
+
+
+def test_a_replay_buffer_and_parts_of_ones_own_are_not_recorded():
+    class Mine(ade.initial.Gaussian):
+        pass
+
+    model = _model(initial=lambda: Mine(DIM))
+    for _ in range(UPDATES):
+        model.step(_data())
+    assert "Mine is not known" in model.capture_refused
+
+
+def test_data_that_needs_gradients_weights_and_diagnostics_take_the_usual_way():
+    one, other = _model(), _model(False)
+    _alike(one, other)
+    weights = torch.rand(24, generator=torch.Generator().manual_seed(1))
+    for arguments in ({"weights": weights}, {"diagnostics": True}, {}):
+        data = [_data(seed=9).requires_grad_(not arguments) for _ in range(2)]
+        found = [
+            model.step(x, generator=torch.Generator().manual_seed(1), **arguments)
+            for model, x in zip((one, other), data, strict=True)
+        ]
+        assert found[0] == found[1]
+        assert arguments or torch.equal(data[0].grad, data[1].grad)
+
+
+def test_conditions_take_the_usual_way():
+    class Conditional(_Own):
+        def forward(self, x, condition):
+            return super().forward(x) * condition
+
+    one, other = _model(True, potential=Conditional), _model(False, potential=Conditional)
+    for update in range(UPDATES):
+        condition = torch.full((24,), 1.0 + update)
+        found = [
+            model.step(_data(), condition=condition, generator=torch.Generator().manual_seed(update))
+            for model in (one, other)
+        ]
+        assert found[0] == found[1]
+    assert one._captured.recorded == 0
+
+
+def test_copies_and_pickles_begin_anew():
+    model = _model()
+    for _ in range(UPDATES):
+        model.step(_data())
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin._captured.recorded == 0
+        _alike(copy.deepcopy(model), twin, UPDATES)
+
+
+def test_autocast_takes_the_usual_way():
+    one, other = _model(), _model(False)
+    _alike(one, other)
+    with torch.autocast("cpu", torch.bfloat16):
+        _alike(one, other, 2)
+
+
+def test_capture_is_true_false_or_none():
+    with pytest.raises(TypeError, match="ADE: capture must be True, False or None, got 'yes'"):
+        _model("yes")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch.cuda.is_available() is False")
+@pytest.mark.parametrize("name", ["elbo", "importance", "annealed"])
+def test_a_cuda_graph_goes_the_same_way(name):
+    models = [_model(capture, **CASES[name]).cuda() for capture in (True, False)]
+    ends = []
+    for model in models:
+        generator = torch.Generator("cuda").manual_seed(3)
+        ends.append([model.step(_data(seed=u).cuda(), generator=generator) for u in range(UPDATES)][-1])
+    assert models[0].capture_refused is None
+    assert models[0]._captured.recorded == 1
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4, abs=1e-5)
