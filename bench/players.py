@@ -76,6 +76,8 @@ def make_model(problem: Problem, **bounds) -> ade.ADE:
     clip = ade.Clip.norm(p.clip)
     dynamics = ade.Leapfrog(p.n_steps, p.step_size, grad_clip=clip, momentum_clip=clip)
     arguments = {"bound": p.bound, "sampler_bound": p.bound, "gradient_penalty": p.gradient_penalty, **bounds}
+    if p.data.is_cuda:
+        arguments.setdefault("capture", True)  # as one CUDA graph; on the CPU it is what happens unasked
     model = ade.ADE(
         potential if p.base_std is None else ade.WithBase(potential, 0.0, p.base_std),
         ade.DualSampler(initial, dynamics),
