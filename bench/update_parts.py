@@ -37,8 +37,9 @@ def parts(problem: Problem) -> dict[str, Part]:
         return torch.autograd.grad((drawn.x, drawn.log_q), list(sampler.initial.parameters()), (x, ones))
 
     def values(penalty: float) -> Sequence[Tensor]:
-        found = evaluate(f, data, None, x, penalty, 0.0, model.bounds.differ)
-        total = found.data.mean() - found.samples.mean() - found.penalty
+        found = evaluate(f, data, None, x, bool(penalty), False, model.bounds.differ)
+        total = found.data.mean() - found.samples.mean()
+        total = total if found.slope is None else total - penalty * found.slope
         return torch.autograd.grad(total, [x, *weights])
 
     model_terms = model._model_terms(sample, f(sample.x).detach())

@@ -12,7 +12,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ade_fast as ade
-from ade_fast.training.capture import RECORDED_AT
+from ade_fast.training import Config
+from ade_fast.training.capture import RECORDED_AT, Captured
+from ade_fast.training.trainer import Trainer
 
 DIM = 2
 UPDATES = RECORDED_AT + 6
@@ -169,7 +171,13 @@ def _in_place(model, update):
             model.momentum_weight.mul_(1.1)
 
 
+def _schedule(model, update):
+    model.gradient_penalty = 0.0 if update < 2 else 0.1 / (1 + update)
+    model.value_penalty = 0.01 * (1 + update)
+
+
 CHANGES = {
+    "scheduled penalties": _schedule,
     "a parameter replaced": _replace,
     "memory swapped": _swap_memory,
     "a parameter frozen": _freeze,
@@ -191,6 +199,23 @@ def test_what_changes_between_updates_is_seen(name):
     assert recorded.capture_refused is None
 
 
+def test_scheduled_penalties_need_no_new_recording():
+    model = _model()
+    for update in range(2 * UPDATES):
+        model.gradient_penalty = 0.1 / (1 + update)
+        model.step(_data())
+    assert model._captured._patience == Captured()._patience
+    assert model._captured.recorded == 1
+
+
+def test_a_run_s_updates_are_recorded():
+    trainer = Trainer(Config(updates=20, batch_size=32, lr_decay_from=0.2))
+    for _ in range(UPDATES):
+        trainer.step()
+    assert trainer.ade.capture_refused is None
+    assert trainer.ade._captured.recorded >= 1
+
+
 def test_a_patch_of_torch_is_seen(monkeypatch):
     def change(model, update):
         if update == RECORDED_AT + 1:
@@ -207,7 +232,7 @@ def test_what_changes_again_and_again_is_no_longer_recorded():
     model = _model()
     for update in range(12 * RECORDED_AT):
         if update % (RECORDED_AT + 1) == RECORDED_AT:
-            model.value_penalty = 0.001 * update
+            model.entropy_weight = 1.0 + 0.001 * update
         model.step(_data())
     assert "changed again and again" in model.capture_refused
 

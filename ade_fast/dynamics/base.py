@@ -398,6 +398,7 @@ class Dynamics(nn.Module):
 
     has_momentum = True
     estimates_log_det = False
+    passing = frozenset({"last_plan", "_latest"})  # of the latest call, and nothing depends on them
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,8 +27,6 @@ RECORDED_AT = 4
 """Updates alike before one is recorded: recording takes as long as some hundred operators more."""
 _MOST = 8  # recordings that are kept, of different batch sizes say; and how often they are begun again
 _KNOWN = ("ade_fast", "torch", "zuko")
-# Attributes that calls set, and nothing depends on.
-_PASSING = frozenset({"updates", "last_plan", "_latest", "_data_weights"})
 
 
 class Unchanged:
@@ -37,27 +35,23 @@ class Unchanged:
     Attributes are compared by identity, those of dictionaries (parameters, buffers, hooks) one by one; parameters and
     buffers by where their values lie and whether they want a gradient, too.
 
-    passing: names of attributes that do not matter. tensors: parameters and buffers. learning: those of them that want
+    A module's class names those that do not matter in ``passing``. tensors: parameters and buffers. learning: those of them that want
     a gradient.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], passing: frozenset[str]) -> None:
-        self._passing = passing
-        self._parts = [(part, self._values(part)) for module in modules for part in _dictionaries(module)]
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._parts = [
+            (part, passing, _values(part, passing)) for module in modules for part, passing in _dictionaries(module)
+        ]
         found = {id(t): t for m in modules for own in (m._parameters, m._buffers) for t in own.values()}
         self.tensors = [t for t in found.values() if t is not None]
         self.learning = [t for t in self.tensors if t.requires_grad]
         self._wants = [t.requires_grad for t in self.tensors]
         self._places = [t.data_ptr() for t in self.tensors]
 
-    def _values(self, part: dict[str, object]) -> list[object]:
-        if self._passing.isdisjoint(part):
-            return list(part.values())
-        return [value for name, value in part.items() if name not in self._passing]
-
     def holds(self) -> bool:
-        for part, values in self._parts:
-            now = self._values(part)
+        for part, passing, values in self._parts:
+            now = _values(part, passing)
             # By identity: == of tensors is another thing, and equal numbers need not be the same parameter.
             if len(now) != len(values) or not all(map(operator.is_, now, values)):
                 return False
@@ -68,9 +62,14 @@ class Unchanged:
         )
 
 
-def _dictionaries(module: nn.Module) -> list[dict[str, object]]:
+def _dictionaries(module: nn.Module) -> Iterator[tuple[dict[str, object], frozenset[str]]]:
     own = vars(module)
-    return [own, *(value for value in own.values() if isinstance(value, dict))]
+    yield own, getattr(type(module), "passing", frozenset())
+    yield from ((value, frozenset()) for value in own.values() if isinstance(value, dict))
+
+
+def _values(part: dict[str, object], passing: frozenset[str]) -> list[object]:
+    return [value for name, value in part.items() if name not in passing] if passing else list(part.values())
 
 
 class Captured:
@@ -147,7 +146,7 @@ class Captured:
         self._patience -= bool(self._replays)
         if not self._patience:
             self.why_not = "its modules were changed again and again between updates"
-        self._unchanged = Unchanged(list(module.modules()), _PASSING)
+        self._unchanged = Unchanged(list(module.modules()))
         self._calls.clear()
         self._replays.clear()
         return self._unchanged

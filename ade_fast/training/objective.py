@@ -163,6 +163,8 @@ class ADE(nn.Module):
         ValueError, TypeError: on an argument that cannot be meant; see the messages.
     """
 
+    passing = frozenset({"updates", "gradient_penalty", "value_penalty"})  # see `Unchanged`
+
     def __init__(
         self,
         potential: Callable[[Tensor], Tensor],
@@ -442,9 +444,14 @@ class ADE(nn.Module):
         """The terms, the figures and the end points, with the gradients on all that gets one."""
         found = None
         if captured:
-            found = self._captured(
-                self._covers(), self, self._refuses, self._computing(data, generator), [data, generator]
-            )
+            # The penalties, which schedules change in each update, as tensors.
+            penalties = [
+                torch.tensor(p, dtype=data.dtype, device=data.device) if p else 0.0
+                for p in (self.gradient_penalty, self.value_penalty)
+            ]
+            compute = self._computing(data, generator, penalties)
+            inputs = [data, generator, *penalties]
+            found = self._captured(self._covers(), self, self._refuses, compute, inputs)
         if found is None:
             terms, sample, figures = self._objective(data, generator, context, True, diagnostics)
             forget_gradients(self, self._optimizers())
@@ -455,9 +462,11 @@ class ADE(nn.Module):
         accumulate(gradients)
         return _Terms(*terms), figures, x
 
-    def _computing(self, data: Tensor, generator) -> Callable[[Sequence[Tensor]], tuple]:
+    def _computing(
+        self, data: Tensor, generator, penalties: Sequence[float | Tensor]
+    ) -> Callable[[Sequence[Tensor]], tuple]:
         def compute(parameters: Sequence[Tensor]) -> tuple:
-            terms, sample, figures = self._objective(data, generator, None, True)
+            terms, sample, figures = self._objective(data, generator, None, True, penalties=penalties)
             gradients = torch.autograd.grad(terms.loss, parameters, allow_unused=True)
             return (tuple(terms), figures, sample.x), list(gradients)
 
@@ -513,9 +522,19 @@ class ADE(nn.Module):
             start.update(x.detach())
 
     def _objective(
-        self, data: Tensor, generator, context, want_figures: bool = False, diagnostics: bool = False
+        self,
+        data: Tensor,
+        generator,
+        context,
+        want_figures: bool = False,
+        diagnostics: bool = False,
+        penalties: Sequence[float | Tensor] | None = None,
     ) -> tuple[_Terms, DualSample, dict[str, Tensor]]:
-        """The loss and its parts, the samples, and the metrics of the weights where they are wanted."""
+        """The loss and its parts, the samples, and the metrics of the weights where they are wanted.
+
+        penalties: the factors of the two, where they have become tensors; 0 is a number in any case.
+        """
+        penalties = (self.gradient_penalty, self.value_penalty) if penalties is None else penalties
         n = self._batch_size(data)
         apart = self.bounds.differ and torch.is_grad_enabled()
         weights, ends = WeightGradients(), Ends()
@@ -526,11 +545,13 @@ class ADE(nn.Module):
                 sample, cut = drawn if apart else (drawn, None)
             _check_like(data, sample.x)
             base = self._draw_base(len(sample.x), generator)
-            penalties = (self.gradient_penalty, self.value_penalty)
             end = ends.end_of(self.potential, sample.x)
-            f = evaluate(self.potential, data, base, sample.x, *penalties, apart, context is not None, end)
+            wanted = [isinstance(factor, Tensor) or factor != 0 for factor in penalties]
+            f = evaluate(self.potential, data, base, sample.x, *wanted, apart, context is not None, end)
             model = self._model_terms(sample, f.samples)
-            f_data, penalty = self._over_data(f.data), f.penalty
+            f_data = self._over_data(f.data)
+            parts = [p * mean for p, mean in zip(penalties, (f.slope, f.square), strict=True) if mean is not None]
+            penalty = sum(parts) if parts else torch.zeros((), dtype=sample.x.dtype, device=sample.x.device)
             defence = None
             if base is not None:
                 defence = Defence(self._together(f.base - self.potential.log_base(base)), self.bounds.defensive)

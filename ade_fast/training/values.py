@@ -13,12 +13,16 @@ from ..fields import fused_value, fused_value_and_grad
 
 
 class Evaluations(NamedTuple):
-    """f at the data [n], at the samples [K] and at the base samples [M] (or None); penalty: a scalar."""
+    """f at the data [n], at the samples [K] and at the base samples [M] (or None).
+
+    slope, square: E |∇f|² and E f², scalars, or None where they were not asked for.
+    """
 
     data: Tensor
     samples: Tensor
     base: Tensor | None
-    penalty: Tensor
+    slope: Tensor | None
+    square: Tensor | None
 
 
 def evaluate(
@@ -26,15 +30,15 @@ def evaluate(
     data: Tensor,
     base: Tensor | None,
     x: Tensor,
-    gradient_penalty: float,
-    value_penalty: float,
+    want_slope: bool,
+    want_square: bool,
     apart: bool,
     separately: bool = False,
     end: End | None = None,
 ) -> Evaluations:
-    """f at the data, the samples x and the base samples, and the weighted penalties of `ADE`.
+    """f at the data, the samples x and the base samples, and what `ADE` penalises.
 
-    The penalties are at the data and at as many samples, half of the weight on each, and move f alone.
+    That is at the data and at as many samples, half of the weight on each, and moves f alone.
 
     apart: the derivatives by x and by f's parameters will be asked for one after the other, and each shall cost its
         own part alone.
@@ -42,27 +46,27 @@ def evaluate(
     end: what the unroll knows of f at x.
     """
     if separately:
-        return _evaluate_separately(potential, data, base, x, gradient_penalty, value_penalty)
+        return _evaluate_separately(potential, data, base, x, want_slope, want_square)
     n, k, parts = len(data), len(x), [] if base is None else [base]
-    if end is not None and not value_penalty and not (gradient_penalty and end.gradient is None):
+    if end is not None and not want_square and not (want_slope and end.gradient is None):
         given = torch.cat([data, *parts]) if parts else data
-        found = fused_value_and_grad(potential, given.detach() if gradient_penalty else given)
+        found = fused_value_and_grad(potential, given.detach() if want_slope else given)
         if found is not None:
-            return _with_end(end, n, *found, gradient_penalty)
-    penalty = torch.zeros((), dtype=x.dtype, device=x.device)
+            return _with_end(end, n, *found, want_slope)
+    slope = None
     points = torch.cat([data, x, *parts])
     learning = torch.is_grad_enabled() and not data.requires_grad
-    found = fused_value_and_grad(potential, points.detach()) if gradient_penalty or learning else None
-    if gradient_penalty and found is None:
+    found = fused_value_and_grad(potential, points.detach()) if want_slope or learning else None
+    if want_slope and found is None:
         found = unfused_values_and_grad(potential, points.detach())
     if found is not None:
         values, grad = found
-        if gradient_penalty:
-            penalty = gradient_penalty * grad[: 2 * n].flatten(1).square().sum(1).mean()
+        if want_slope:
+            slope = grad[: 2 * n].flatten(1).square().sum(1).mean()
         # f's derivative by the samples is known: another evaluation would find the same.
         own = (x - x.detach()) * grad[n : n + k].detach()
         at_x = values[n : n + k] + own.flatten(1).sum(1)
-    elif value_penalty:
+    elif want_square:
         values, at_x = values_of(potential, points.detach()), values_of(potential, x)
     elif apart:
         at_x, others = values_of(potential, x), values_of(potential, torch.cat([data, *parts]))
@@ -70,19 +74,18 @@ def evaluate(
     else:
         values = values_of(potential, points)
         at_x = values[n : n + k]
-    at_data, penalised = values[:n], values[: 2 * n]
-    if value_penalty:
-        penalty = penalty + value_penalty * penalised.square().mean()
-    return Evaluations(at_data, at_x, None if base is None else values[n + k :], penalty)
+    square = values[: 2 * n].square().mean() if want_square else None
+    return Evaluations(values[:n], at_x, None if base is None else values[n + k :], slope, square)
 
 
-def _with_end(end: End, n: int, values: Tensor, grad: Tensor, gradient_penalty: float) -> Evaluations:
+def _with_end(end: End, n: int, values: Tensor, grad: Tensor, want_slope: bool) -> Evaluations:
     """values, grad: at the data, and behind them at the base samples."""
-    penalty = torch.zeros((), dtype=values.dtype, device=values.device)
-    if gradient_penalty:
+    slope, with_base = None, len(values) > n
+    if want_slope:
         squares = [(g if len(g) == n else g[:n]).square().sum() for g in (grad, end.gradient)]
-        penalty = gradient_penalty / (2 * n) * (squares[0] + squares[1])
-    return Evaluations(values[:n], end.value, values[n:] if len(values) > n else None, penalty)
+        slope = (squares[0] + squares[1]) / (2 * n)
+    at_data, at_base = (values[:n], values[n:]) if with_base else (values, None)
+    return Evaluations(at_data, end.value, at_base, slope, None)
 
 
 def _evaluate_separately(
@@ -90,21 +93,20 @@ def _evaluate_separately(
     data: Tensor,
     base: Tensor | None,
     x: Tensor,
-    gradient_penalty: float,
-    value_penalty: float,
+    want_slope: bool,
+    want_square: bool,
 ) -> Evaluations:
-    penalty = torch.zeros((), dtype=x.dtype, device=x.device)
+    slope = square = None
     n, at_x = len(data), values_of(potential, x)
-    if gradient_penalty:
+    if want_slope:
         (at_data, grad), (penalised, more) = (unfused_values_and_grad(potential, part.detach()) for part in (data, x))
-        norms = torch.cat([grad, more[:n]]).flatten(1).square().sum(1)
-        penalty = gradient_penalty * norms.mean()
+        slope = torch.cat([grad, more[:n]]).flatten(1).square().sum(1).mean()
     else:
         at_data = values_of(potential, data)
-        penalised = values_of(potential, x.detach()) if value_penalty else at_x
-    if value_penalty:
-        penalty = penalty + value_penalty * torch.cat([at_data, penalised[:n]]).square().mean()
-    return Evaluations(at_data, at_x, None if base is None else values_of(potential, base), penalty)
+        penalised = values_of(potential, x.detach()) if want_square else at_x
+    if want_square:
+        square = torch.cat([at_data, penalised[:n]]).square().mean()
+    return Evaluations(at_data, at_x, None if base is None else values_of(potential, base), slope, square)
 
 
 def values_of(potential: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
