@@ -35,8 +35,8 @@ class Unchanged:
     Attributes are compared by identity, those of dictionaries (parameters, buffers, hooks) one by one; parameters and
     buffers by where their values lie and whether they want a gradient, too.
 
-    A module's class names those that do not matter in ``passing``. tensors: parameters and buffers. learning: those of them that want
-    a gradient.
+    A module's class names those that do not matter in ``passing``. tensors: parameters and buffers. learning: those of
+    them that want a gradient.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
