@@ -34,7 +34,7 @@ def evaluate(
 ) -> Evaluations:
     """f at the data, the samples x and the base samples, and the weighted penalties of `ADE`.
 
-    The penalties are at the data and at as many samples, half of the weight on each, and move f alone.
+    The penalties are at the data and at as many samples (at all of them, where they are fewer), and move f alone.
 
     apart: the derivatives by x and by f's parameters will be asked for one after the other, and each shall cost its
         own part alone.
@@ -44,6 +44,7 @@ def evaluate(
     if separately:
         return _evaluate_separately(potential, data, base, x, gradient_penalty, value_penalty)
     n, k, parts = len(data), len(x), [] if base is None else [base]
+    rows = n + min(n, k)
     if end is not None and not value_penalty and not (gradient_penalty and end.gradient is None):
         given = torch.cat([data, *parts]) if parts else data
         found = fused_value_and_grad(potential, given.detach() if gradient_penalty else given)
@@ -58,7 +59,7 @@ def evaluate(
     if found is not None:
         values, grad = found
         if gradient_penalty:
-            penalty = gradient_penalty * grad[: 2 * n].flatten(1).square().sum(1).mean()
+            penalty = gradient_penalty * grad[:rows].flatten(1).square().sum(1).mean()
         # f's derivative by the samples is known: another evaluation would find the same.
         own = (x - x.detach()) * grad[n : n + k].detach()
         at_x = values[n : n + k] + own.flatten(1).sum(1)
@@ -70,7 +71,7 @@ def evaluate(
     else:
         values = values_of(potential, points)
         at_x = values[n : n + k]
-    at_data, penalised = values[:n], values[: 2 * n]
+    at_data, penalised = values[:n], values[:rows]
     if value_penalty:
         penalty = penalty + value_penalty * penalised.square().mean()
     return Evaluations(at_data, at_x, None if base is None else values[n + k :], penalty)
@@ -80,8 +81,8 @@ def _with_end(end: End, n: int, values: Tensor, grad: Tensor, gradient_penalty: 
     """values, grad: at the data, and behind them at the base samples."""
     penalty = torch.zeros((), dtype=values.dtype, device=values.device)
     if gradient_penalty:
-        squares = [(g if len(g) == n else g[:n]).square().sum() for g in (grad, end.gradient)]
-        penalty = gradient_penalty / (2 * n) * (squares[0] + squares[1])
+        parts = [g if len(g) == n else g[:n] for g in (grad, end.gradient)]
+        penalty = gradient_penalty / sum(map(len, parts)) * (parts[0].square().sum() + parts[1].square().sum())
     return Evaluations(values[:n], end.value, values[n:] if len(values) > n else None, penalty)
 
 
