@@ -84,6 +84,31 @@ def test_a_run_that_is_stopped_is_scored_and_goes_on(tmp_path, no_pictures):
     assert ade.fit(rows(), out=tmp_path, resume=True, progress=False).log_prob(rows()).equal(whole.log_prob(rows()))
 
 
+def test_stopped_after_any_update_or_before_the_first_it_is_validated_and_scored(tmp_path, no_pictures):
+    class Stops:
+        def __init__(self, at):
+            self.at, self.validated = at, []
+
+        def on_begin(self, progress):
+            if self.at == 0:
+                progress.stop()
+
+        def on_update(self, progress):
+            if progress.update == self.at:
+                progress.stop()
+
+        def on_validate(self, progress):
+            self.validated.append(progress.update)
+
+    for at, validated in ((3, [2, 3]), (0, [])):
+        stops = Stops(at)
+        out = tmp_path / str(at)
+        assert ade.fit(rows(), out=out, progress=False, callbacks=stops, **QUICK).density is not None
+        found = json.loads((out / loop.SUMMARY).read_text())
+        assert stops.validated == validated and found["updates"] == at and math.isfinite(found["nll"])
+    assert found["milliseconds_per_update"] == 0
+
+
 class Misspelt:
     def on_validation(self, progress): ...
 

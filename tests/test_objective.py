@@ -12,8 +12,10 @@ from training_cases import generator
 
 import ade_fast as ade
 from ade_fast import reference
+from ade_fast._ends import End
+from ade_fast.fields import fused_value_and_grad
 from ade_fast.training.build import ScaleShiftNet
-from ade_fast.training.values import values_of
+from ade_fast.training.values import evaluate, values_of
 
 
 def make_players(activation: str = "tanh", n_steps: int = 3) -> tuple[nn.Module, ade.DualSampler]:
@@ -540,6 +542,27 @@ def test_fused_values_and_penalties_are_those_of_the_modules(activation, base, p
     found = [_loss_and_gradients(f, sampler, data, gradient, value, bounds) for f in (potential, wrapped)]
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [4, 6, 9])
+@pytest.mark.parametrize("way", ["fused", "modules", "separately", "ends"])
+def test_every_way_penalises_the_same_rows(way: str, k: int) -> None:
+    """The data, and as many samples as there are of them, or all: never rows of the base."""
+    torch.manual_seed(0)
+    potential = ade.MLPPotential(2, (32, 32), "relu").double()
+    data, x, base = (torch.randn(n, 2, dtype=torch.float64) for n in (6, k, 5))
+    at = torch.cat([data, x[:6]]).requires_grad_()
+    (grad,) = torch.autograd.grad(potential(at).sum(), at)
+    value = 0.0 if way == "ends" else 0.3
+    wanted = 0.2 * grad.square().sum(1).mean() + value * potential(at).square().mean()
+    end = None
+    if way == "ends":
+        found = fused_value_and_grad(potential, x)
+        end = End(found[0], found[1])
+    f = Wrapped(potential) if way == "modules" else potential
+    got = evaluate(f, data, base, x, 0.2, value, False, separately=way == "separately", end=end)
+    torch.testing.assert_close(got.penalty, wanted.detach(), rtol=1e-12, atol=1e-12, check_dtype=False)
+    torch.testing.assert_close(got.base, potential(base), rtol=1e-12, atol=1e-12)
 
 
 def _loss_and_gradients(potential, sampler, data, gradient_penalty, value_penalty, bounds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import socket
 from collections.abc import Callable
@@ -15,8 +16,11 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from training_cases import TINY
 
 import ade_fast as ade
+from ade_fast.training import train
+from ade_fast.training.config import ConfigError
 
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="this torch has no torch.distributed")
 
@@ -130,22 +134,67 @@ def refused(rank: int) -> dict[str, Any]:
     return {}
 
 
-def worker(rank: int, task: Callable[[int], dict], port: int, folder: str) -> None:
+def odd_gradients(rank: int) -> dict[str, Any]:
+    """What the mean leaves of parameters with a gradient on all ranks, on one, and on none, and of a weight that is
+    zero."""
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(3)]
+    parameters[0].grad = torch.full((2,), 1.0 + rank)
+    if rank == 1:
+        parameters[1].grad = torch.full((2,), 4.0)
+    ours = make(0, data_parallel=True)._ranks
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.1)
+    ours.average_gradients([optimizer])
+    optimizer.step()
+    log_w = torch.tensor([0.5, -torch.inf if rank == 1 else 0.25], requires_grad=True)
+    joint = ours.joint(log_w)
+    joint.logsumexp(0).backward()
+    return {"means": [p.grad for p in parameters], "frozen": parameters[2].detach(), "joint": joint.detach(),
+            "of log_w": log_w.grad}  # fmt: skip
+
+
+class StopsOnOneRank(ade.Callback):
+    """Stops the run on the second rank alone, after its third update, which has no validation otherwise."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.validated = rank, []
+
+    def on_update(self, progress: Any) -> None:
+        if self.rank == 1 and progress.update == 3:
+            progress.stop()
+
+    def on_validate(self, progress: Any) -> None:
+        self.validated.append(progress.update)
+
+
+def stopped_runs(rank: int, folder: Path) -> dict[str, Any]:
+    """A run that one rank ends, and one that cannot be resumed as the second rank does not see it."""
+    callback = StopsOnOneRank(rank)
+    config = dataclasses.replace(TINY, test_permutations=5)
+    summary = train(config, folder / "run", progress=False, pictures=False, callbacks=[callback])
+    there = (folder / "run" / "summary.json").exists()
+    with pytest.raises(ConfigError, match=r"0 sees checkpoint.pt and config.json in .*, process 1 sees nothing"):
+        train(config, folder / ("run" if rank == 0 else "elsewhere"), resume=True, progress=False, pictures=False)
+    return {"updates": summary.updates, "validated": callback.validated, "written": there}
+
+
+def worker(rank: int, task: Callable[[int, Path], dict], port: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init_process_group("gloo", rank=rank, world_size=WORLD)
     try:
-        torch.save(task(rank), Path(folder) / f"{rank}.pt")
+        torch.save(task(rank, Path(folder)), Path(folder) / f"{rank}.pt")
     finally:
         distributed.destroy_process_group()
 
 
-def everything(rank: int) -> dict[str, Any]:
+def everything(rank: int, folder: Path) -> dict[str, Any]:
     return {
         "stepping": stepping(rank),
         "wrapped": wrapped(rank),
         "bounds": joint_bounds(rank),
         "refused": refused(rank),
+        "odd": odd_gradients(rank),
+        "stopped": stopped_runs(rank, folder),
     }
 
 
@@ -182,6 +231,21 @@ def test_bounds_are_those_of_all_ranks_samples_together(ranks: list[dict[str, An
         ours, joint = found["bounds"][bound]["ranks"], found["bounds"][bound]["joint"]
         assert joint.abs().max() > 1e-3 and (ours - joint).abs().max() <= 1e-10 * max(1.0, joint.abs().max().item())
         torch.testing.assert_close(*found["bounds"][bound]["loss"], rtol=1e-12, atol=1e-12)
+
+
+def test_no_gradient_on_any_rank_stays_none_and_a_zero_weight_is_no_nan(ranks: list[dict[str, Any]]) -> None:
+    odd = [found["odd"] for found in ranks]
+    for found in odd:
+        assert found["means"][0].tolist() == [1.5, 1.5] and found["means"][1].tolist() == [2.0, 2.0]
+        assert found["means"][2] is None and found["frozen"].tolist() == [1.0, 1.0], "no weight decay of what has none"
+        assert found["joint"].tolist() == [0.5, 0.25, 0.5, -torch.inf]
+    w = torch.tensor([0.5, 0.25, 0.5, -torch.inf]).softmax(0)
+    torch.testing.assert_close(torch.cat([found["of log_w"] for found in odd]), 2 * w)
+
+
+def test_one_rank_stops_the_run_of_all(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        assert found["stopped"] == {"updates": 3, "validated": [2, 3], "written": True}
 
 
 def test_ranks_draw_noise_of_their_own(ranks: list[dict[str, Any]]) -> None:

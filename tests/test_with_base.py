@@ -5,6 +5,7 @@ The function it must be is written out with torch.distributions and unrolled by 
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -444,6 +445,26 @@ def test_a_base_that_requires_grad_gets_its_gradient(memory: str, fresh_warnings
     (actual,) = torch.autograd.grad(out.x.square().sum(), f.mean)
     (exact,) = torch.autograd.grad(expected[0].square().sum(), mirror)
     assert_close(actual, exact, "gradient of the mean")
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.1])
+def test_the_objective_has_the_gradient_of_a_base_that_requires_grad(penalty: float, fresh_warnings: None) -> None:
+    """What an unroll knows of f at its ends has no derivative by the base: it may not be taken for f there."""
+    found = []
+    for whole in (lambda f: f, lambda f: ade.NegativeEnergy(ade.NegativeEnergy(f))):
+        torch.manual_seed(0)
+        f = ade.WithBase(ade.MLPPotential(2, (32, 32)), torch.zeros(2), torch.full((2,), 3.0)).double()
+        f.mean.requires_grad_()
+        f.std.requires_grad_()
+        sampler = ade.DualSampler(ade.initial.Gaussian(2), ade.Leapfrog(3, 0.1)).double()
+        model = ade.ADE(whole(f), sampler, gradient_penalty=penalty, optimizer=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ade.SlowPathWarning)
+            model.loss(normal(8, 2, seed=1), generator=torch.Generator().manual_seed(0)).backward()
+        found.append((f.mean.grad, f.std.grad))
+    for actual, exact in zip(*found, strict=True):
+        assert exact.abs().max() > 1e-4
+        assert_close(actual, exact, "gradient of the base")
 
 
 def test_hooks_and_forwards_of_its_own_are_kept(fresh_warnings: None) -> None:

@@ -69,7 +69,8 @@ class Progress:
         return self._trainer.model()
 
     def stop(self) -> None:
-        """Ends the run after this update, as if it had been the last: scored, and kept; ``resume`` would go on."""
+        """Ends the run after this update, as if it had been the last: validated, scored, and kept; ``resume`` would go
+        on. Of several processes, one is enough to end it."""
         self.stopped = True
 
     def _best(self) -> Any:

@@ -81,7 +81,9 @@ def train(
     then follow the schedule of the run of that length from the update where it stands: those of a finished run are at
     their end, and rise again to what they are at that fraction of the longer run.
 
-    In several processes (torchrun, or a group of torch.distributed) that share each batch, the first of them writes.
+    In several processes (torchrun, or a group of torch.distributed) that share each batch, the first of them writes,
+    and decides when to end and what to keep; any may stop the run. Where there is such a group, every process of it has
+    to make this call. To resume on several machines takes a directory that all of them see.
 
     Args:
         config: the settings.
@@ -269,16 +271,18 @@ def _run(
         mininterval=0.1 if _is_watched() else 10,  # a log file wants few lines
     )
     with bar:
-        while not (trainer.done or seen.stopped):
+        last, calm = _decided(trainer, seen)
+        while not last:
             row: dict[str, Any] = trainer.step()
             update = trainer.update
             seen.metrics = dict(row)
             hooks("on_update", seen)
-            if validated := (update % trainer.validate_every == 0 or update == config.updates):
+            last, calm = _decided(trainer, seen)
+            if validated := (last or update % trainer.validate_every == 0):
                 trainer.validate()
                 row |= {f"validation_{name}": value for name, value in trainer.history[-1].items() if name != "update"}
                 hooks("on_validate", seen)
-            last = trainer.done or seen.stopped
+                last, calm = _decided(trainer, seen)
             if update in snapshot_at or last:
                 trainer.snapshot()
             if config.pictures_every and update % config.pictures_every == 0 and pictures:
@@ -289,11 +293,18 @@ def _run(
                 log.write(_row(trainer, row))
                 bar.set_postfix(_shown(trainer, row), refresh=False)
             bar.update()
-            if (update % config.checkpoint_every == 0 and trainer.calm) or last:
+            if (update % config.checkpoint_every == 0 and calm) or last:
                 with phase("checkpoints"):
                     log.flush()
                     save_checkpoint(directory / CHECKPOINT, trainer.state_dict())
     trainer.seconds = time.perf_counter() - started
+
+
+def _decided(trainer: Trainer, seen: Progress) -> tuple[bool, bool]:
+    """Whether this was the last update, and whether the state is worth keeping: the same in all processes."""
+    device = trainer.device
+    stopped, done, calm = trainer.team.decided(seen.stopped, trainer.done, trainer.calm, device=device)
+    return stopped or done, calm
 
 
 def _finish(trainer: Trainer, directory: Path, pictures: bool) -> Summary:
@@ -322,7 +333,7 @@ def _finish(trainer: Trainer, directory: Path, pictures: bool) -> Summary:
         field=trainer.kernels["field"],
         plan=trainer.kernels["memory"],
         seconds=trainer.seconds + time.perf_counter() - started,
-        milliseconds_per_update=1e3 * trainer.seconds / trainer.update,
+        milliseconds_per_update=1e3 * trainer.seconds / trainer.update if trainer.update else 0.0,
         time=dict(trainer.stopwatch.seconds),
         entropy=trainer.source.entropy,
         entropy_exact=trainer.source.entropy_exact,

@@ -38,14 +38,17 @@ class Ranks:
         return self._generators[device]
 
     def average_gradients(self, optimizers: Sequence[Optimizer]) -> None:
-        """Each gradient becomes the mean over the ranks; none counts as zero."""
+        """Each gradient becomes the mean over the ranks; none counts as zero, unless no rank has one: then there is
+        none, as weight decay would move a parameter whose gradient is zero."""
         parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         for dtype, device in dict.fromkeys((p.dtype, p.device) for p in parameters):
             alike = [p for p in parameters if (p.dtype, p.device) == (dtype, device)]
-            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in alike])
-            mean = self.average(flat)
-            for parameter, part in zip(alike, mean.split([p.numel() for p in alike]), strict=True):
-                parameter.grad = part.view_as(parameter).clone(memory_format=torch.preserve_format)
+            parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in alike]
+            there = parts[0].new_tensor([p.grad is not None for p in alike])
+            *means, there = self.average(torch.cat([*parts, there])).split([*(p.numel() for p in alike), len(alike)])
+            for parameter, mean, share in zip(alike, means, there.tolist(), strict=True):
+                if share > 0:
+                    parameter.grad = mean.view_as(parameter).clone(memory_format=torch.preserve_format)
 
     def joint(self, values: Tensor) -> Tensor:
         """The values [K] of all ranks, [R K]. A scalar of them has on each rank R times the gradient of its own K, so
@@ -63,7 +66,9 @@ class Ranks:
         own = values.detach().contiguous()
         everyones = [torch.empty_like(own) for _ in range(self.count)]
         distributed.all_gather(everyones, own)
-        everyones[self.rank] = own + self.count * (values - own)
+        everyones[self.rank] = values.view_as(values)
+        if values.requires_grad:  # not own + R (values - own), which is NaN where a weight is zero
+            everyones[self.rank].register_hook(lambda gradient: self.count * gradient)
         return torch.cat(everyones)
 
     def average(self, values: Tensor) -> Tensor:

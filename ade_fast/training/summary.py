@@ -83,7 +83,7 @@ class Summary:
         validation_mmd2).
     field, plan: how ∇f was computed ("mlp": fused kernels, "autograd") and what the backward pass got to see.
     seconds: of the whole run, final test and pictures included; time is where they went, by part.
-    milliseconds_per_update: of training, validations, pictures and checkpoints on the way included.
+    milliseconds_per_update: of training, validations, pictures and checkpoints on the way included; 0 without any.
     nll, nll_standard_error: the held-out negative log-likelihood in nats per point, log Z's error included.
     entropy, entropy_exact: the data's own, which no model's NLL is below on average; exact, or an estimate.
     log_z, log_z_standard_error: log ∫ exp f.

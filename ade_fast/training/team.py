@@ -46,6 +46,17 @@ class Team:
         """The name of this process's own stream of random numbers; the first has a lone one's."""
         return name if self.rank == 0 else f"{name}, process {self.rank}"
 
+    def decided(self, stopped: bool, *others: bool, device: torch.device) -> list[bool]:
+        """Whether any process has `stopped`, and what the first one says of all else. A call of all ranks: where one
+        went on, or kept a checkpoint, and another did not, they would wait for each other for good."""
+        if self.count == 1:
+            return [stopped, *others]
+        said = torch.tensor(
+            [stopped, *(self.rank == 0 and other for other in others)], dtype=torch.int32, device=device
+        )
+        distributed.all_reduce(said, distributed.ReduceOp.MAX)
+        return [bool(value) for value in said.tolist()]
+
     def gathered(self, states: Mapping[str, Any]) -> Any:
         """What the checkpoint keeps of all processes' random states: a list of them, by rank. A call of all ranks."""
         if self.count == 1:
@@ -67,24 +78,40 @@ class Team:
     @contextmanager
     def directory(self, wanted: Path, resume: bool) -> Iterator[Path]:
         """Where this process writes: the first where it is wanted, the others where nobody looks, beginning with
-        copies of what a run is resumed from."""
-        if self.rank == 0:
-            self._wait()
+        copies of what a run is resumed from. All leave when the first one has written everything.
+
+        Raises: ConfigError: not all processes see what a run is resumed from.
+        """
+        if self.count == 1:
             yield wanted
             return
-        with tempfile.TemporaryDirectory(prefix="ade_fast_rank_") as own:
-            own = Path(own) / "run"
-            if resume and wanted.exists():
-                own.mkdir()
-                for name in (CHECKPOINT, CONFIG):
-                    if (wanted / name).exists():
-                        shutil.copyfile(wanted / name, own / name)
-            self._wait()
-            yield own
-
-    def _wait(self) -> None:
-        if self.count > 1:
+        if resume:
+            self._see_alike([name for name in (CHECKPOINT, CONFIG) if (wanted / name).exists()], wanted)
+        if self.rank == 0:
             distributed.barrier()
+            yield wanted
+        else:
+            with tempfile.TemporaryDirectory(prefix="ade_fast_rank_") as own:
+                own = Path(own) / "run"
+                if resume and wanted.exists():
+                    own.mkdir()
+                    for name in (CHECKPOINT, CONFIG):
+                        if (wanted / name).exists():
+                            shutil.copyfile(wanted / name, own / name)
+                distributed.barrier()
+                yield own
+        distributed.barrier()
+
+    def _see_alike(self, names: list[str], wanted: Path) -> None:
+        everyones: list[Any] = [None] * self.count
+        distributed.all_gather_object(everyones, names)
+        for rank, seen in enumerate(everyones):
+            if seen != everyones[0]:
+                there, here = (" and ".join(of) or "nothing" for of in (everyones[0], seen))
+                raise ConfigError(
+                    f"--resume: process 0 sees {there} in {wanted}, process {rank} sees {here}: processes on several "
+                    "machines resume from a directory that all of them share"
+                )
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def evaluate(
 ) -> Evaluations:
     """f at the data, the samples x and the base samples, and what `ADE` penalises.
 
-    That is at the data and at as many samples, half of the weight on each, and moves f alone.
+    That is at the data and at as many samples (at all of them, where they are fewer), and moves f alone.
 
     apart: the derivatives by x and by f's parameters will be asked for one after the other, and each shall cost its
         own part alone.
@@ -48,6 +48,7 @@ def evaluate(
     if separately:
         return _evaluate_separately(potential, data, base, x, want_slope, want_square)
     n, k, parts = len(data), len(x), [] if base is None else [base]
+    rows = n + min(n, k)
     if end is not None and not want_square and not (want_slope and end.gradient is None):
         given = torch.cat([data, *parts]) if parts else data
         found = fused_value_and_grad(potential, given.detach() if want_slope else given)
@@ -62,7 +63,7 @@ def evaluate(
     if found is not None:
         values, grad = found
         if want_slope:
-            slope = grad[: 2 * n].flatten(1).square().sum(1).mean()
+            slope = grad[:rows].flatten(1).square().sum(1).mean()
         # f's derivative by the samples is known: another evaluation would find the same.
         own = (x - x.detach()) * grad[n : n + k].detach()
         at_x = values[n : n + k] + own.flatten(1).sum(1)
@@ -74,7 +75,7 @@ def evaluate(
     else:
         values = values_of(potential, points)
         at_x = values[n : n + k]
-    square = values[: 2 * n].square().mean() if want_square else None
+    square = values[:rows].square().mean() if want_square else None
     return Evaluations(values[:n], at_x, None if base is None else values[n + k :], slope, square)
 
 
@@ -82,8 +83,8 @@ def _with_end(end: End, n: int, values: Tensor, grad: Tensor, want_slope: bool) 
     """values, grad: at the data, and behind them at the base samples."""
     slope, with_base = None, len(values) > n
     if want_slope:
-        squares = [(g if len(g) == n else g[:n]).square().sum() for g in (grad, end.gradient)]
-        slope = (squares[0] + squares[1]) / (2 * n)
+        parts = [g if len(g) == n else g[:n] for g in (grad, end.gradient)]
+        slope = (parts[0].square().sum() + parts[1].square().sum()) / sum(map(len, parts))
     at_data, at_base = (values[:n], values[n:]) if with_base else (values, None)
     return Evaluations(at_data, end.value, at_base, slope, None)
 
