@@ -40,9 +40,9 @@ def unfit(modules: Sequence[nn.Module], name: str = "potential") -> Iterator[tup
         if any(base.__name__ == "FSDPModule" for base in type(module).__mro__):  # by name: its import takes a second
             yield (
                 module,
-                f"{name} is sharded ({kind}, by fully_shard): its weights are given away after each evaluation, and "
-                f"there is no second derivative then. Keep f whole in each process, and share the data: "
-                f"ade.ADE(f, sampler, data_parallel=True)",
+                f"{name} is sharded ({kind}, by fully_shard): its weights are given away after the first derivative, "
+                f"and there is no second one then. ade.shard(f) shares the weights between the processes exactly; or "
+                f"keep f whole in each, and share the data: ade.ADE(f, sampler, data_parallel=True)",
             )
 
 
