@@ -15,6 +15,7 @@ from .contents import modules_of
 
 _MIXES_THE_BATCH = (nn.modules.batchnorm._BatchNorm,)
 _RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)
+_CALLED = ("forward", "_call_impl", "_wrapped_call_impl")
 
 
 def unfit(modules: Sequence[nn.Module], name: str = "potential") -> Iterator[tuple[nn.Module, str]]:
@@ -83,7 +84,7 @@ def is_tampered_with(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in module.__dict__
+        or not module.__dict__.keys().isdisjoint(_CALLED)
     )
 
 
