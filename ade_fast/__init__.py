@@ -29,7 +29,7 @@ from .dynamics import (
 )
 from .fields import memory_in_use, release_memory, set_memory_budget
 from .potentials import ConvPotential, GaussianPotential, MLPPotential, NegativeEnergy, ResidualPotential, WithBase
-from .training import ADE, Callback, DualSample, DualSampler, TrainedModel, fit, load, recipe, restore, save
+from .training import ADE, Callback, DualSample, DualSampler, TrainedModel, fit, load, recipe, restore, save, shard
 
 __version__ = "0.1.0"
 
@@ -78,6 +78,7 @@ __all__ = [
     "restore",
     "save",
     "set_memory_budget",
+    "shard",
     "slow_paths",
 ]
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import bounds_tables
+import checksum_tables
 import density_tables
 import estimator_tables
 import fuzz_tables
@@ -107,6 +108,7 @@ def _recipe(name: str) -> Callable[[Results], str]:
 
 # Block name -> (benchmark whose results it shows, how one results file is shown).
 BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
+    "checksum": ("checksum", checksum_tables.show),
     "dynamics": ("dynamics", summary),
     "dynamics-full": ("dynamics", full),
     "density": ("density", density_tables.show),

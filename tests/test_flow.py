@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import ade_fast as ade
 from ade_fast.dynamics import flow
+from ade_fast.dynamics.laplacian import gradient_and_laplacian
 from ade_fast.fields import MLPField
-from ade_fast.fields.laplacian import gradient_and_laplacian
 
 SMOOTH = ("softplus", "silu", "tanh", "elu")
 DIM = 3

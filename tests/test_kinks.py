@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ade_fast.fields.kinks import bend, bent_, bits_of
+from ade_fast.programs.kinks import bend, bent_, bits_of
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 

@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from training_cases import TINY
 
@@ -27,9 +25,10 @@ pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="this tor
 WORLD = 2
 
 
-def make(seed: int, **options: Any) -> ade.ADE:
+def make(seed: int, activation: str = "silu", shard: bool = False, **options: Any) -> ade.ADE:
     torch.manual_seed(seed)
-    potential = ade.WithBase(ade.MLPPotential(2, (32, 32), "silu"), 0.0, 3.0)
+    potential = ade.WithBase(ade.MLPPotential(2, (32, 32), activation), 0.0, 3.0)
+    potential = ade.shard(potential) if shard else potential
     sampler = ade.DualSampler(ade.initial.PlanarFlow(2, 3), ade.Leapfrog(3, 0.1, grad_clip=ade.Clip.norm(10.0)))
     return ade.ADE(potential, sampler, **options)
 
@@ -125,13 +124,83 @@ def joint_bounds(rank: int) -> dict[str, Any]:
 
 
 def refused(rank: int) -> dict[str, Any]:
+    from torch.distributed.device_mesh import init_device_mesh  # a second of each process, wherever it is not needed
+    from torch.distributed.fsdp import fully_shard
+
     potential = DistributedDataParallel(ade.MLPPotential(2, (32,)))
     with pytest.raises(ValueError, match="wrap the objective, DistributedDataParallel"):
         ade.ADE(potential, make(0).sampler)
     sharded = fully_shard(ade.MLPPotential(2, (32,)), mesh=init_device_mesh("cpu", (WORLD,)))
     with pytest.raises(ValueError, match=r"Leapfrog: potential is sharded \(FSDPMLPPotential, by fully_shard\)"):
         ade.Leapfrog(2, 0.1)(sharded, torch.randn(4, 2))
-    return {}
+    return why_fully_shard_is_refused()
+
+
+def why_fully_shard_is_refused() -> dict[str, Any]:
+    """∂/∂θ |∇f|² in eager PyTorch: where weights are given away after the first derivative, and where they are not."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    def second(f: nn.Module) -> list[Tensor | None]:
+        x = torch.ones(4, 2, requires_grad=True)
+        (grad,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
+        grad.square().sum().backward()
+        return [p.grad for p in f.parameters()]
+
+    def net() -> nn.Module:
+        return fully_shard(nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1)), mesh=mesh)
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    with pytest.raises(RuntimeError, match="storage of size 0"):
+        second(net())
+    kept = net()
+    kept.set_reshard_after_backward(False)
+    kept.unshard()
+    return {"of kept weights": second(kept)}
+
+
+def shards(rank: int, folder: Path) -> dict[str, Any]:
+    """`ade.shard`: gradients and updates beside those of whole weights, and a checkpoint."""
+    found: dict[str, Any] = {}
+    x = torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(rank))
+    mine = torch.Generator().manual_seed(10 + rank)
+    for activation in ("relu", "silu"):
+        options = {"data_parallel": True, "gradient_penalty": 0.1, "grad_norm_clip": 0.5}
+        whole = make(0, **options, activation=activation).double()
+        parts = make(0, **options, activation=activation, shard=True).double()
+        assert [p.to_local().shape[0] for p in parts.potential.parameters()] == [16, 16, 16, 16, 1 - rank, 1 - rank]
+        noise = mine.get_state()
+        pairs = []
+        for model in (whole, parts):
+            mine.set_state(noise)
+            model.loss(x, generator=mine).backward()
+            pairs.append(list(model.potential.parameters()))
+        for a in pairs[0]:
+            distributed.all_reduce(a.grad)
+        found[activation] = [(a.grad / WORLD, b.grad.full_tensor()) for a, b in zip(*pairs, strict=True)]
+        metrics = []
+        for model in (whole, parts):
+            mine.set_state(noise)
+            metrics.append([model.step(x, generator=mine) for _ in range(3)])
+        found[f"{activation} metrics"] = metrics
+        found[f"{activation} after"] = [(a.detach(), b.full_tensor().detach()) for a, b in zip(*pairs, strict=True)]
+    ade.save(parts, folder / "parts")
+    found["folder"] = folder / "parts"
+    again = make(7, **options, activation=activation, shard=True).double()
+    ade.restore(again, folder / "parts")
+    assert again.updates == 3
+    goes_on = []
+    for model in (parts, again):
+        mine.set_state(noise)
+        goes_on.append(model.step(x, generator=mine))
+    found["goes on"] = goes_on
+    with pytest.raises(ade.training.CheckpointError, match=r"is not one of this model, written by ade\.save"):
+        ade.restore(again, folder / "none")
+    with pytest.raises(ValueError, match=r"shard: layers\.0 has parametrised weights already"):
+        ade.shard(parts.potential.potential)
+    with pytest.raises(ValueError, match="fit: potential is sharded"):
+        ade.fit(x.numpy(), parts.potential)
+    return found
 
 
 def odd_gradients(rank: int) -> dict[str, Any]:
@@ -177,10 +246,10 @@ def stopped_runs(rank: int, folder: Path) -> dict[str, Any]:
     return {"updates": summary.updates, "validated": callback.validated, "written": there}
 
 
-def worker(rank: int, task: Callable[[int, Path], dict], port: int, folder: str) -> None:
+def worker(rank: int, task: Callable[[int, Path], dict], port: int, folder: str, world: int) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.init_process_group("gloo", rank=rank, world_size=WORLD)
+    distributed.init_process_group("gloo", rank=rank, world_size=world)
     try:
         torch.save(task(rank, Path(folder)), Path(folder) / f"{rank}.pt")
     finally:
@@ -193,20 +262,39 @@ def everything(rank: int, folder: Path) -> dict[str, Any]:
         "wrapped": wrapped(rank),
         "bounds": joint_bounds(rank),
         "refused": refused(rank),
+        "shards": shards(rank, folder),
         "odd": odd_gradients(rank),
         "stopped": stopped_runs(rank, folder),
     }
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each process found."""
-    folder = tmp_path_factory.mktemp("ranks")
+def many_updates(rank: int, folder: Path) -> dict[str, Any]:
+    """50 updates from players and data that differ between the ranks."""
+    model = make(rank, data_parallel=True, bound="importance", sampler_bound="renyi", min_ess=0.5)
+    data = torch.Generator().manual_seed(100 + rank)
+    for _ in range(50):
+        metrics = model.step(torch.randn(4, 2, generator=data))
+    return {"players": state(model), "metrics": metrics}
+
+
+def found_by(world: int, task: Callable[[int, Path], dict], folder: Path) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(worker, (everything, port, str(folder)), WORLD)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+    multiprocessing.spawn(worker, (task, port, str(folder), world), world)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    return found_by(WORLD, everything, tmp_path_factory.mktemp("ranks"))
+
+
+def test_four_processes_have_the_same_players_after_fifty_updates(tmp_path: Path) -> None:
+    first, *others = found_by(4, many_updates, tmp_path)
+    for found in others:
+        assert torch.equal(found["players"], first["players"]) and found["metrics"] == first["metrics"]
 
 
 @pytest.mark.parametrize("bound", ["elbo", "renyi"])
@@ -246,6 +334,34 @@ def test_no_gradient_on_any_rank_stays_none_and_a_zero_weight_is_no_nan(ranks: l
 def test_one_rank_stops_the_run_of_all(ranks: list[dict[str, Any]]) -> None:
     for found in ranks:
         assert found["stopped"] == {"updates": 3, "validated": [2, 3], "written": True}
+
+
+def test_fully_shard_has_no_second_derivative(ranks: list[dict[str, Any]]) -> None:
+    """If this fails, torch has one now, and `unfit` may let it through."""
+    assert ranks[0]["refused"]["of kept weights"] == [None] * 4
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_parts_of_weights_get_the_mean_gradient(ranks: list[dict[str, Any]], activation: str) -> None:
+    for found in ranks:
+        for name in (activation, f"{activation} after"):
+            for whole, part in found["shards"][name]:
+                torch.testing.assert_close(part, whole, rtol=1e-10, atol=1e-12)
+        for whole, part in zip(*found["shards"][f"{activation} metrics"], strict=True):
+            assert whole == pytest.approx(part, rel=1e-9)
+        first, second = found["shards"]["goes on"]
+        assert first == second
+
+
+def test_another_number_of_processes_reads_the_parts(ranks: list[dict[str, Any]]) -> None:
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = make(7, data_parallel=True, shard=True).double()
+        ade.restore(model, ranks[0]["shards"]["folder"])
+        for part, (_, saved) in zip(model.potential.parameters(), ranks[0]["shards"]["silu after"], strict=True):
+            assert torch.equal(part.full_tensor(), saved)
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_ranks_draw_noise_of_their_own(ranks: list[dict[str, Any]]) -> None:

@@ -23,8 +23,8 @@ from ..fields import (
     without_base,
 )
 from ..fields.graph import inspect_graph, sequence_number
-from ..fields.laplacian import gradient_and_laplacian
 from ..fields.mlp import Base
+from .laplacian import gradient_and_laplacian
 from .ode import SolverOptions
 from .trace import jacobian_trace, unit_rows
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._engine import derivatives
 from .._once import refuse_batched, refuse_derivative
 from .._slow_paths import note_slow_path
 from ..fields import (
@@ -24,7 +25,6 @@ from ..fields import (
     refuse_observed,
     without_base,
 )
-from ..fields.engine import derivatives
 from ..fields.graph import Ancestry, GraphFacts, inspect_graph, saved_bytes, sequence_number
 from ..fields.surroundings import Inputs
 from .base import Options, accumulation_dtype

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .._engine import derivatives
 from ..fields import (
     Ancestry,
     Checksum,
@@ -20,7 +21,6 @@ from ..fields import (
     possible_inputs,
     refuse_observed,
 )
-from ..fields.engine import derivatives
 from ..fields.graph import inspect_graph, sequence_number
 
 

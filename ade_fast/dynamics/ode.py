@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .._engine import derivatives
 from .._integers import as_integer
 from .._once import refuse_batched, refuse_derivative
 from ..fields import Inputs
-from ..fields.engine import derivatives
 from .base import NonFiniteError, is_number
 
 SOLVERS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")

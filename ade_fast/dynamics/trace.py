@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..fields.engine import derivatives
+from .._engine import derivatives
 
 
 def jacobian_trace(y: Tensor, x: Tensor, probes: Tensor | None = None) -> Tensor:

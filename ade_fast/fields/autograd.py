@@ -12,15 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .._engine import derivatives
 from .._slow_paths import note_slow_path
+from ..programs import Kept, Program, Watch, tangent
 from .affine import AffineForce
 from .agreement import Dependence, OtherGradient, agrees
 from .contents import modules_of
-from .engine import derivatives
 from .graph import GraphFacts, inspect_graph, saved_bytes, sequence_number
 from .layout import Layout
-from .program import Kept, Program, Watch
-from .tangent import tangent
 
 Keep = Literal["nothing", "bits", "deltas"]
 """What a program's evaluation keeps for the derivative of ∇f (`Kept`)."""

@@ -8,20 +8,24 @@ Three questions are answered in one walk over ``y.grad_fn``:
   potential captured: gradients for them can only travel through autograd's own graph.
 * Is y a piecewise-linear function of x? Then its x-Hessian is zero almost everywhere, exactly as autograd computes
   it, and back-propagation through time needs no Hessian-vector products. If its kinks are all ReLU or leaky ReLU, the
-  values that autograd saved there tell the slopes that the tangent pass needs (tangent.py).
+  values that autograd saved there tell the slopes that the tangent pass needs (programs/tangent.py).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 # The node that hands a leaf its gradient. (A custom function may have a `variable` of its own.)
 _Leaf = type(torch.zeros((), requires_grad=True).view(()).grad_fn.next_functions[0][0])
+
+# A node, and the number of its output.
+_Edge = tuple[Any, int]
 
 # Jointly linear in all their differentiable inputs.
 _LINEAR = frozenset(
@@ -182,20 +186,29 @@ def _kink_values(kinked: list) -> tuple[Tensor, ...] | None:
 def dependence(outputs: Sequence[Tensor], known: Sequence[Tensor]) -> dict[int, Tensor]:
     """What the outputs depend on, by id: those of the known tensors that are met, and leaves that are none of them."""
     known_edges = {(t.grad_fn, t.output_nr): t for t in known if t.grad_fn is not None}
-    met, seen = {}, set()
-    stack = [(t.grad_fn, t.output_nr) for t in outputs if t.grad_fn is not None]
+    reached = _reached([(t.grad_fn, t.output_nr) for t in outputs], known_edges)
+    met = {}
+    for edge in reached:
+        tensor = known_edges.get(edge)
+        if tensor is None and isinstance(edge[0], _Leaf):
+            tensor = edge[0].variable
+        if tensor is not None:
+            met[id(tensor)] = tensor
+    return met
+
+
+def _reached(edges: Iterable[_Edge], last: Collection[_Edge] = ()) -> Iterator[_Edge]:
+    """Every edge that autograd would go along from these, themselves included; not beyond those of `last`."""
+    stack, seen = list(edges), set()
     while stack:
         edge = stack.pop()
         node = edge[0]
-        if edge in known_edges:
-            met[id(known_edges[edge])] = known_edges[edge]
-        elif node not in seen:
+        if node is None:
+            continue
+        yield edge
+        if node not in seen and edge not in last:
             seen.add(node)
-            if isinstance(node, _Leaf):
-                met[id(node.variable)] = node.variable
-            else:
-                stack += [after for after in node.next_functions if after[0] is not None]
-    return met
+            stack += node.next_functions
 
 
 def saved_bytes(y: Tensor, exempt: Sequence[Tensor]) -> int:
@@ -204,15 +217,8 @@ def saved_bytes(y: Tensor, exempt: Sequence[Tensor]) -> int:
     (By the nodes themselves: hooks on saved tensors would keep autograd from seeing changes in place, and forbid
     `torch.func` inside of a potential.)
     """
-    seen = {t.untyped_storage().data_ptr() for t in exempt}
-    total, stack = 0, [y.grad_fn]
-    visited = {None}
-    while stack:
-        node = stack.pop()
-        if node in visited or isinstance(node, _Leaf):
-            continue
-        visited.add(node)
-        stack += [edge[0] for edge in node.next_functions]
+    seen, total = {t.untyped_storage().data_ptr() for t in exempt}, 0
+    for node in {edge[0] for edge in _reached([(y.grad_fn, y.output_nr)])}:
         for tensor in _saved_by(node):
             if tensor.is_leaf and tensor.requires_grad:  # a parameter: there anyway
                 continue
@@ -249,21 +255,9 @@ class Ancestry:
     """What tensors were computed from: everything in their graphs that is behind them."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._leaves: set[int] = set()
-        self._edges: set[tuple[object, int]] = set()  # (node, number of its output); holding nodes keeps them theirs
-        stack = [t.grad_fn for t in tensors if t.grad_fn is not None]
-        seen = set(stack)
-        while stack:
-            for edge in stack.pop().next_functions:
-                node = edge[0]
-                if node is None:
-                    continue
-                self._edges.add(edge)
-                if isinstance(node, _Leaf):
-                    self._leaves.add(id(node.variable))
-                elif node not in seen:
-                    seen.add(node)
-                    stack.append(node)
+        behind = [edge for t in tensors if t.grad_fn is not None for edge in t.grad_fn.next_functions]
+        self._edges = set(_reached(behind))  # holding nodes keeps them theirs
+        self._leaves = {id(node.variable) for node, _ in self._edges if isinstance(node, _Leaf)}
 
     def __contains__(self, tensor: Tensor) -> bool:
         if tensor.grad_fn is None:

@@ -15,6 +15,7 @@ from .contents import modules_of
 
 _MIXES_THE_BATCH = (nn.modules.batchnorm._BatchNorm,)
 _RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)
+_CALLED = ("forward", "_call_impl", "_wrapped_call_impl")
 
 
 def unfit(modules: Sequence[nn.Module], name: str = "potential") -> Iterator[tuple[nn.Module, str]]:
@@ -40,9 +41,9 @@ def unfit(modules: Sequence[nn.Module], name: str = "potential") -> Iterator[tup
         if any(base.__name__ == "FSDPModule" for base in type(module).__mro__):  # by name: its import takes a second
             yield (
                 module,
-                f"{name} is sharded ({kind}, by fully_shard): its weights are given away after each evaluation, and "
-                f"there is no second derivative then. Keep f whole in each process, and share the data: "
-                f"ade.ADE(f, sampler, data_parallel=True)",
+                f"{name} is sharded ({kind}, by fully_shard): its weights are given away after the first derivative, "
+                f"and there is no second one then. ade.shard(f) shares the weights between the processes exactly; or "
+                f"keep f whole in each, and share the data: ade.ADE(f, sampler, data_parallel=True)",
             )
 
 
@@ -83,7 +84,7 @@ def is_tampered_with(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in module.__dict__
+        or not module.__dict__.keys().isdisjoint(_CALLED)
     )
 
 

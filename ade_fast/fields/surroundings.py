@@ -77,8 +77,8 @@ class Surroundings:
             stack.enter_context(refusing(self._layer, self._refused))
             for kind, dtype, enabled in self._autocast:
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
-            stack.enter_context(_with_settings(self._settings))
-            stack.enter_context(_under_function_modes(self._function_modes))
+            stack.enter_context(_put(_set, _settings(), self._settings))
+            stack.enter_context(_put(_stack_up, _get_current_function_mode_stack(), self._function_modes))
             if self._uncompiled:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             yield
@@ -145,33 +145,20 @@ def _set(settings: tuple) -> None:
 
 
 @contextmanager
-def _with_settings(then: tuple) -> Iterator[None]:
-    now = _settings()
-    if now == then:
+def _put(put: Callable[[Sequence], None], now: Sequence, then: Sequence) -> Iterator[None]:
+    """Within this block it is as it was then, if it is not so anyway."""
+    if len(now) == len(then) and all(a is b or a == b for a, b in zip(now, then, strict=True)):
         yield
         return
-    _set(then)
+    put(then)
     try:
         yield
     finally:
-        _set(now)
-
-
-@contextmanager
-def _under_function_modes(modes: Sequence) -> Iterator[None]:
-    """Within this block, these are torch's function modes (`with torch.device(...)` is one), and no others."""
-    now = _get_current_function_mode_stack()
-    if len(now) == len(modes) and all(a is b for a, b in zip(now, modes, strict=True)):
-        yield
-        return
-    _stack_up(modes)
-    try:
-        yield
-    finally:
-        _stack_up(now)
+        put(now)
 
 
 def _stack_up(modes: Sequence) -> None:
+    """Makes these torch's function modes (`with torch.device(...)` is one), and no others."""
     for _ in _get_current_function_mode_stack():
         _pop_mode()
     for mode in modes:

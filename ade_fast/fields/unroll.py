@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from .._record import Record
+from ..programs import Program
 from .agreement import Checksum, Dependence, OtherGradient
 from .autograd import AutogradField, Evaluation, FirstValue, Keep, NotPiecewiseLinear, note_no_time_batch
 from .memory import memory_budget
-from .program import Program
 from .surroundings import Draws, Inputs, Surroundings, is_observed
 
 GradientMode = Literal["full", "truncated", "stopped"]

@@ -13,6 +13,7 @@ from .objective import ADE
 from .recipe import recipe
 from .sampler import DualSample, DualSampler, MetropolisSamples, Resampled
 from .saved import restore, save
+from .sharding import shard
 from .summary import Summary
 from .trained import NoDensityError, TrainedModel, load
 from .trainer import Trainer
@@ -41,5 +42,6 @@ __all__ = [
     "recipe",
     "restore",
     "save",
+    "shard",
     "train",
 ]

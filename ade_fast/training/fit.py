@@ -14,6 +14,7 @@ from .callbacks import Progress
 from .config import GIVEN, Config
 from .loop import resolve_resumed, train
 from .sampler import DualSampler
+from .sharding import has_parts
 from .trained import TrainedModel, load
 
 
@@ -88,6 +89,8 @@ def fit(
 def _given(potential: Any, sampler: Any) -> Given:
     if potential is not None and not isinstance(potential, nn.Module):
         raise TypeError(f"fit: potential must be a torch.nn.Module, got {type(potential).__name__}")
+    if potential is not None and has_parts(potential):
+        raise ValueError("fit: potential is sharded: train it by ade.ADE(f, sampler, data_parallel=True).step")
     if sampler is not None and not isinstance(sampler, DualSampler):
         raise TypeError(f"fit: sampler must be an ade.DualSampler, got {type(sampler).__name__}")
     return Given(potential, sampler)

@@ -10,6 +10,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from .sharding import is_sharded
+
 
 class Ranks:
     """The processes of torch.distributed's default group. All calls are collective: every rank makes them."""
@@ -26,6 +28,8 @@ class Ranks:
         """Rank 0's parameters and buffers for everyone."""
         with torch.no_grad():
             for tensor in itertools.chain(module.parameters(), module.buffers()):
+                if is_sharded(tensor):  # everyone's own
+                    continue
                 shared = tensor.detach().contiguous()
                 distributed.broadcast(shared, 0)
                 tensor.copy_(shared)
@@ -39,8 +43,9 @@ class Ranks:
 
     def average_gradients(self, optimizers: Sequence[Optimizer]) -> None:
         """Each gradient becomes the mean over the ranks; none counts as zero, unless no rank has one: then there is
-        none, as weight decay would move a parameter whose gradient is zero."""
-        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        none, as weight decay would move a parameter whose gradient is zero. Parts' (`ade.shard`) are the mean."""
+        held = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        parameters = [p for p in held if not is_sharded(p)]
         for dtype, device in dict.fromkeys((p.dtype, p.device) for p in parameters):
             alike = [p for p in parameters if (p.dtype, p.device) == (dtype, device)]
             parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in alike]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from .checkpoint import CheckpointError, check_finite, load_checkpoint, save_checkpoint, understanding
 from .objective import ADE
+from .sharding import has_parts
 
 _KIND = "ADE"
 _OPTIMIZERS = ("potential_optimizer", "sampler_optimizer")
@@ -15,11 +18,15 @@ _OPTIMIZERS = ("potential_optimizer", "sampler_optimizer")
 
 def save(model: ADE, path: str | Path) -> None:
     """Writes both players, both optimizers and the number of updates, atomically. (No random state, and no settings:
-    `restore` fills a model that was built the same way.)
+    `restore` fills a model that was built the same way.) Of an `ade.shard` potential, by all processes together, a
+    directory of torch.distributed.checkpoint.
 
     Raises: TypeError if ``model`` is no ADE; ValueError if its potential is no module, whose parameters nobody knows.
     """
     _check("save", model)
+    if has_parts(model):
+        _save_parts(model, Path(path))
+        return
     optimizers = {name: getattr(model, name) for name in _OPTIMIZERS}
     save_checkpoint(
         path,
@@ -39,6 +46,8 @@ def restore(model: ADE, path: str | Path) -> ADE:
         was loaded by then is overwritten: build the model anew.
     """
     _check("restore", model)
+    if has_parts(model):
+        return _restore_parts(model, Path(path))
     state = load_checkpoint(path)
     if state.get("kind") != _KIND:
         raise CheckpointError(f"checkpoint: {path} was not written by ade.save; ade.load reads the directories of runs")
@@ -52,6 +61,40 @@ def restore(model: ADE, path: str | Path) -> ADE:
             if optimizer is not None:
                 optimizer.load_state_dict(state[name])
         model.updates = int(state["updates"])
+    return model
+
+
+def _optimizers(model: ADE) -> list[Optimizer]:
+    return [optimizer for name in _OPTIMIZERS if (optimizer := getattr(model, name)) is not None]
+
+
+def _parts(model: ADE) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    players, optimizers = get_state_dict(model, _optimizers(model))
+    return {"kind": _KIND, "players": players, "optimizers": optimizers, "updates": model.updates}
+
+
+def _save_parts(model: ADE, path: Path) -> None:
+    from torch.distributed.checkpoint import state_dict_saver
+
+    state_dict_saver.save(_parts(model), checkpoint_id=path)
+
+
+def _restore_parts(model: ADE, path: Path) -> ADE:
+    from torch.distributed.checkpoint import state_dict_loader
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict import set_state_dict
+
+    state = _parts(model)
+    try:
+        state_dict_loader.load(state, checkpoint_id=path)
+    except (CheckpointException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"checkpoint: {path} is not one of this model, written by ade.save: {reason}") from error
+    of_players, of_optimizers = state["players"], state["optimizers"]
+    set_state_dict(model, _optimizers(model), model_state_dict=of_players, optim_state_dict=of_optimizers)
+    model.updates = int(state["updates"])
     return model
 
 

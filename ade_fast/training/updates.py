@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
+from .sharding import whole
+
 _MARGIN = 1e-6  # of torch.nn.utils.clip_grad_norm_
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -55,7 +57,8 @@ def steps_itself(
 
 def grad_norm(optimizer: Optimizer) -> Tensor:
     """The norm of all gradients of one optimizer."""
-    return nn.utils.get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
+    norm = nn.utils.get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
+    return whole(norm)
 
 
 def clip_grads(optimizer: Optimizer, norm: float, limit: float | None) -> None:

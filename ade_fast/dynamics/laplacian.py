@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .mlp import Base, MLPField
+from ..fields.mlp import Base, MLPField
 
 Jet = tuple[Tensor, Tensor, Tensor]
 

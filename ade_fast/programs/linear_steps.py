@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._engine import derivatives
 from . import following
-from .engine import derivatives
 from .following import Following, T, Unsupported, concatenated_dim, slope_of
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
