@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 import ade_fast as ade
-from ade_fast.dynamics.fused_chain import run_chain_op
-from ade_fast.estimators.contrastive import _contrast
+from ade_fast._known import with_derivatives
+from ade_fast.dynamics.fused_chain import run_contrast_op
 from ade_fast.fields import fused_sum
 
 STEPS, STEP_SIZE = 15, 0.01
@@ -163,12 +163,14 @@ def fused(problem: Problem, settings: peers.Settings) -> peers.Peer:
             kick, drift = step.expand(2, 2) / 2, torch.ones_like(step)
             numbers["noise_std"] = step[0].sqrt()
         found = fused_sum(f, problem.data)
-        return run_chain_op(found, problem.data, seed, kick, drift, STEPS, problem.test, **numbers)[0]
+        with torch.no_grad():
+            found = run_contrast_op(found, problem.data, seed, kick, drift, STEPS, problem.test, **numbers)
+        return with_derivatives(*found)
 
     def loss_of(f: Any, given: Given | None) -> Tensor:
         if given is None:
             return ade.estimators.contrastive_divergence(f, problem.data, chain=chain)
-        return _contrast("bench", f, problem.data, run_given(f))
+        return run_given(f)
 
     return _peer(problem, loss_of)
 

@@ -1,12 +1,16 @@
 // Markov chains of an MLP potential: each tile of samples goes through all transitions while its activations
 // and the weights stay in cache. Every point is evaluated once: what a proposal's evaluation has found is
-// kept where it is accepted, and what was kept stays where it is not.
+// kept where it is accepted, and what was kept stays where it is not. What contrastive divergence moves the
+// weights by is summed on the way, from the evaluation that the first transition begins with, and one at the
+// end.
 #pragma once
 
 #include <cstring>
 
 #include "cpu/mlp/dynamics.h"
 #include "cpu/mlp/gradient.h"
+#include "cpu/mlp/reduce.h"
+#include "cpu/mlp/second_order.h"
 #include "cpu/mlp/tasks.h"
 #include "cpu/philox_run.h"
 
@@ -25,18 +29,35 @@ struct Chain {
     Network<T> network;
     Dynamics<T> dynamics;
     int64_t* moved;  // [K], samples that moved
-    int64_t shared_bytes, worker_bytes;
+    int64_t sums_at, sums_bytes, workers_at, worker_bytes;
 
     explicit Layout(const MlpChain& args)
         : arena(args.workspace),
           network(args.shape, arena),
           dynamics(args.dynamics, args.shape.dim, arena),
-          moved(arena.take<int64_t>(args.transitions)) {
-      Arena worker(nullptr);
+          moved(arena.take<int64_t>(args.transitions)),
+          sums_at(arena.used()) {
+      Arena sums(nullptr), worker(nullptr);
+      WeightSums<T>(args.shape, sums);
       Worker(args, network, worker);
-      shared_bytes = arena.used();
+      sums_bytes = sums.used();
+      workers_at = sums_at + (contrasts(args) ? Cut(args).groups * sums_bytes : 0);
       worker_bytes = worker.used();
     }
+  };
+  // Tiles, and what one worker does at a time: a group that shares its sums, or a tile.
+  struct Cut {
+    Tiles tiles;
+    Groups group;
+    bool grouped;
+    int64_t groups;
+
+    explicit Cut(const MlpChain& args)
+        : tiles(contrasts(args) ? Tiles(args.dynamics.rows) : Tiles(args.dynamics.rows, args.workers)),
+          group(tiles.count),
+          grouped(contrasts(args)),
+          groups(grouped ? group.count : tiles.count) {}
+    int64_t begin(int64_t g) const { return grouped ? group.begin(g) : g; }
   };
   struct Worker {
     Tile<T> tile;
@@ -46,12 +67,14 @@ struct Chain {
     T* value;   // [rows]
     T* energy;  // [rows], f - ½ ‖v‖² at the beginning of a transition
     T* log_u;   // [rows]
+    T* factor;  // [rows], of f in the contrast; or null
     philox::Run<T> run;
     int evaluations;
 
     Worker(const MlpChain& args, const Network<T>& network, Arena& arena)
-        : tile(network, TileUse{false, false, true}, tiles(args).capacity(), arena) {
-      const int64_t rows = tiles(args).capacity(), points = rows * args.shape.dim;
+        : tile(network, TileUse{false, contrasts(args), true}, Cut(args).tiles.capacity(), arena),
+          factor(tile.dvalue) {
+      const int64_t rows = Cut(args).tiles.capacity(), points = rows * args.shape.dim;
       v = arena.take<T>(points);
       x = arena.take<T>(points);
       force = arena.take<T>(points);
@@ -61,35 +84,57 @@ struct Chain {
     }
   };
 
-  static Tiles tiles(const MlpChain& args) { return Tiles(args.dynamics.rows, args.workers); }
+  static bool contrasts(const MlpChain& args) { return args.value != nullptr; }
 
   static int64_t workspace_bytes(MlpChain args) {
     args.workspace = nullptr;
     const Layout layout(args);
-    return layout.shared_bytes + min_of(args.workers, tiles(args).count) * layout.worker_bytes;
+    return layout.workers_at + min_of(args.workers, Cut(args).groups) * layout.worker_bytes;
   }
 
   static void launch(const MlpChain& args, cpu::Parallel parallel) {
     Layout layout(args);
     memset(layout.moved, 0, args.transitions * sizeof(int64_t));
-    const Tiles cut = tiles(args);
+    const Cut cut(args);
+    char* const memory = static_cast<char*>(args.workspace);
     if (args.dynamics.rows > 0) {
       layout.network.pack(args.weights, {true, false});
       layout.dynamics.prepare();
     }
-    Queue queue(cut.count);
-    run_workers(parallel, min_of(args.workers, cut.count), [&](int64_t index) {
-      Arena arena(static_cast<char*>(args.workspace) + layout.shared_bytes + index * layout.worker_bytes);
+    Queue queue(cut.groups);
+    run_workers(parallel, min_of(args.workers, cut.groups), [&](int64_t index) {
+      Arena arena(memory + layout.workers_at + index * layout.worker_bytes);
       Worker worker(args, layout.network, arena);
-      for (int64_t tile; (tile = queue.next()) >= 0;) {
-        const int64_t first = cut.begin(tile);
-        Rows{args, layout, worker, first, static_cast<int>(cut.begin(tile + 1) - first)}.run();
+      const auto each_tile = [&](int64_t g) {
+        for (int64_t tile = cut.begin(g); tile < cut.begin(g + 1); ++tile) {
+          const int64_t first = cut.tiles.begin(tile);
+          Rows{args, layout, worker, first, static_cast<int>(cut.tiles.begin(tile + 1) - first)}.run();
+        }
+      };
+      for (int64_t g; (g = queue.next()) >= 0;) {
+        if (!contrasts(args)) {
+          each_tile(g);
+          continue;
+        }
+        char* const block = memory + layout.sums_at + g * layout.sums_bytes;
+        memset(block, 0, layout.sums_bytes);
+        Arena own(block);
+        WeightSums<T> sums(args.shape, own);
+        worker.tile.want.tangent = true;
+        worker.tile.begin_sums(sums);
+        each_tile(g);
+        worker.tile.want.tangent = true;
+        worker.tile.end_sums();
       }
     });
     T* const acceptance = static_cast<T*>(args.acceptance);
     for (int64_t k = 0; args.test && k < args.transitions; ++k) {
       acceptance[k] = static_cast<T>(layout.moved[k]) / static_cast<T>(args.dynamics.rows);
     }
+    if (!contrasts(args)) return;
+    Arena arena(memory + layout.sums_at);
+    reduce_weights<T>(args.shape, args.weights, WeightSums<T>(args.shape, arena),
+                      {cut.groups, layout.sums_bytes}, args.dweights, parallel);
   }
 
  private:
@@ -111,7 +156,8 @@ struct Chain {
       tile.want.gradient = true;
       memcpy(tile.x, static_cast<const T*>(args.x0) + at, bytes());
       worker.evaluations = 0;
-      evaluate(args.test);
+      evaluate(args.test || contrasts(args));
+      if (contrasts(args)) contrast(0);
       if (args.test) {
         for (int r = 0; r < rows; ++r) keep(r);
       }
@@ -119,13 +165,29 @@ struct Chain {
         draw_momentum(k);
         args.test ? propose(k) : move(k + 1 == args.transitions);
       }
-      memcpy(static_cast<T*>(args.x) + at, args.test ? worker.x : tile.x, bytes());
+      if (args.test) memcpy(tile.x, worker.x, bytes());
+      memcpy(static_cast<T*>(args.x) + at, tile.x, bytes());
+      if (!contrasts(args)) return;
+      evaluate(true);
+      contrast(1);
+    }
+
+    // f and the gradient of its share, where the chains begin (end = 0) or end (1), from their evaluation.
+    void contrast(int end) {
+      Tile<T>& tile = worker.tile;
+      const int64_t all = args.dynamics.rows;
+      memcpy(static_cast<T*>(args.value) + end * all + first, tile.value, rows * sizeof(T));
+      for (int r = 0; r < rows; ++r) worker.factor[r] = (end == 1 ? T(1) : T(-1)) / static_cast<T>(all);
+      tile.want.tangent = true;
+      for (int l = tile.layers(); l >= 1; --l) tile.weight_gradient(l);
+      tile.want.tangent = false;
     }
 
     // The force at tile.x in tile.gradient, and where wanted f.
     void evaluate(bool want_value) {
       Tile<T>& tile = worker.tile;
       tile.want.value = want_value;
+      tile.dvalue = want_value ? worker.factor : nullptr;  // else nobody reads h_L
       if (worker.evaluations++ % kFollowed == 0) tile.forget();
       tile.begin(rows, nullptr, {nullptr, 0, false});
       first_order(tile, tile.want);
