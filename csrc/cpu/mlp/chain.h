@@ -61,13 +61,16 @@ struct Chain {
   };
   struct Worker {
     Tile<T> tile;
-    T* v;       // [rows, D]
-    T* x;       // [rows, D], where the chains are; with the force and f there
-    T* force;   // [rows, D]
-    T* value;   // [rows]
-    T* energy;  // [rows], f - ½ ‖v‖² at the beginning of a transition
-    T* log_u;   // [rows]
-    T* factor;  // [rows], of f in the contrast; or null
+    T* v;        // [rows, D]
+    T* x;        // [rows, D], where the chains are; with the force and f there
+    T* force;    // [rows, D]
+    T* value;    // [rows]
+    T* energy;   // [rows], f - ½ ‖v‖² at the beginning of a transition
+    T* log_u;    // [rows]
+    T* factor;   // [rows], of f in the contrast; or null
+    int* stays;  // [rows], those that the last transition has not moved, and
+    int stay_count;
+    bool finite;  // whether what they were proposed was of finite numbers
     philox::Run<T> run;
     int evaluations;
 
@@ -81,6 +84,7 @@ struct Chain {
       value = arena.take<T>(rows);
       energy = arena.take<T>(rows);
       log_u = arena.take<T>(rows);
+      stays = arena.take<int>(rows);
     }
   };
 
@@ -156,8 +160,12 @@ struct Chain {
       tile.want.gradient = true;
       memcpy(tile.x, static_cast<const T*>(args.x0) + at, bytes());
       worker.evaluations = 0;
-      evaluate(args.test || contrasts(args));
-      if (contrasts(args)) contrast(0);
+      evaluate(rows, args.test || contrasts(args));
+      if (contrasts(args)) {
+        keep_values(0, tile.value);
+        for (int r = 0; r < rows; ++r) worker.factor[r] = -share();
+        add_gradients();
+      }
       if (args.test) {
         for (int r = 0; r < rows; ++r) keep(r);
       }
@@ -165,26 +173,50 @@ struct Chain {
         draw_momentum(k);
         args.test ? propose(k) : move(k + 1 == args.transitions);
       }
-      if (args.test) memcpy(tile.x, worker.x, bytes());
-      memcpy(static_cast<T*>(args.x) + at, tile.x, bytes());
-      if (!contrasts(args)) return;
-      evaluate(true);
-      contrast(1);
+      memcpy(static_cast<T*>(args.x) + at, args.test ? worker.x : tile.x, bytes());
+      if (contrasts(args)) contrast_ends();
     }
 
-    // f and the gradient of its share, where the chains begin (end = 0) or end (1), from their evaluation.
-    void contrast(int end) {
+    // Where the chains end. With a test most rows have just moved to the tile's points: only those that have
+    // not are evaluated again.
+    void contrast_ends() {
       Tile<T>& tile = worker.tile;
-      const int64_t all = args.dynamics.rows;
-      memcpy(static_cast<T*>(args.value) + end * all + first, tile.value, rows * sizeof(T));
-      for (int r = 0; r < rows; ++r) worker.factor[r] = (end == 1 ? T(1) : T(-1)) / static_cast<T>(all);
+      const bool again = !args.test || !worker.finite;
+      if (again) {
+        if (args.test) memcpy(tile.x, worker.x, bytes());
+        evaluate(rows, true);
+      }
+      keep_values(1, args.test ? worker.value : tile.value);
+      for (int r = 0; r < rows; ++r) worker.factor[r] = share();
+      for (int i = 0; !again && i < worker.stay_count; ++i) worker.factor[worker.stays[i]] = 0;
+      add_gradients();
+      if (again || worker.stay_count == 0) return;
+      for (int i = 0; i < worker.stay_count; ++i) {
+        const int64_t size = dim() * static_cast<int64_t>(sizeof(T));
+        memcpy(tile.x + i * dim(), worker.x + worker.stays[i] * dim(), size);
+        worker.factor[i] = share();
+      }
+      tile.forget();  // sums lie otherwise for another number of rows
+      evaluate(worker.stay_count, true);
+      add_gradients();
+    }
+
+    T share() const { return T(1) / static_cast<T>(args.dynamics.rows); }
+
+    void keep_values(int end, const T* value) {
+      memcpy(static_cast<T*>(args.value) + end * args.dynamics.rows + first, value, rows * sizeof(T));
+    }
+
+    // Of Σ factor f at the points of the last evaluation, without another one.
+    void add_gradients() {
+      Tile<T>& tile = worker.tile;
       tile.want.tangent = true;
       for (int l = tile.layers(); l >= 1; --l) tile.weight_gradient(l);
       tile.want.tangent = false;
     }
 
-    // The force at tile.x in tile.gradient, and where wanted f.
-    void evaluate(bool want_value) {
+    // The force at the first rows of tile.x in tile.gradient, and where wanted f.
+    void evaluate(int rows, bool want_value) {
       Tile<T>& tile = worker.tile;
       tile.want.value = want_value;
       tile.dvalue = want_value ? worker.factor : nullptr;  // else nobody reads h_L
@@ -201,7 +233,7 @@ struct Chain {
       for (int64_t t = 0; t < steps; ++t) {
         layout.dynamics.kick(t, rows, worker.tile.gradient, worker.v);
         layout.dynamics.drift(t, rows, worker.v, nullptr, worker.tile.x);
-        if (!last || t + 1 < steps) evaluate(false);
+        if (!last || t + 1 < steps) evaluate(rows, false);
       }
     }
 
@@ -214,18 +246,22 @@ struct Chain {
       for (int64_t t = 0; t < steps; ++t) {
         layout.dynamics.kick(t, rows, t == 0 ? worker.force : tile.gradient, worker.v);
         layout.dynamics.drift(t, rows, worker.v, nullptr, tile.x);
-        evaluate(t + 1 == steps);
+        evaluate(rows, t + 1 == steps);
       }
       layout.dynamics.kick(steps, rows, tile.gradient, worker.v);
       draw_log_uniforms(k);
-      int64_t moved = 0;
+      worker.stay_count = 0;
+      worker.finite = true;
       for (int r = 0; r < rows; ++r) {
         const T gain = tile.value[r] - kinetic(r) - worker.energy[r];
-        if (!(worker.log_u[r] < gain)) continue;  // nor where the gain is NaN
-        keep(r);
-        ++moved;
+        if (worker.log_u[r] < gain) {
+          keep(r);
+        } else {  // also where the gain is NaN
+          worker.stays[worker.stay_count++] = r;
+          worker.finite = worker.finite && __builtin_isfinite(gain);
+        }
       }
-      __atomic_fetch_add(&layout.moved[k], moved, __ATOMIC_RELAXED);
+      __atomic_fetch_add(&layout.moved[k], int64_t{rows} - worker.stay_count, __ATOMIC_RELAXED);
     }
 
     // Row r moves to the tile's point.
