@@ -8,6 +8,10 @@ the rows that moved (absent without a test). Each point is evaluated once.
 Randomness is counter-based: seed int64 [1]; v / noise_std of transition k is ``philox_normal(x0, seed, k)``, and u
 comes from a block of the same stream that no normals have. normals [K, B, D] and uniforms [K, B] take its place. The
 results do not depend on the number of threads. It has no derivative.
+
+``mlp_contrast(x0, …) -> (x, acceptance, value, dweights, dbiases)``: the same chains, with f where they begin and end,
+value [2, B], and the derivatives of Σ (f(end) - f(begin)) / B at fixed points: contrastive divergence without an
+evaluation of its own where the chains begin. It has no derivative; `ade_fast._known` makes one of what it has found.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import torch
 
 from ._ops import _library, below_autograd, ops
 
-_chain = ops.mlp_chain.default
+_chain, _contrast = ops.mlp_chain.default, ops.mlp_contrast.default
 
 
 def mlp_chain(*values):
@@ -25,12 +29,24 @@ def mlp_chain(*values):
         return _chain(*values)
 
 
+def mlp_contrast(*values):
+    """The operator without a graph, whatever requires grad."""
+    with below_autograd():
+        return _contrast(*values)
+
+
 def _register() -> None:
     @torch.library.register_fake("ade_fast::mlp_chain")
     def fake(x0, seed, kick, drift, weights, biases, activation, parameter, precision, transitions, test, *rest):
         return x0.new_empty(x0.shape), x0.new_empty((transitions,) if test else (0,))
 
+    @torch.library.register_fake("ade_fast::mlp_contrast")
+    def fake_contrast(x0, seed, kick, drift, weights, biases, *rest):
+        like = [[t.new_empty(t.shape) for t in tensors] for tensors in (weights, biases)]
+        return *fake(x0, seed, kick, drift, weights, biases, *rest), x0.new_empty((2, len(x0))), *like
+
     _library.impl("mlp_chain", mlp_chain, "Autograd")
+    _library.impl("mlp_contrast", mlp_contrast, "Autograd")
 
 
 _register()

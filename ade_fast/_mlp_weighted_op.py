@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._known import with_derivatives
 from ._mlp_ops import Tensors, wants_grad
-from ._once import refuse_batched, refuse_derivative
-from ._ops import _Function, _library, below_autograd, ops
+from ._ops import _library, below_autograd, ops
 
 _weighted_value = ops.mlp_weighted_value.default
 
@@ -34,32 +34,10 @@ def weighted_value(
     if not wants_grad(x, *weights, *biases):
         with below_autograd():
             return factor @ ops.mlp_field.default(x, weights, biases, *numbers, True, False, *(base or ()))[0]
-    return _WeightedValue.apply((factor, numbers, base or ()), x, *weights, *biases)
-
-
-class _WeightedValue(_Function):
-    @staticmethod
-    def forward(ctx, constants: tuple, *tensors: Tensor):
-        factor, numbers, base = constants
-        x, layers = tensors[0], len(tensors) // 2
-        with below_autograd():
-            value, dx, dweights, dbiases = _weighted_value(
-                x, factor, tensors[1 : 1 + layers], tensors[1 + layers :], *numbers, *base
-            )
-            ctx.derivatives = [dx, *dweights, *dbiases]
-            ctx.save_for_backward(*tensors)  # changes in place before the backward pass raise
-            return factor @ value
-
-    @staticmethod
-    def backward(ctx, dsum: Tensor):
-        refuse_batched(dsum)
-        tensors = ctx.saved_tensors
-        with torch.no_grad():
-            derivatives = list(torch._foreach_mul(ctx.derivatives, dsum))
-        if torch.is_grad_enabled():
-            derivatives = refuse_derivative(derivatives, [*tensors, dsum])
-        wanted = ctx.needs_input_grad[1:]
-        return None, *(d if want else None for d, want in zip(derivatives, wanted, strict=True))
+    with below_autograd():
+        value, dx, dweights, dbiases = _weighted_value(x, factor, weights, biases, *numbers, *(base or ()))
+        total = factor @ value
+    return with_derivatives(total, [dx, *dweights, *dbiases], [x, *weights, *biases])
 
 
 def _register() -> None:

@@ -6,13 +6,15 @@
 f is an MLP 2-128-128-128-1. An update: 15 Langevin steps of 0.01 from the data without a gradient ("mala": each with a
 Metropolis test), f at data and end points, the gradient of their means' difference by f's parameters, Adam. Everyone
 evaluates f and its gradient once at each point and draws the noise in the timed call, with its own generator; what each
-computes from given noise (loss and gradient) is held against float64 first.
+computes from given noise (loss and gradient) is held against float64 first. A large matrix product, timed in the same
+rounds, tells how long an update's products would take at its rate.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -22,11 +24,12 @@ from typing import Any
 import common
 import peers
 import torch
+from mlp import matrix_product
 from torch import Tensor
 
 import ade_fast as ade
-from ade_fast.dynamics.fused_chain import run_chain_op
-from ade_fast.estimators.contrastive import _contrast
+from ade_fast._known import with_derivatives
+from ade_fast.dynamics.fused_chain import run_contrast_op
 from ade_fast.fields import fused_sum
 
 STEPS, STEP_SIZE = 15, 0.01
@@ -163,12 +166,14 @@ def fused(problem: Problem, settings: peers.Settings) -> peers.Peer:
             kick, drift = step.expand(2, 2) / 2, torch.ones_like(step)
             numbers["noise_std"] = step[0].sqrt()
         found = fused_sum(f, problem.data)
-        return run_chain_op(found, problem.data, seed, kick, drift, STEPS, problem.test, **numbers)[0]
+        with torch.no_grad():
+            found = run_contrast_op(found, problem.data, seed, kick, drift, STEPS, problem.test, **numbers)
+        return with_derivatives(*found)
 
     def loss_of(f: Any, given: Given | None) -> Tensor:
         if given is None:
             return ade.estimators.contrastive_divergence(f, problem.data, chain=chain)
-        return _contrast("bench", f, problem.data, run_given(f))
+        return run_given(f)
 
     return _peer(problem, loss_of)
 
@@ -249,6 +254,17 @@ def jax_jit(problem: Problem, settings: peers.Settings) -> peers.Peer:
 MAKERS = {"eager": eager, "jax": jax_jit, "ade": fused}
 
 
+def nominal_flop(case: Case) -> int:
+    """Floating-point operations of the products with f's weights that an update asks for, whoever computes it.
+
+    U = 2 x the number of weights is one product with each of them. A gradient of f takes 2U: at the data and after
+    each step, of which the last one's is the end point's own. The weights' gradients at both take U each.
+    """
+    sizes = (2, *ade.MLPPotential(2).hidden, 1)
+    u = 2 * sum(n * m for n, m in itertools.pairwise(sizes))
+    return case.batch * (2 * (STEPS + 1) + 2) * u
+
+
 def judge_of(case: Case, problem: Problem) -> peers.Judge:
     wanted = expected(problem)
 
@@ -267,10 +283,17 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     problem = make_problem(case, device)
     makers = {name: MAKERS[name] for name in args.peers}
     ready, row = peers.build(makers, problem, peers.Settings(args.compile_limit), judge_of(case, problem))
-    samples = common.interleaved({name: peer.run for name, peer in ready.items()}, args.runs, args.warmups, device)
+    product, product_flop = matrix_product(device)
+    runs = {"matmul": product, **{name: peer.run for name, peer in ready.items()}}
+    samples = common.interleaved(runs, args.runs, args.warmups, device)
     for name in ready:
         row[name] |= common.timed(samples[name])
-    return {"case": case.name, "peers": row}
+    return {
+        "case": case.name,
+        "gflop": nominal_flop(case) / 1e9,
+        "matmul_gflops": round(product_flop / 1e6 / common.median_ms(samples["matmul"]), 1),
+        "peers": row,
+    }
 
 
 def show(results: dict[str, Any]) -> str:

@@ -603,7 +603,8 @@ def test_every_operator_is_tested_here() -> None:
     registered = {
         name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("ade_fast::mlp_")
     }
-    elsewhere = {"mlp_chain", "mlp_weighted_value"}  # tests/test_mlp_chain.py, tests/test_mlp_weighted.py
+    # tests/test_mlp_chain.py, tests/test_mlp_contrast.py, tests/test_mlp_weighted.py
+    elsewhere = {"mlp_chain", "mlp_contrast", "mlp_weighted_value"}
     assert registered == {*OPS, *elsewhere}
 
 

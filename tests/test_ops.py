@@ -25,6 +25,7 @@ NONE, VALUE, NORM = 0, 1, 2
 # Operators that another file tests: the start of their names, and the file.
 TESTED_ELSEWHERE = {
     "mlp_chain": "test_mlp_chain.py",
+    "mlp_contrast": "test_mlp_contrast.py",
     "mlp_weighted_value": "test_mlp_weighted.py",
     "kink_": "test_kinks.py",
     "mlp_": "test_mlp_ops.py",

@@ -8,10 +8,11 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from .._known import with_derivatives
 from ..dynamics import Langevin, Leapfrog
-from ..dynamics.base import Dynamics
+from ..dynamics.base import Dynamics, Options
 from ..dynamics.chain import metropolis
-from ..dynamics.fused_chain import fused_langevin
+from ..dynamics.fused_chain import fused_langevin, fused_metropolis, run_contrast_op
 from ..initial.base import as_count
 from ._values import Potential, check_generator, check_positive
 
@@ -89,13 +90,35 @@ class Chain:
         if not self.accept_reject:
             found = fused_langevin("Chain", potential, x, self.dynamics, self.n_transitions, generator)
             if found is not None:
-                return ChainEnd(found, None)
+                return ChainEnd(found[0], None)
             for _ in range(self.n_transitions):
                 x = self.dynamics(potential, x, generator=generator, context=context).x
             return ChainEnd(x, None)
+        x, accepted = metropolis("Chain", potential, x, *self._leapfrogs(), generator, context)
+        return ChainEnd(x, accepted.mean())
+
+    def contrast(
+        self, potential: Potential, data: Tensor, *, generator: torch.Generator | None = None
+    ) -> Tensor | None:
+        """``E[f(end)] - E_D[f(x)]`` of `run` from the data, with derivatives by f's weights from one operator; None
+        where there is none, or no need of one."""
+        check_generator("Chain", generator)
+        if data.requires_grad or not torch.is_grad_enabled():
+            return None
+        with torch.no_grad():
+            found = (
+                fused_metropolis("Chain", potential, data, *self._leapfrogs(), generator, run_contrast_op)
+                if self.accept_reject
+                else fused_langevin(
+                    "Chain", potential, data, self.dynamics, self.n_transitions, generator, run_contrast_op
+                )
+            )
+        return None if found is None else with_derivatives(*found)
+
+    def _leapfrogs(self) -> tuple[int, Tensor, int, Options]:
+        """(transitions, step size, steps of each, options) of leapfrog, where each is tested."""
         layer, n = self.dynamics, self.n_transitions
         step_size, n_steps = cast(Tensor, layer.step_size), layer.n_steps
         if isinstance(layer, Langevin):  # one leapfrog step each
             step_size, n_steps, n = step_size.sqrt(), 1, n * n_steps
-        x, accepted = metropolis("Chain", potential, x, n, step_size, n_steps, layer.options, generator, context)
-        return ChainEnd(x, accepted.mean())
+        return n, step_size, n_steps, layer.options

@@ -45,6 +45,8 @@ def contrastive_divergence(
     layer = "contrastive_divergence"
     with estimating(layer, potential, data):
         negatives = _chain(layer, chain, n_steps, step_size, accept_reject, data)
+        if (found := negatives.contrast(potential, data, generator=generator)) is not None:
+            return found
         return _contrast(layer, potential, data, negatives.run(potential, data, generator=generator, context=context).x)
 
 

@@ -7,21 +7,6 @@ namespace ade {
 namespace bind {
 namespace {
 
-// Gradients of the weights: allocated and in the struct, or neither.
-struct NetworkGradients {
-  Tensors weight, bias;
-  MlpWeightGradients pointers{};
-
-  NetworkGradients(const Op& op, const Tensors& weights, bool wanted) {
-    for (size_t l = 0; wanted && l < weights.size(); ++l) {
-      weight.push_back(op.new_of_shape({weights[l].size(0), weights[l].size(1)}));
-      bias.push_back(op.new_of_shape({weights[l].size(0)}));
-      pointers.weight[l] = weight[l].data_ptr();
-      pointers.bias[l] = bias[l].data_ptr();
-    }
-  }
-};
-
 // What annealing and a Gaussian beside f add to the dynamics.
 struct Bridge {
   const Given &scale, &pull, &centre, &noise_v, &noise_x, &noise;

@@ -59,6 +59,21 @@ struct Network {
   }
 };
 
+// Gradients of the weights: allocated and in the struct, or neither.
+struct NetworkGradients {
+  Tensors weight, bias;
+  MlpWeightGradients pointers{};
+
+  NetworkGradients(const Op& op, const Tensors& weights, bool wanted) {
+    for (size_t l = 0; wanted && l < weights.size(); ++l) {
+      weight.push_back(op.new_of_shape({weights[l].size(0), weights[l].size(1)}));
+      bias.push_back(op.new_of_shape({weights[l].size(0)}));
+      pointers.weight[l] = weight[l].data_ptr();
+      pointers.bias[l] = bias[l].data_ptr();
+    }
+  }
+};
+
 inline int32_t workers() { return static_cast<int32_t>(torch::stable::get_num_threads()); }
 
 // Tensors that only make sense together.

@@ -134,6 +134,11 @@ struct MlpChain {
   const void* noise_std;  // [D], or null: 1
   void* x;                // [B, D], where the chains end
   void* acceptance;       // [K] the fraction of the samples that moved, with test; or null
+  // Contrastive divergence: f where the chains begin and where they end, [2, B], and the gradient of Σ
+  // (f(end)
+  // - f(begin)) / B; or null. B is at least 1 then.
+  void* value;
+  MlpWeightGradients dweights;  // with value
   int32_t workers;
   void* workspace;
 };

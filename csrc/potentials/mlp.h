@@ -24,7 +24,7 @@
 //
 //   linear      dx = df F,   dW_l = Σ δ_l s_{l-1}ᵀ,   db_l = Σ df δ_l,   dw = Σ s_L
 //
-// without a pass for ζ. With M = Σ φ'_L s_{L-1}ᵀ and m = Σ df φ'_L,
+// without a pass for ζ; without u that holds for every φ. With M = Σ φ'_L s_{L-1}ᵀ and m = Σ df φ'_L,
 //
 //   top         dW_L = diag(w) M,   db_L = w m,   dw_i = Σ_k W_L,ik M_ik + b_L,i m_i
 //

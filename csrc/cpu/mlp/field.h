@@ -92,8 +92,8 @@ struct FieldBackward {
 
   static void launch(const MlpFieldBackward& args, cpu::Parallel parallel) {
     Layout layout(args);
-    const bool smooth = !piecewise_linear(args.shape.activation);
-    layout.network.pack(args.weights, {args.products == nullptr, smooth});
+    const bool homogeneous = use(args).homogeneous(args.shape), curvature = use(args).curvature(args.shape);
+    layout.network.pack(args.weights, {args.products == nullptr, curvature});
     const Tiles cut(args.rows);
     const Groups group(cut.count);
     char* const memory = static_cast<char*>(args.workspace);
@@ -106,12 +106,10 @@ struct FieldBackward {
       tile.want.bits_kept = args.bits != nullptr;
       tile.want.value = args.value != nullptr;
       const bool weights = args.dweights.weight[0] != nullptr;
-      tile.want.curvature = use(args).curvature(args.shape);
-      tile.want.gradient = use(args).homogeneous(args.shape);  // dx = df F
-      const bool tangents = args.dgrad || use(args).homogeneous(args.shape);
-      tile.want.tangent = tangents && (smooth || weights);
-      tile.want.weights =
-          weights && (tile.want.tangent || tile.want.curvature);  // else their gradients are 0
+      tile.want.curvature = curvature;
+      tile.want.gradient = homogeneous;  // dx = df F
+      tile.want.tangent = curvature || (weights && (args.dgrad || homogeneous));
+      tile.want.weights = weights && tile.want.tangent;  // else their gradients are 0
       for (int64_t g; (g = queue.next()) >= 0;) {
         char* const block = memory + layout.sums_at + g * layout.sums_bytes;
         memset(block, 0, layout.sums_bytes);

@@ -23,11 +23,9 @@ struct TileUse {
   bool dgradient, dvalue;
   bool follows = false;
 
-  bool curvature(const MlpShape& shape) const {
-    return (dgradient || dvalue) && !piecewise_linear(shape.activation);
-  }
-  // Of a piecewise-linear potential the value's cotangent, too, comes as tangents.
-  bool homogeneous(const MlpShape& shape) const { return dvalue && piecewise_linear(shape.activation); }
+  bool curvature(const MlpShape& shape) const { return dgradient && !piecewise_linear(shape.activation); }
+  // The value's cotangent comes as tangents, too: of a piecewise-linear potential, and where it is alone.
+  bool homogeneous(const MlpShape& shape) const { return dvalue && !curvature(shape); }
 };
 
 // The products through hidden layers, z_l (l >= 2, of a smooth φ) and G_l (l < L) or P_d for G_1, kept from
@@ -104,7 +102,7 @@ class Tile {
   int panel_count(int l) const { return columns(l) / kPanel<T>; }
   int64_t panel_size() const { return static_cast<int64_t>(rows_) * kPanel<T>; }
   bool linear() const { return piecewise_linear(shape_.activation); }
-  bool bends() const { return want.tangent && !linear(); }
+  bool bends() const { return want.tangent && use_.curvature(shape_); }
   bool by_bits(int l) const { return l == shape_.layers && top_is_bits(shape_); }
   bool bottom_by_bits() const { return bottom_is_bits(shape_); }
   bool homogeneous() const { return use_.homogeneous(shape_); }
