@@ -175,7 +175,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         default="none",
         help="samples of p_f itself, by resampling or Metropolis-Hastings, instead of the sampler's (default: none)",
     )
-    sample.add_argument("--out", type=Path, required=True, help=".npy file to write, float32 (n, *event)")
+    sample.add_argument("--out", type=Path, required=True, help="file to write: .npy, float32 (n, *event), or .csv, a row each")
     sample.set_defaults(run=_sample)
 
     complete = commands.add_parser("complete", help="complete the lower halves of test images by a model of images")
@@ -275,13 +275,16 @@ def _completion(arguments: argparse.Namespace) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    if arguments.out.suffix != ".npy":
-        raise UserError(f"--out must name a .npy file, got {arguments.out}")
+    if arguments.out.suffix not in (".npy", ".csv"):
+        raise UserError(f"--out must name a .npy or a .csv file, got {arguments.out}")
     files.remove_leftovers(arguments.out.parent, arguments.out.name)
     model = trained.load(arguments.directory)
     samples = model.sample(arguments.n, arguments.seed, arguments.exact).numpy()
     buffer = io.BytesIO()
-    np.save(buffer, samples)
+    if arguments.out.suffix == ".npy":
+        np.save(buffer, samples)
+    else:  # nine digits tell float32 numbers apart
+        np.savetxt(buffer, samples.reshape(len(samples), -1), fmt="%.9g", delimiter=",")
     files.write_atomically(arguments.out, buffer.getvalue())
     exact = "" if arguments.exact == "none" else f", exact by {arguments.exact}"
     print(f"{arguments.out}: float32 {samples.shape}{exact}, players of update {model.update}")
