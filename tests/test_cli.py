@@ -537,6 +537,8 @@ def test_ctrl_c_at_a_terminal_is_one_line(tmp_path):
     [
         ([], "the following arguments are required: command"),
         (["fly"], "invalid choice: 'fly'"),
+        (["trane"], "did you mean train?"),
+        (["sample", "r", "--out", "s.npy", "--exact", "resampel"], "did you mean resample?"),
         (["train"], "required: --out"),
         (["train", "--out", "x", "--updates", "many"], "--updates: must be an integer, got 'many'"),
         (["train", "--out", "x", "--hidden", "8,x"], "--hidden: must be whole numbers separated by commas, got '8,x'"),

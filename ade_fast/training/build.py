@@ -70,9 +70,7 @@ def check_given(name: str, given: Given, wanted: Sequence[bool], directory: str 
     """
     for player, module, needed in zip(Given._fields, given, wanted, strict=True):
         if needed and module is None:
-            raise ValueError(
-                f"{name}: {directory} was given its {player}; pass {player}=, a module of the same making"
-            )
+            raise ValueError(f"{name}: {directory} was given its {player}; pass {player}=, a module of the same making")
         if module is not None and not needed:
             raise ValueError(f"{name}: {directory} has the settings' own {player}; leave out {player}=")
 

@@ -225,7 +225,7 @@ def load(
     """
     named, device = Path(path), resolve_device(device)
     if not os.path.lexists(named):
-        raise CheckpointError(f"load: {named} is not a directory, nor a file; give a run's --out, or what ade.save wrote")
+        raise CheckpointError(f"load: {named} is not a directory or file; give a run's --out, or what ade.save wrote")
     path = named / CHECKPOINT if os.path.isdir(named) else named
     state, given = load_checkpoint(path), Given(potential, sampler)
     with understanding(path):
