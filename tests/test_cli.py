@@ -535,7 +535,7 @@ def test_ctrl_c_at_a_terminal_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ([], "the following arguments are required: command"),
+        ([], "the following arguments are required: COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
         (["trane"], "did you mean train?"),
         (["sample", "r", "--out", "s.npy", "--exact", "resampel"], "did you mean resample?"),
