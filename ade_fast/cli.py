@@ -10,13 +10,14 @@ import argparse
 import difflib
 import io
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -118,10 +119,16 @@ def _plain_warnings() -> Iterator[None]:
 class _Parser(argparse.ArgumentParser):
     """One line for a malformed command line; flags in full only, lest ``--over`` cost a run."""
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any) -> None:
+        # A command's page begins with what the list of commands says of it.
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if wrong:
+            close = difflib.get_close_matches(wrong[1], re.findall(r"[\w-]+", wrong[2]), 1)
+            message += f"; did you mean {close[0]}?" if close else ""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
@@ -136,37 +143,61 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+_FIRST = """\
+to begin with:
+  ade-fast train --data table.csv --out runs/mine   # or a set by name: --data moons
+  ade-fast evaluate runs/mine                       # its log-likelihood on held-out rows
+  ade-fast sample runs/mine --n 1000 --exact resample --out samples.csv
+"""
+_TRAIN = """\
+Trains a model, or goes on training it (--resume). Every setting has a default that suits tables and two-dimensional
+sets; --data and --out are what a first run needs:
+  ade-fast train --data table.csv --out runs/mine
+The directory gets checkpoint.pt, config.json, metrics.csv, summary.json and pictures.
+"""
+
+
 def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(
         prog="ade-fast",
         description="Adversarial dynamics embedding: train energy-based models by their own sampler.",
+        epilog=_FIRST,
     )
     parser.add_argument("--version", action="version", version=f"ade-fast {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="train on two moons on the CPU and show the result (a few minutes)")
+    def command(name: str, what: str, **options: Any) -> _Parser:
+        options.setdefault("description", f"{what[0].upper()}{what[1:]}.")
+        return commands.add_parser(name, help=what, **options)
+
+    demo = command("demo", "train on two moons on the CPU and show the result (a few minutes)")
     demo.add_argument("--out", type=Path, default=Path(DEMO_DIRECTORY), help="directory to write (default: demo)")
     _add_run_arguments(demo)
     demo.set_defaults(run=_train)
 
-    train = commands.add_parser("train", help="train a model, or go on training it")
+    train = command(
+        "train",
+        "train a model, or go on training it",
+        description=_TRAIN,
+        usage="ade-fast train --out OUT [--data DATA] [--updates UPDATES] [--resume | --overwrite] [SETTING ...]",
+    )
     train.add_argument("--out", type=Path, required=True, help="directory to write")
     _add_run_arguments(train)
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("evaluate", help="score a trained model: held-out likelihood, log Z, samples")
-    evaluate.add_argument("directory", type=Path, help="the --out of a run")
+    evaluate = command("evaluate", "score a trained model: held-out likelihood, log Z, samples")
+    evaluate.add_argument("directory", type=Path, help="the --out of a run, or a file of ade.save")
     evaluate.add_argument("--data", help="file of held-out rows (default: the run's own test rows, or a fresh draw)")
     evaluate.add_argument("--seed", type=config.flag_type(int), default=0, help="seed of the evaluation (default: 0)")
     evaluate.set_defaults(run=_evaluate)
 
-    compare = commands.add_parser("compare", help="finished runs beside each other: scores, and settings that differ")
+    compare = command("compare", "finished runs beside each other: scores, and settings that differ")
     compare.add_argument("directories", type=Path, nargs="+", metavar="RUN", help="the --out of a run")
     compare.add_argument("--out", type=Path, help=".png file to write: scores over the updates, and at the end")
     compare.set_defaults(run=_compare)
 
-    sample = commands.add_parser("sample", help="draw samples from a trained model")
-    sample.add_argument("directory", type=Path, help="the --out of a run")
+    sample = command("sample", "draw samples from a trained model")
+    sample.add_argument("directory", type=Path, help="the --out of a run, or a file of ade.save")
     sample.add_argument("--n", type=config.flag_type(int), default=1000, help="number of samples (default: 1000)")
     sample.add_argument("--seed", type=config.flag_type(int), default=0, help="seed of the samples (default: 0)")
     sample.add_argument(
@@ -175,10 +206,10 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         default="none",
         help="samples of p_f itself, by resampling or Metropolis-Hastings, instead of the sampler's (default: none)",
     )
-    sample.add_argument("--out", type=Path, required=True, help=".npy file to write, float32 (n, *event)")
+    sample.add_argument("--out", type=Path, required=True, help=".npy file to write, float32 (n, *event), or .csv")
     sample.set_defaults(run=_sample)
 
-    complete = commands.add_parser("complete", help="complete the lower halves of test images by a model of images")
+    complete = command("complete", "complete the lower halves of test images by a model of images")
     complete.add_argument("directory", type=Path, help="the --out of a run on images")
     complete.add_argument("--n", type=config.flag_type(int), default=12, help="number of images (default: 12)")
     complete.add_argument("--runs", type=config.flag_type(int), default=20, help="runs of the dynamics (default: 20)")
@@ -186,7 +217,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     complete.add_argument("--out", type=Path, help=".png file to write (default: completion.png in the run)")
     complete.set_defaults(run=_complete)
 
-    reproduce = commands.add_parser("reproduce", help="make the paper's tables and figures again, beside its numbers")
+    reproduce = command("reproduce", "make the paper's tables and figures again, beside its numbers")
     reproduce.add_argument("target", choices=REPRODUCED, help="which one; deviations: one change at a time")
     reproduce.add_argument("--out", type=Path, required=True, help="directory to write, or to go on with")
     reproduce.add_argument(
@@ -200,10 +231,10 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     reproduce.add_argument("--no-progress", action="store_true", help="do not say what has ended")
     reproduce.set_defaults(run=_reproduce)
 
-    info = commands.add_parser("info", help="version, build, devices, and which fast paths are on")
+    info = command("info", "version, build, devices, and which fast paths are on")
     info.set_defaults(run=_show_info)
 
-    completion = commands.add_parser("completion", help="print a completion script for the shell")
+    completion = command("completion", "print a completion script for the shell")
     completion.add_argument(
         "shell",
         choices=("bash", "zsh", "tcsh"),
@@ -212,8 +243,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     completion.set_defaults(run=_completion)
 
-    for command in (demo, train, evaluate, compare, sample, complete, reproduce, info, completion):
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for parsed in commands.choices.values():
+        parsed.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser, commands.choices
 
 
@@ -275,13 +306,16 @@ def _completion(arguments: argparse.Namespace) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    if arguments.out.suffix != ".npy":
-        raise UserError(f"--out must name a .npy file, got {arguments.out}")
+    if arguments.out.suffix not in (".npy", ".csv"):
+        raise UserError(f"--out must name a .npy or a .csv file, got {arguments.out}")
     files.remove_leftovers(arguments.out.parent, arguments.out.name)
     model = trained.load(arguments.directory)
     samples = model.sample(arguments.n, arguments.seed, arguments.exact).numpy()
     buffer = io.BytesIO()
-    np.save(buffer, samples)
+    if arguments.out.suffix == ".npy":
+        np.save(buffer, samples)
+    else:  # nine digits tell float32 numbers apart
+        np.savetxt(buffer, samples.reshape(len(samples), -1), fmt="%.9g", delimiter=",")
     files.write_atomically(arguments.out, buffer.getvalue())
     exact = "" if arguments.exact == "none" else f", exact by {arguments.exact}"
     print(f"{arguments.out}: float32 {samples.shape}{exact}, players of update {model.update}")

@@ -152,6 +152,12 @@ def test_sample_writes_float32_rows_the_same_for_the_same_seed(run, tmp_path, ca
     assert (a == ade.load(run).sample(50, seed=0).numpy()).all()
 
 
+def test_samples_of_a_table_are_had_as_a_table(run, tmp_path, capsys):
+    for name in ("s.npy", "s.csv"):
+        assert main(["sample", str(run), "--n", "20", "--out", str(tmp_path / name)]) == 0
+    assert np.array_equal(ade.data.load_table(tmp_path / "s.csv").numpy(), np.load(tmp_path / "s.npy"))
+
+
 @pytest.mark.parametrize("exact", ["resample", "metropolis"])
 def test_exact_samples_are_those_of_the_loaded_model(exact, run, tmp_path, capsys):
     out = tmp_path / "s.npy"
@@ -287,7 +293,7 @@ MISTAKES = {
     "sample nothing": (["sample", "nowhere", "--out", "s.npy"], "nowhere is not a directory"),
     "sample empty": (["sample", ".", "--out", "s.npy"], "checkpoint.pt does not exist; train first"),
     "sample damaged": (["sample", "damaged", "--out", "s.npy"], "damaged or not a checkpoint"),
-    "sample as text": (["sample", "{run}", "--out", "s.txt"], "--out must name a .npy file"),
+    "sample as text": (["sample", "{run}", "--out", "s.txt"], "--out must name a .npy or a .csv file"),
     "sample fewer than none": (
         ["sample", "{run}", "--n", "-1", "--out", "s.npy"],
         "n must be an integer >= 0, got -1",
@@ -529,8 +535,10 @@ def test_ctrl_c_at_a_terminal_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ([], "the following arguments are required: command"),
+        ([], "the following arguments are required: COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
+        (["trane"], "did you mean train?"),
+        (["sample", "r", "--out", "s.npy", "--exact", "resampel"], "did you mean resample?"),
         (["train"], "required: --out"),
         (["train", "--out", "x", "--updates", "many"], "--updates: must be an integer, got 'many'"),
         (["train", "--out", "x", "--hidden", "8,x"], "--hidden: must be whole numbers separated by commas, got '8,x'"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from training_cases import TINY
 
 import ade_fast as ade
 from ade_fast.training import CheckpointError
@@ -43,9 +44,9 @@ def test_mistakes_are_one_line(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         ade.restore(model(), tmp_path / "other.pt")
     ade.training.checkpoint.save_checkpoint(path, {"potential": {}})
-    with pytest.raises(CheckpointError, match=r"was not written by ade\.save"):
+    with pytest.raises(CheckpointError, match=r"has no ADE of ade\.save"):
         ade.restore(model(), path)
-    with pytest.raises(TypeError, match=r"save: model must be an ade\.ADE, got Linear"):
+    with pytest.raises(TypeError, match=r"save: model must be an ade\.ADE or what ade\.fit returns, got Linear"):
         ade.save(nn.Linear(2, 2), path)
     f = nn.Linear(2, 1)
     plain = ade.ADE(
@@ -53,3 +54,35 @@ def test_mistakes_are_one_line(tmp_path) -> None:
     )
     with pytest.raises(ValueError, match=r"save: potential must be an nn\.Module"):
         ade.save(plain, path)
+
+
+SHORT = {key: value for key, value in TINY.to_dict().items() if key not in ("data", "seed")} | {"progress": False}
+NO_DENSITY = {"bound": "elbo", "sampler_bound": "elbo", "momentum_weight": 0.0}
+
+
+@pytest.mark.parametrize("settings", [{}, NO_DENSITY], ids=["density", "no density"])
+def test_a_trained_model_comes_back_from_one_file(settings, tmp_path) -> None:
+    """With a density and without; `ade.load` needs neither the rows nor a directory."""
+    rows = torch.randn(200, 3, generator=torch.Generator().manual_seed(2)) * torch.tensor([1.0, 100.0, 1e-4])
+    first = ade.fit(rows, **SHORT | settings)
+    ade.save(first, tmp_path / "model.pt")
+    second = ade.load(tmp_path / "model.pt")
+    assert repr(second) == repr(first) and "\n" not in repr(first) and len(repr(first)) < 200
+    assert second.density == first.density and (first.density is None) == (settings is NO_DENSITY)
+    assert second.sample(20, seed=5).equal(first.sample(20, seed=5))
+    assert second.config == first.config and second.fingerprint == first.fingerprint
+    if first.density is not None:
+        assert second.log_prob(rows).equal(first.log_prob(rows))
+    with pytest.raises(CheckpointError, match=r"has no ADE of ade\.save; ade\.load reads trained models"):
+        ade.restore(model(), tmp_path / "model.pt")
+
+
+def test_a_trained_model_of_ones_own_potential_asks_for_it(tmp_path) -> None:
+    f = ade.MLPPotential(2, (32,))
+    rows = torch.randn(200, 2, generator=torch.Generator().manual_seed(3))
+    first = ade.fit(rows, f, **SHORT)
+    first.save(tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"load: .*model\.pt was given its potential; pass potential="):
+        ade.load(tmp_path / "model.pt")
+    second = ade.load(tmp_path / "model.pt", potential=ade.MLPPotential(2, (32,)))
+    assert second.log_prob(rows).equal(first.log_prob(rows)) and second.given == (True, False)

@@ -70,11 +70,9 @@ def check_given(name: str, given: Given, wanted: Sequence[bool], directory: str 
     """
     for player, module, needed in zip(Given._fields, given, wanted, strict=True):
         if needed and module is None:
-            raise ValueError(
-                f"{name}: the run in {directory} was given its {player}; pass {player}=, a module of the same making"
-            )
+            raise ValueError(f"{name}: {directory} was given its {player}; pass {player}=, a module of the same making")
         if module is not None and not needed:
-            raise ValueError(f"{name}: the run in {directory} has the settings' own {player}; leave out {player}=")
+            raise ValueError(f"{name}: {directory} has the settings' own {player}; leave out {player}=")
 
 
 # A mean that is large beside the spread costs float32 its digits: rows are read, and standardised, in float64.

@@ -47,7 +47,7 @@ def goes_on(directory: Path, *, resume: bool, overwrite: bool) -> bool:
     if ours and not overwrite:
         raise ConfigError(
             f"{directory} holds a run already; go on with --resume, replace it with --overwrite, or choose another "
-            "--out"
+            "--out (in Python: resume=True, overwrite=True, out)"
         )
     if not ours or any(map(os.path.isdir, present)):
         raise ConfigError(

@@ -264,7 +264,7 @@ def _run(
     bar = tqdm(
         total=config.updates,
         initial=trainer.update,
-        desc=Path(config.data).name,
+        desc="fit" if config.data == GIVEN else Path(config.data).name,
         unit=" updates",
         disable=not progress,
         dynamic_ncols=True,

@@ -11,22 +11,26 @@ from torch.optim import Optimizer
 from .checkpoint import CheckpointError, check_finite, load_checkpoint, save_checkpoint, understanding
 from .objective import ADE
 from .sharding import has_parts
+from .trained import TrainedModel
 
 _KIND = "ADE"
 _OPTIMIZERS = ("potential_optimizer", "sampler_optimizer")
 
 
-def save(model: ADE, path: str | Path) -> None:
-    """Writes both players, both optimizers and the number of updates, atomically. (No random state, and no settings:
-    `restore` fills a model that was built the same way.) Of an `ade.shard` potential, by all processes together, a
-    directory of torch.distributed.checkpoint.
+def save(model: ADE | TrainedModel, path: str | Path) -> None:
+    """Writes a model to a file, atomically.
 
-    Raises: TypeError if ``model`` is no ADE; ValueError if its potential is no module, whose parameters nobody knows.
+    Of an `ADE` both players, both optimizers and the number of updates. (No random state, and no settings: `restore`
+    fills a model that was built the same way; of an `ade.shard` potential, by all processes together, the path becomes a
+    directory of torch.distributed.checkpoint.) Of a `TrainedModel` all there is: `load` makes it again.
+
+    Raises: TypeError if ``model`` is neither; ValueError if its potential is no module, whose parameters nobody knows.
     """
-    _check("save", model)
+    if isinstance(model, TrainedModel):
+        return model.save(path)
+    _check("save", model, " or what ade.fit returns")
     if has_parts(model):
-        _save_parts(model, Path(path))
-        return
+        return _save_parts(model, Path(path))
     optimizers = {name: getattr(model, name) for name in _OPTIMIZERS}
     save_checkpoint(
         path,
@@ -50,7 +54,7 @@ def restore(model: ADE, path: str | Path) -> ADE:
         return _restore_parts(model, Path(path))
     state = load_checkpoint(path)
     if state.get("kind") != _KIND:
-        raise CheckpointError(f"checkpoint: {path} was not written by ade.save; ade.load reads the directories of runs")
+        raise CheckpointError(f"checkpoint: {path} has no ADE of ade.save; ade.load reads trained models, and runs")
     with understanding(path):
         check_finite(state["players"])
         model.load_state_dict(state["players"])
@@ -98,9 +102,9 @@ def _restore_parts(model: ADE, path: Path) -> ADE:
     return model
 
 
-def _check(name: str, model: object) -> None:
+def _check(name: str, model: object, other: str = "") -> None:
     if not isinstance(model, ADE):
-        raise TypeError(f"{name}: model must be an ade.ADE, got {type(model).__name__}")
+        raise TypeError(f"{name}: model must be an ade.ADE{other}, got {type(model).__name__}")
     if not isinstance(model.potential, nn.Module):
         raise ValueError(
             f"{name}: potential must be an nn.Module, so that its parameters can be seen, got "

@@ -20,7 +20,7 @@ from ..weights import default_momentum_weight
 from . import memory
 from ._arguments import SEEDS, integer
 from .build import Given, build_players, check_given, resolve_device
-from .checkpoint import CheckpointError, check_finite, load_checkpoint, understanding
+from .checkpoint import CheckpointError, check_finite, load_checkpoint, save_checkpoint, understanding
 from .config import Config
 from .directory import CHECKPOINT
 from .sampler import DualSampler
@@ -28,6 +28,7 @@ from .score import Score
 from .source import AnySpace, space_of
 
 _CHUNK = 10_000
+_KIND = "TrainedModel"
 EXACT = ("none", "resample", "metropolis")
 """How `TrainedModel.sample` may draw."""
 
@@ -52,6 +53,7 @@ class TrainedModel:
         fingerprint: of the rows it learned from; None for a toy set.
         density: log Z of f in z with its standard error, and the sampler's effective sample size; None where the
             sampler has no density to form weights with.
+        given: whether potential and sampler came from the caller of `ade.fit` instead of from the settings.
     """
 
     potential: nn.Module
@@ -61,6 +63,14 @@ class TrainedModel:
     space: AnySpace
     density: LogZ | None
     fingerprint: str | None = None
+    given: tuple[bool, bool] = (False, False)
+
+    def __repr__(self) -> str:
+        """In one line: the settings and the modules are attributes, and fill screens."""
+        parts = (type(getattr(self.potential, "potential", self.potential)), type(self.sampler.dynamics))
+        known = "no density" if self.density is None else f"log_z={self.density.log_z:.4g}, ess={self.density.ess:.3g}"
+        kinds = ", ".join(part.__name__ for part in parts)
+        return f"TrainedModel({self.config.data}, event={self.event}, {kinds}, update={self.update}, {known})"
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -88,6 +98,27 @@ class TrainedModel:
     def ess(self) -> float:
         """The sampler's effective sample size, a fraction. Raises: NoDensityError."""
         return self._known("ess").ess
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model, in one file, atomically: `ade.load` reads it. (Of what a run needs to go on, nothing.)
+
+        Raises: OSError.
+        """
+        density = None if self.density is None else list(self.density)
+        state = {
+            "kind": _KIND,
+            "config": self.config.to_dict(),
+            "given": list(self.given),
+            "best": {
+                "potential": self.potential.state_dict(),
+                "sampler": self.sampler.state_dict(),
+                "update": self.update,
+            },
+            "space": self.space.state_dict(),
+            "density": density,
+            "data": self.fingerprint,
+        }
+        save_checkpoint(path, state)
 
     def log_prob(self, x: Any) -> Tensor:
         """log p(x), normalised, in the data's units: f(z) - log Z + log|dz/dx|.
@@ -172,16 +203,17 @@ class TrainedModel:
 
 
 def load(
-    directory: str | Path,
+    path: str | Path,
     device: str | torch.device = "cpu",
     *,
     potential: nn.Module | None = None,
     sampler: DualSampler | None = None,
 ) -> TrainedModel:
-    """Opens the run in a directory written by ``ade-fast train``, `ade.fit` or :func:`train`.
+    """Opens what was trained: the directory of a run of ``ade-fast train``, `ade.fit` or :func:`train`, or a file of
+    `TrainedModel.save`.
 
     Args:
-        directory: of the run.
+        path: of the directory, or of the file.
         device: where the players are to be.
         potential, sampler: where `ade.fit` was given modules of its caller's own: modules of the same making, which
             are copied and get the trained weights.
@@ -191,18 +223,19 @@ def load(
         ConfigError: there is no such device.
         TypeError, ValueError: a module is missing, or was not asked for.
     """
-    directory = Path(directory)
-    path = directory / CHECKPOINT
-    device = resolve_device(device)
-    if not os.path.isdir(directory):
-        raise CheckpointError(f"load: {directory} is not a directory; give the --out of a run")
+    named, device = Path(path), resolve_device(device)
+    if not os.path.lexists(named):
+        raise CheckpointError(f"load: {named} is not a directory or file; give a run's --out, or what ade.save wrote")
+    path = named / CHECKPOINT if os.path.isdir(named) else named
     state, given = load_checkpoint(path), Given(potential, sampler)
     with understanding(path):
         config = Config.from_dict({**state["config"], "device": "cpu"})
-        wanted = state["given"]
+        wanted = tuple(state["given"])
         best, space = state["best"], space_of(state["space"])
-        density = Score.from_state_dict(best["score"]).density if state["density"] is None else LogZ(*state["density"])
-    check_given("load", given, wanted, directory)
+        density = None if state["density"] is None else LogZ(*state["density"])
+        if density is None and state.get("kind") != _KIND:  # a run that was stopped, and not scored at its end
+            density = Score.from_state_dict(best["score"]).density
+    check_given("load", given, wanted, named)
     with understanding(path):
         players = build_players(config, space, given)
         for module, weights in zip(players, (best["potential"], best["sampler"]), strict=True):
@@ -210,7 +243,7 @@ def load(
             module.load_state_dict(weights)
             module.eval().requires_grad_(False)
         config = dataclasses.replace(config, device=state["config"]["device"])
-        model = TrainedModel(*players, config, best["update"], space, density, state["data"])
+        model = TrainedModel(*players, config, best["update"], space, density, state["data"], wanted)
     model.potential.to(device)
     model.sampler.to(device)
     return model

@@ -229,7 +229,8 @@ class Trainer:
             player.load_state_dict(weights)
             player.eval().requires_grad_(False)
         density = self.best.score.density if self.density is None else self.density
-        return TrainedModel(*players, self.config, self.best.update, self.space, density, self.source.fingerprint)
+        best, source, given = self.best, self.source, self.given.which()
+        return TrainedModel(*players, self.config, best.update, self.space, density, source.fingerprint, given)
 
     def settle(self) -> None:
         """Moves the replay buffer's chains on under the chosen f, once.
