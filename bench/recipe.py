@@ -146,7 +146,7 @@ def run(variant: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         "resolved": _resolved(settings),  # the defaults of the day included
         "commit": common.commit(),
     }
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory(prefix="ade_fast_recipe_") as folder:
         try:
             summary = ade.training.train(Config.from_dict(dict(settings)), folder, progress=False)
@@ -159,6 +159,7 @@ def run(variant: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         **{name: getattr(summary, name) for name in _REPORTED},
         **_scores(model, settings["data"]),
         "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(time.process_time() - worked, 1),  # what a core of its own would have taken
     }
 
 
@@ -203,6 +204,15 @@ def _measured(paths: Sequence[Path], jobs: Sequence[tuple[str, dict[str, Any]]])
     return rows
 
 
+def _chosen(
+    jobs: list[tuple[str, dict[str, Any]]], beginnings: Sequence[str], seeds: Sequence[int] | None
+) -> list[tuple[str, dict[str, Any]]]:
+    """Those of the seeds whose variants begin with one of the words, in the words' order; no words, no seeds: all."""
+    jobs = [job for job in jobs if seeds is None or job[1]["seed"] in seeds]
+    found = [job for word in beginnings for job in jobs if job[0].startswith(word)]
+    return [job for i, job in enumerate(found) if job not in found[:i]] if beginnings else jobs
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cores = len(os.sched_getaffinity(0))
@@ -210,6 +220,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=cores, help="runs side by side (default: all cores)")
     parser.add_argument("--updates", type=int, help="fewer updates, for a smoke test; needs --out")
     parser.add_argument("--only", help="one set only; needs --out")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="only the missing runs of variants whose names begin so, in this order",
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="only the missing runs of these seeds")
     parser.add_argument("--again", action="store_true", help="measure every row again")
     parser.add_argument("--out", type=Path, help="results file (default: in bench/results/)")
     args = parser.parse_args(argv)
@@ -236,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     earlier = [] if args.again else [path, *([] if args.out else sorted(records.RESULTS.glob("recipe-*.json")))]
     results["runs"] = _measured(earlier, jobs)
     done = [(row["variant"], row["settings"]) for row in results["runs"]]
-    todo = [job for job in jobs if job not in done]
+    todo = _chosen([job for job in jobs if job not in done], args.variants, args.seeds)
     records.write_results(results, path)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with concurrent.futures.ProcessPoolExecutor(args.jobs, context) as pool:
