@@ -33,6 +33,7 @@ import torch
 import ade_fast as ade
 from ade_fast.data import TOY_NAMES
 from ade_fast.training import Config, DivergenceError
+from ade_fast.training.dynamics_config import RECIPES
 
 # Scores of the table, beside the run's own test: on many more fresh points, and by grids.
 SCORE_POINTS = 50_000
@@ -74,9 +75,9 @@ ABLATION: dict[str, dict[str, Any]] = {
 
 # The half-step's variance, √(η/2) at η = 0.1: what makes Langevin's steps their own reverse, to first order.
 _QUIET = {"noise_std": math.sqrt(0.1 / 2)}
-_SMALL = {"dynamics": "deterministic", "step_size": 0.01, "learn_step_size": False}
-# Its updates cost several times those of leapfrog; a run of minutes has fewer of them, of fewer points.
-_CONTINUOUS = {"dynamics": "continuous", "updates": 1000, "batch_size": 128, "rtol": 0.01}
+# What the command line takes for these dynamics.
+_SMALL = {"dynamics": "deterministic", **RECIPES["deterministic"]}
+_CONTINUOUS = {"dynamics": "continuous", **RECIPES["continuous"]}
 
 
 def _each_length(name: str, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -91,9 +92,11 @@ DYNAMICS: dict[str, dict[str, Any]] = {
     **_each_length("annealed leapfrog", {"dynamics": "annealed"}),
     **_each_length("Langevin, σ = √η", {"dynamics": "langevin"}),
     **_each_length("Langevin, σ = √(η/2)", {"dynamics": "langevin", **_QUIET}),
+    "generalized Langevin, σ = √(η/2), T = 2": {"dynamics": "generalized-langevin", **_QUIET},
     **_each_length("deterministic Langevin, η = 0.01 fixed", _SMALL),
     "deterministic Langevin, T = 2": {"dynamics": "deterministic"},
     "continuous Langevin, 1000 updates of 128": _CONTINUOUS,
+    "generalized continuous, 1000 updates of 128": {**_CONTINUOUS, "dynamics": "generalized-continuous"},
 }
 
 
