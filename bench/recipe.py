@@ -33,6 +33,7 @@ import torch
 import ade_fast as ade
 from ade_fast.data import TOY_NAMES
 from ade_fast.training import Config, DivergenceError
+from ade_fast.training.dynamics_config import RECIPES
 
 # Scores of the table, beside the run's own test: on many more fresh points, and by grids.
 SCORE_POINTS = 50_000
@@ -74,9 +75,9 @@ ABLATION: dict[str, dict[str, Any]] = {
 
 # The half-step's variance, √(η/2) at η = 0.1: what makes Langevin's steps their own reverse, to first order.
 _QUIET = {"noise_std": math.sqrt(0.1 / 2)}
-_SMALL = {"dynamics": "deterministic", "step_size": 0.01, "learn_step_size": False}
-# Its updates cost several times those of leapfrog; a run of minutes has fewer of them, of fewer points.
-_CONTINUOUS = {"dynamics": "continuous", "updates": 1000, "batch_size": 128, "rtol": 0.01}
+# What the command line takes for these dynamics.
+_SMALL = {"dynamics": "deterministic", **RECIPES["deterministic"]}
+_CONTINUOUS = {"dynamics": "continuous", **RECIPES["continuous"]}
 
 
 def _each_length(name: str, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -91,9 +92,11 @@ DYNAMICS: dict[str, dict[str, Any]] = {
     **_each_length("annealed leapfrog", {"dynamics": "annealed"}),
     **_each_length("Langevin, σ = √η", {"dynamics": "langevin"}),
     **_each_length("Langevin, σ = √(η/2)", {"dynamics": "langevin", **_QUIET}),
+    "generalized Langevin, σ = √(η/2), T = 2": {"dynamics": "generalized-langevin", **_QUIET},
     **_each_length("deterministic Langevin, η = 0.01 fixed", _SMALL),
     "deterministic Langevin, T = 2": {"dynamics": "deterministic"},
     "continuous Langevin, 1000 updates of 128": _CONTINUOUS,
+    "generalized continuous, 1000 updates of 128": {**_CONTINUOUS, "dynamics": "generalized-continuous"},
 }
 
 
@@ -146,7 +149,7 @@ def run(variant: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         "resolved": _resolved(settings),  # the defaults of the day included
         "commit": common.commit(),
     }
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory(prefix="ade_fast_recipe_") as folder:
         try:
             summary = ade.training.train(Config.from_dict(dict(settings)), folder, progress=False)
@@ -159,6 +162,7 @@ def run(variant: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         **{name: getattr(summary, name) for name in _REPORTED},
         **_scores(model, settings["data"]),
         "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(time.process_time() - worked, 1),  # what a core of its own would have taken
     }
 
 
@@ -203,6 +207,15 @@ def _measured(paths: Sequence[Path], jobs: Sequence[tuple[str, dict[str, Any]]])
     return rows
 
 
+def _chosen(
+    jobs: list[tuple[str, dict[str, Any]]], beginnings: Sequence[str], seeds: Sequence[int] | None
+) -> list[tuple[str, dict[str, Any]]]:
+    """Those of the seeds whose variants begin with one of the words, in the words' order; no words, no seeds: all."""
+    jobs = [job for job in jobs if seeds is None or job[1]["seed"] in seeds]
+    found = [job for word in beginnings for job in jobs if job[0].startswith(word)]
+    return [job for i, job in enumerate(found) if job not in found[:i]] if beginnings else jobs
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cores = len(os.sched_getaffinity(0))
@@ -210,6 +223,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=cores, help="runs side by side (default: all cores)")
     parser.add_argument("--updates", type=int, help="fewer updates, for a smoke test; needs --out")
     parser.add_argument("--only", help="one set only; needs --out")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="only the missing runs of variants whose names begin so, in this order",
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="only the missing runs of these seeds")
     parser.add_argument("--again", action="store_true", help="measure every row again")
     parser.add_argument("--out", type=Path, help="results file (default: in bench/results/)")
     args = parser.parse_args(argv)
@@ -236,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     earlier = [] if args.again else [path, *([] if args.out else sorted(records.RESULTS.glob("recipe-*.json")))]
     results["runs"] = _measured(earlier, jobs)
     done = [(row["variant"], row["settings"]) for row in results["runs"]]
-    todo = [job for job in jobs if job not in done]
+    todo = _chosen([job for job in jobs if job not in done], args.variants, args.seeds)
     records.write_results(results, path)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with concurrent.futures.ProcessPoolExecutor(args.jobs, context) as pool:

@@ -255,6 +255,7 @@ def op_unroll(data: Data, precision: str = "highest") -> Results:
         True,
         False,
         *data.bridge().values(),
+        True,
     )
     ends = ("start_value", "end_value", "end_gradient", "hidden")  # of the CPU alone
     return named(out, "x_end", "v_end", "x", "v", "bits", "products", "value", "gradient", *ends)
@@ -265,7 +266,7 @@ def op_unroll_backward(data: Data, kept: Results, precision: str = "highest", we
     out = torch.ops.ade_fast.mlp_unroll_backward(
         data.dx, data.dv, data.v0, *data.steps(), data.weights, data.biases, kept["x"], kept["v"], bits,
         data.x0.new_empty(0), *data.network(precision), *data.clips(), weights, data.dv_all,
-        *data.bridge().values(),
+        *data.bridge().values(), True,
     )  # fmt: skip
     steps = ("dkick", "ddrift", "dlog_decay", "dlog_stretch")
     return named(out, "dx0", "dv0", *steps, *(f"d{name}" for name in BRIDGE), "adjoint", "dweights", "dbiases")
@@ -328,12 +329,13 @@ class Host:
         states, bits = (p.rows, p.dim), (p.steps + 1, p.rows, p.units // 8)
         outputs = {
             "x_end": unwritten(*states), "v_end": unwritten(*states),
-            **{name: unwritten(p.steps + 1, *states) if keep else None for name in ("x", "v")},
+            **{name: unwritten(p.steps + 1, *states) if keep else None for name in ("x", "v", "gradient")},
+            "value": unwritten(p.steps + 1, p.rows) if keep else None,
             "bits": torch.zeros(bits, dtype=torch.uint8) if p.linear and keep else None,
         }  # fmt: skip
         return self._run("mlp_unroll", data, outputs, **self._dynamics(data), x0=data.x0, v0=data.v0)
 
-    def unroll_backward(self, data: Data, kept: Results, weights: bool = True) -> Results:
+    def unroll_backward(self, data: Data, kept: Results, weights: bool = True, adjoint: bool = True) -> Results:
         p = data.problem
         outputs = {
             "dx0": unwritten(p.rows, p.dim), "dv0": unwritten(p.rows, p.dim),
@@ -341,6 +343,7 @@ class Host:
             "dlog_decay": unwritten(p.steps + 1, p.dim) if p.scaled else None,
             "dlog_stretch": unwritten(p.steps, p.dim) if p.scaled else None,
             **{f"d{name}": None if (t := getattr(data, name)) is None else unwritten(*t.shape) for name in BRIDGE},
+            "adjoint": unwritten(p.steps + 1, 2, p.rows) if adjoint else None,
             **gradients(data, weights),
         }  # fmt: skip
         return self._run(

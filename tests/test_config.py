@@ -16,6 +16,7 @@ from ade_fast.training import (
     Config,
     ConfigError,
     config,
+    dynamics_config,
     plots,
 )
 
@@ -31,6 +32,17 @@ def test_every_setting_is_a_flag_and_a_key_with_help():
         assert field.metadata["help"] and field.metadata["group"] in config.SETTINGS_GROUPS
     assert Config.from_dict(TINY.to_dict()) == TINY
     assert Config.from_dict(json.loads(json.dumps(TINY.to_dict()))) == TINY
+
+
+@pytest.mark.parametrize("dynamics", dynamics_config.DYNAMICS)
+def test_defaults_of_the_dynamics_are_those_of_a_run_that_gives_none(dynamics):
+    own = dynamics_config.RECIPES.get(dynamics, {})
+    assert Config.with_recipe({"dynamics": dynamics}) == dataclasses.replace(Config(), dynamics=dynamics, **own)
+    given = Config.with_recipe({"dynamics": dynamics, "updates": 3000, "step_size": 0.2})
+    assert given.updates == 3000 and given.step_size == 0.2
+    # A summary marks what differs from them; keys alone, as of a file of settings, mean the class's defaults.
+    assert dataclasses.replace(given.recipe(), dynamics=dynamics) == Config.with_recipe({"dynamics": dynamics})
+    assert Config.from_dict({"dynamics": dynamics}).updates == Config().updates
 
 
 def test_flags_are_read_as_the_settings_they_name():

@@ -157,6 +157,9 @@ def test_what_is_not_wanted_changes_nothing_else(testing: ModuleType, activation
     kept = host.unroll(data)
     whole, without = host.unroll_backward(data, kept), host.unroll_backward(data, kept, weights=False)
     assert all(torch.equal(whole[name], without[name]) for name in without) and len(without) < len(whole)
+    undiagnosed = host.unroll_backward(data, kept, adjoint=False)
+    assert whole.keys() - undiagnosed.keys() == {"adjoint"}
+    assert all(torch.equal(whole[name], undiagnosed[name]) for name in undiagnosed)
     both = host.field(data)
     assert torch.equal(host.field(data, grad=False)["value"], both["value"])
     assert torch.equal(host.field(data, value=False)["grad"], both["grad"])

@@ -16,7 +16,8 @@ from training_cases import TINY
 
 import ade_fast as ade
 from ade_fast import functional, plots, reference
-from ade_fast.dynamics.diagnostics import GROWTH
+from ade_fast.dynamics.base import Options
+from ade_fast.dynamics.diagnostics import GROWTH, Alarm, Observed, Watched
 from ade_fast.training import plots as training_plots
 
 MOMENTUM_FIELDS = ("energy", "energy_error", "energy_error_max", "acceptance")
@@ -155,6 +156,65 @@ def test_fused_and_general_way_agree(name: str) -> None:
     assert all((getattr(found, figure) is not None) is conserves for figure in MOMENTUM_FIELDS)
     if name in ("langevin", "annealed"):
         assert 0 < found.grad_clipped.max() < 1
+
+
+def _record(dtype: torch.dtype, rows: int = 7, conserves: bool = True, **absent: None) -> tuple:
+    """A record and what a program may make of it: value, gradient, `Observed`."""
+    shapes = {"force": (4, rows, 3), "v": (4, rows, 3), "drifting": (3, rows, 3), "log_det": (4, rows)}
+    observed = {name: normal(*shape, seed=i).to(dtype) for i, (name, shape) in enumerate(shapes.items())}
+    value, gradient = normal(4, rows, seed=8).to(dtype), normal(4, rows, 2, seed=9).to(dtype)
+    return value, gradient, Observed(**(observed | absent), conserves=conserves)
+
+
+CLIPS = {"none": None, "norm": ade.Clip.norm(1.5), "value": ade.Clip.value(0.7)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "absent",
+    [{}, {"log_det": None}, {"v": None, "drifting": None, "log_det": None}, {"force": None}, {"conserves": False},
+     {"rows": 0}],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("clip", CLIPS)
+def test_one_operator_has_the_figures_of_torchs_own_operations(clip: str, absent: dict, dtype: torch.dtype) -> None:
+    value, gradient, observed = _record(dtype, **absent)
+    options = Options(CLIPS[clip], CLIPS[clip])
+    watched = Watched("Leapfrog", Alarm(), options)
+    found, expected = (f(value, gradient, observed) for f in (watched._figures_at_once, watched._figures_by_torch))
+    assert found.keys() == expected.keys()
+    for name, figure in expected.items():
+        assert found[name].dtype == dtype
+        tolerance = 1e-12 if dtype == DOUBLE else 1e-5
+        torch.testing.assert_close(found[name], figure, rtol=tolerance, atol=tolerance, equal_nan=True, msg=name)
+    if len(value[0]):  # means of nothing are NaN, which opcheck finds to differ
+        arguments = (value, gradient, *observed[:4], *options.clip_codes(), observed.conserves)
+        torch.library.opcheck(torch.ops.ade_fast.unroll_figures.default, arguments)
+
+
+def test_what_is_not_a_number_stays_so_in_the_figures() -> None:
+    value, gradient, observed = _record(DOUBLE)
+    value[2, 3] = observed.v[3, 1, 0] = math.nan
+    watched = Watched("Leapfrog", Alarm(), Options(ade.Clip.norm(1.0), None))
+    found, expected = (f(value, gradient, observed) for f in (watched._figures_at_once, watched._figures_by_torch))
+    for name, figure in expected.items():
+        torch.testing.assert_close(found[name], figure, equal_nan=True, msg=name)
+    assert found["energy_error_max"].isnan().tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"value": torch.zeros(4, 7, dtype=torch.bfloat16)}, "value must be float32 or float64"),
+     ({"gradient": torch.zeros(4, 6, 2)}, "gradient"), ({"v": torch.zeros(4, 7, 2)}, "v must"),
+     ({"log_det": torch.zeros(4)}, "log_det"), ({"grad_bound": -1.0}, "grad")],
+    ids=["value", "gradient", "v", "log_det", "clip"],
+)  # fmt: skip
+def test_wrong_arguments_of_the_operator_are_refused(change: dict, message: str) -> None:
+    value, gradient, observed = _record(torch.float32)
+    given = {"value": value, "gradient": gradient, **dict(zip(Observed._fields[:4], observed[:4], strict=True))}
+    given |= {"grad_clip": 2, "grad_bound": 1.0, "momentum_clip": 0, "momentum_bound": 0.0, "conserves": True}
+    with pytest.raises(RuntimeError, match=f"unroll_figures: .*{message}"):
+        torch.ops.ade_fast.unroll_figures(**(given | change))
 
 
 def _generator(name: str) -> dict:

@@ -46,7 +46,8 @@ def assert_same_state(a, b, where: str = "state") -> None:
 @pytest.mark.parametrize(
     "settings",
     [{"dynamics": "annealed"}, {"dynamics": "langevin"}, {"dynamics": "deterministic"},
-     {"dynamics": "continuous", "time": 0.02}, {"initial": "langevin-flow"}],
+     {"dynamics": "generalized-langevin"}, {"dynamics": "continuous", "time": 0.02},
+     {"dynamics": "generalized-continuous", "time": 0.02}, {"initial": "langevin-flow"}],
 )  # fmt: skip
 def test_the_other_dynamics_and_starts_train(tmp_path, settings):
     config = dataclasses.replace(TINY, updates=4, **settings)

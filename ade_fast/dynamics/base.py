@@ -119,6 +119,10 @@ class Options:
         """`sample_range` for states of that layout."""
         return SampleRange(layer, self.sample_range, layout)
 
+    def clip_codes(self) -> tuple[int, float, int, float]:
+        """Of `grad_clip` and `momentum_clip`, as the ops take them."""
+        return *clip_code(self.grad_clip), *clip_code(self.momentum_clip)
+
     @property
     def gradient_mode(self) -> GradientMode:
         return "full" if self.gradient == "none" else self.gradient

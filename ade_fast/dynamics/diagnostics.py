@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from .._figures_op import ROWS, unroll_figures
 from .._record import Record
 
 if TYPE_CHECKING:
@@ -195,8 +196,16 @@ class Watched(Record):
         return self._found
 
     def _diagnosed(self, observed: Observed) -> Diagnostics:
-        value, log_det = self.stacked("value"), observed.log_det
-        each = {"value": value, "grad_norm": _norm(self.stacked("gradient"))}  # [n, B]
+        value, gradient = self.stacked("value"), self.stacked("gradient")
+        given = (gradient, observed.force, observed.v, observed.drifting, observed.log_det)
+        # Each of torch's own operations on so little costs more than all of the numbers.
+        at_once = value.device.type == "cpu" and all(t is None or t.dtype == value.dtype for t in given)
+        figures = self._figures_at_once if at_once else self._figures_by_torch
+        return Diagnostics(self._layer, **figures(value, gradient, observed), alarm=self._alarm)
+
+    def _figures_by_torch(self, value: Tensor, gradient: Tensor, observed: Observed) -> dict[str, Tensor]:
+        log_det = observed.log_det
+        each = {"value": value, "grad_norm": _norm(gradient)}  # [n, B]
         others = {
             "grad_clipped": _fraction(observed.force, self._options.grad_clip),
             "momentum_clipped": _fraction(observed.drifting, self._options.momentum_clip),
@@ -213,7 +222,28 @@ class Watched(Record):
         if log_det is not None:
             others["log_det"] = log_det if log_det.dim() == 1 else log_det.mean(1)
         means = torch.stack(list(each.values())).mean(2).unbind()  # of all in one: each is tiny
-        return Diagnostics(self._layer, **dict(zip(each, means, strict=True)), **others, alarm=self._alarm)
+        found = dict(zip(each, means, strict=True)) | others
+        return {name: figure for name, figure in found.items() if figure is not None}
+
+    def _figures_at_once(self, value: Tensor, gradient: Tensor, observed: Observed) -> dict[str, Tensor]:
+        log_det = observed.log_det
+        if log_det is not None:
+            log_det = log_det.view(len(value), -1).expand_as(value)
+        table, momentum_clipped = unroll_figures(
+            value, gradient, observed.force, observed.v, observed.drifting, log_det,
+            *self._options.clip_codes(), observed.conserves,
+        )  # fmt: skip
+        energies = observed.conserves and observed.v is not None
+        present = {
+            "momentum_norm": observed.v is not None,
+            **dict.fromkeys(("energy", "energy_error", "energy_error_max", "acceptance"), energies),
+            "log_det": energies or log_det is not None,
+            "grad_clipped": observed.force is not None,
+        }
+        found = {name: row for name, row in zip(ROWS, table.unbind(), strict=True) if present.get(name, True)}
+        if observed.drifting is not None:
+            found["momentum_clipped"] = momentum_clipped
+        return found
 
     def after_backward(self, norms: Tensor) -> None:
         self._adjoint = norms

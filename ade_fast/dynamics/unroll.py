@@ -337,10 +337,6 @@ def _fused(
             )
         return None  # whatever the module makes of such events
     why = field if isinstance(field, str) else field.refuses(args[0])
-    if why is None and record is not None and args[0].device.type == "cuda":
-        why = "diagnostics=True, which the CUDA kernels do not write down"
-        note_slow_path(f"mlp {why}", f"{layer}: the fused MLP kernels do not take this call ({why}): autograd does")
-        return None
     if why is None and options.range_of(layer, layout).per_dimension:
         why = "a sample_range per dimension"
     if why is not None or options.check_finite:  # the operator does not look at its states one by one

@@ -18,12 +18,14 @@ from ..dynamics import (
     ContinuousLangevin,
     DampedLeapfrog,
     DeterministicLangevin,
+    GeneralizedContinuousLangevin,
     GeneralizedLeapfrog,
     Langevin,
     Leapfrog,
 )
 from ..potentials import ConvPotential, MLPPotential, ResidualPotential, WithBase
 from .config import GIVEN, Config, ConfigError
+from .dynamics_config import CONTINUOUS, LANGEVIN
 from .image_source import ImageSource, ImageSpace
 from .sampler import DualSampler
 from .source import AnySpace, Source, TableSource, ToySource
@@ -50,6 +52,19 @@ class ScaleShiftNet(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         output = self.output(torch.tanh(self.hidden(torch.cat(inputs, dim=1))))
         return inputs[0] + output if self.residual else output
+
+
+class VelocityNet(ScaleShiftNet):
+    """h(∇f, f, x) of the generalized continuous dynamics: ∇f and a network that starts at zero.
+
+    Shapes: ∇f and x [B, dim], f [B] -> [B, dim].
+    """
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__(dim, 3, hidden, residual=True)
+
+    def forward(self, grad: Tensor, value: Tensor, x: Tensor) -> Tensor:
+        return super().forward(grad, value.unsqueeze(1).expand_as(x), x)
 
 
 class Given(NamedTuple):
@@ -196,14 +211,16 @@ def _image_start(config: Config, space: ImageSpace) -> initial.InitialDistributi
 
 
 def _build_dynamics(config: Config, space: AnySpace) -> nn.Module:
-    if config.dynamics == "continuous":
+    event, hidden = space.event, config.network_hidden
+    if config.dynamics in CONTINUOUS:
+        # By the solver's own graph: f is small, and the adjoint would take twice as long.
+        solved = {"solver": config.solver, "rtol": config.rtol, "atol": 0.1 * config.rtol, "adjoint": False}
         try:
-            # By the solver's own graph: f is small, and the adjoint would take twice as long.
-            tolerances = {"rtol": config.rtol, "atol": 0.1 * config.rtol}
-            return ContinuousLangevin(config.time, solver=config.solver, adjoint=False, **tolerances)
+            if config.dynamics == "continuous":
+                return ContinuousLangevin(config.time, **solved)
+            return GeneralizedContinuousLangevin(VelocityNet(*event, hidden), config.time, **solved)
         except ImportError as error:
-            raise ConfigError(f"configuration: dynamics is continuous: {error}") from error
-    event = space.event
+            raise ConfigError(f"configuration: dynamics is {config.dynamics}: {error}") from error
     shape = {"all": (), "dimension": event, "step": (config.n_steps, *event)}[config.step_size_per]
     step_size = torch.full(shape, config.step_size)
     make_clip = Clip.norm if config.clip == "norm" else Clip.value
@@ -218,9 +235,12 @@ def _build_dynamics(config: Config, space: AnySpace) -> nn.Module:
     if config.dynamics == "deterministic":
         own = {name: options[name] for name in ("learn_step_size", "gradient", "memory")}
         return DeterministicLangevin(config.n_steps, step_size, log_det=config.log_det, **own)
-    if config.dynamics == "langevin":
+    if config.dynamics in LANGEVIN:
         noise_std = None if config.noise_std is None else torch.full(shape, config.noise_std)
         own = {"noise_std": noise_std, "learn_noise_std": config.learn_noise_std}
+        if config.dynamics != "langevin":
+            own["shift_v"] = ScaleShiftNet(*event, 2, hidden, residual=True)
+            own["shift_x"] = ScaleShiftNet(*event, 1, hidden, residual=True)
         return Langevin(config.n_steps, step_size, **own, **options)
     if config.dynamics == "annealed":
         del options["momentum_clip"], options["sample_range"]  # it has neither: its weights need v and x as they are
@@ -228,7 +248,7 @@ def _build_dynamics(config: Config, space: AnySpace) -> nn.Module:
     if config.dynamics == "damped":
         return DampedLeapfrog(config.n_steps, step_size, config.damping, **options)
     if config.dynamics == "generalized":
-        (dim,), hidden = event, config.network_hidden
+        (dim,) = event
         return GeneralizedLeapfrog(
             config.n_steps,
             step_size,

@@ -14,6 +14,7 @@ from ..data import TOY_NAMES
 from ..metrics.mmd import FINE
 from .config import SETTINGS_GROUPS, Config
 from .directory import CHECKPOINT, CONVERGENCE, ENERGIES, FIGURE
+from .dynamics_config import CONTINUOUS, LANGEVIN, WITH_NETWORKS, WITHOUT_MOMENTUM
 
 # Settings that the summary tells in words, or that change nothing about the result.
 _ELSEWHERE = ("data", "seed", "updates", "batch_size", "device", "threads")
@@ -21,7 +22,6 @@ NO_MATTER = (
     *("checkpoint_every", "log_every", "tensorboard", "pictures_every", "max_gap"),
     *("validation_samples", "likelihood_samples", "test_samples", "test_likelihood_samples", "test_permutations"),
 )
-_WITHOUT_MOMENTUM = ("deterministic", "continuous")
 _OF_STEPS = ("n_steps", "step_size", "step_size_per", "learn_step_size", "gradient", "memory")
 # Settings, and when they have something to say; the others always do.
 _MATTER_WHERE = {
@@ -35,21 +35,21 @@ _MATTER_WHERE = {
     "spline_bins": lambda config: config.initial == "spline",
     "initial_std": lambda config: config.initial not in ("spline", "replay"),
     "refresh": lambda config: config.dynamics == "annealed",
-    "momentum_clip": lambda config: config.dynamics not in ("annealed", *_WITHOUT_MOMENTUM),
-    "grad_clip": lambda config: config.dynamics not in _WITHOUT_MOMENTUM,
-    "clip": lambda config: config.dynamics not in _WITHOUT_MOMENTUM,
-    "clip_samples": lambda config: config.dynamics not in ("annealed", *_WITHOUT_MOMENTUM),
-    "momentum_weight": lambda config: config.dynamics not in _WITHOUT_MOMENTUM,
-    "noise_std": lambda config: config.dynamics == "langevin" or config.initial == "replay",
+    "momentum_clip": lambda config: config.dynamics not in ("annealed", *WITHOUT_MOMENTUM),
+    "grad_clip": lambda config: config.dynamics not in WITHOUT_MOMENTUM,
+    "clip": lambda config: config.dynamics not in WITHOUT_MOMENTUM,
+    "clip_samples": lambda config: config.dynamics not in ("annealed", *WITHOUT_MOMENTUM),
+    "momentum_weight": lambda config: config.dynamics not in WITHOUT_MOMENTUM,
+    "noise_std": lambda config: config.dynamics in LANGEVIN or config.initial == "replay",
     **{name: lambda config: config.initial == "replay" for name in ("buffer_size", "reinit")},
     "potential": lambda config: config.of_images,
     "activation": lambda config: not config.of_images,
-    "learn_noise_std": lambda config: config.dynamics == "langevin",
+    "learn_noise_std": lambda config: config.dynamics in LANGEVIN,
     "log_det": lambda config: config.dynamics == "deterministic",
-    **{name: lambda config: config.dynamics == "continuous" for name in ("time", "solver", "rtol")},
-    **{name: lambda config: config.dynamics != "continuous" for name in _OF_STEPS},
+    **{name: lambda config: config.dynamics in CONTINUOUS for name in ("time", "solver", "rtol")},
+    **{name: lambda config: config.dynamics not in CONTINUOUS for name in _OF_STEPS},
     "damping": lambda config: config.dynamics == "damped",
-    "network_hidden": lambda config: config.dynamics == "generalized",
+    "network_hidden": lambda config: config.dynamics in WITH_NETWORKS,
     "input_gain": lambda config: not config.spectral_norm,
     "chain_steps": lambda config: config.objective in ("cd", "pcd", "icd"),
     "chain_step_size": lambda config: config.objective in ("cd", "pcd", "icd"),

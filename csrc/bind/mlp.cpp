@@ -92,7 +92,6 @@ mlp_unroll(const Tensor& x0, const Tensor& v0, const Tensor& kick, const Tensor&
   args.x0 = op.states("x0", x0);
   args.v0 = op.states("v0", v0);
   const int64_t rows = op.rows(), dim = op.cols(), steps = args.dynamics.steps;
-  only_on_cpu(op, "want_figures", want_figures);
   const Tensor value = figure_of(op, want_figures, {steps + 1, rows}, args.value);
   const Tensor gradient = figure_of(op, want_figures, {steps + 1, rows, dim}, args.gradient);
   only_on_cpu(op, "want_ends", want_ends);
@@ -163,7 +162,6 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
   args.stopped = stopped;
   args.dx_end = op.states("dx_end", dx_end);
   args.dv_end = op.states("dv_end", dv_end);
-  only_on_cpu(op, "want_adjoint", want_adjoint);
   const Tensor adjoint = figure_of(op, want_adjoint, {steps + 1, 2, rows}, args.adjoint);
   args.dv_all = rows_of(op, "dv_all", dv_all, "every kept momentum", {steps + 1, rows, dim});
   only_on_cpu(op, "dend_value", dend_value.has_value());

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "launch/figures.h"
 #include "launch/generalized_leapfrog.h"
 #include "launch/kink.h"
 #include "launch/leapfrog.h"
@@ -37,7 +38,8 @@
   X(PlanarFlow)                           \
   X(PlanarFlowBackward)                   \
   X(RationalQuadraticSpline)              \
-  X(RationalQuadraticSplineBackward)
+  X(RationalQuadraticSplineBackward)      \
+  X(UnrollFigures)
 
 #define ADE_DECLARE(Args)               \
   int64_t workspace_bytes(const Args&); \

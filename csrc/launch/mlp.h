@@ -77,7 +77,7 @@ struct MlpUnroll {
   void* v;          // [T+1, B, D] v_0 .. v_T, each after its kick and its noise, with x
   uint8_t* bits;    // [T+1, B, Σ n_l / 8] of a piecewise-linear potential: z > 0, unit by unit; or null
   void* products;   // [T+1, product_columns, B], in an order of the kernels' own; or null. Of the CPU alone
-  void* value;      // [T+1, B] f(x_t), for diagnostics; or null. Of the CPU alone
+  void* value;      // [T+1, B] f(x_t), for diagnostics; or null
   void* gradient;   // [T+1, B, D] F(x_t), with value
   MlpEnds ends;     // all null: not wanted. Of the CPU alone
   int32_t workers;  // at most so many threads will run; the results do not depend on it
@@ -111,7 +111,7 @@ struct MlpUnrollBackward {
   void* dcentre;           // [T+1, D], null without pull
   void* dnoise_v;          // [T, D], null without noise
   void* dnoise_x;          // [T, D], null without noise
-  void* adjoint;  // [T+1, 2, B] norms of the cotangents of x_t and of v_{t-1}; or null. Of the CPU alone
+  void* adjoint;           // [T+1, 2, B] norms of the cotangents of x_t and of v_{t-1}; or null
   MlpWeightGradients dweights;
   int32_t workers;
   void* workspace;

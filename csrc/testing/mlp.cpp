@@ -50,6 +50,7 @@ void fill(Reader& read, MlpUnroll& a) {
   fill_network(read, a);
   fill(read, a.dynamics);
   read("x0", a.x0)("v0", a.v0)("x_end", a.x_end)("v_end", a.v_end)("x", a.x)("v", a.v)("bits", a.bits);
+  read("value", a.value)("gradient", a.gradient);
 }
 void fill(Reader& read, MlpUnrollBackward& a) {
   fill_network(read, a);
@@ -60,7 +61,7 @@ void fill(Reader& read, MlpUnrollBackward& a) {
                                                                                              a.ddrift);
   read("dlog_decay", a.dlog_decay)("dlog_stretch", a.dlog_stretch);
   read("dscale", a.dscale)("dpull", a.dpull)("dcentre", a.dcentre);
-  read("dnoise_v", a.dnoise_v)("dnoise_x", a.dnoise_x);
+  read("dnoise_v", a.dnoise_v)("dnoise_x", a.dnoise_x)("adjoint", a.adjoint);
   a.stopped = stopped != 0;
   fill(read, a.dweights);
 }

@@ -224,6 +224,22 @@ class MlpDynamicsRows {
     if (begin < end) block_.sync();
   }
 
+  // ‖u‖ of the rows that exist.
+  ADE_HD void norms(const float* u, float* to) {
+    block_.each([=](int thread, MlpState& s) {
+      s.square = 0;
+      if (thread / kGroup >= rows) return;
+#pragma unroll 1
+      for (int at = thread / kGroup * dim_ + thread % kGroup; at < (thread / kGroup + 1) * dim_; at += kGroup)
+        s.square += u[at] * u[at];
+    });
+    block_.lane_sum(&MlpState::square, kGroup);
+    each_row([=](int row, int lane, MlpState& s) {
+      if (lane == 0) to[row] = std::sqrt(s.square);
+    });
+    block_.sync();
+  }
+
   // to = from, for the rows that exist.
   ADE_HD void copy(const float* from, float* to) { copy_floats(block_, from, rows * dim_, to); }
 

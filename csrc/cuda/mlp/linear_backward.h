@@ -78,6 +78,7 @@ struct MlpCotangents {
         const float* const v_before = t == 0 ? static_cast<const float*>(launch.v0) + at : v + (t - 1) * all;
         dynamics.momentum_vjp(t, v_before, dv, terms);
         dynamics.add_sums(terms, nullptr, launch.dlog_decay ? sums + args->sums.decay + t * dim : nullptr);
+        write_adjoint(dynamics, launch, turn, t, dx, dv);
       }
       dynamics.copy(dx, static_cast<float*>(launch.dx0) + at);
       dynamics.copy(dv, static_cast<float*>(launch.dv0) + at);

@@ -95,7 +95,9 @@ inline int64_t rows_of(const MlpUnrollBackward& a) { return a.dynamics.rows; }
 inline int64_t rows_of(const MlpField& a) { return a.rows; }
 inline int64_t rows_of(const MlpFieldBackward& a) { return a.rows; }
 
-inline MlpUse use_of(const MlpUnroll&) { return {true, false, false, false, false, false, false, false}; }
+inline MlpUse use_of(const MlpUnroll& a) {
+  return {true, false, a.value != nullptr, false, false, false, false, false};
+}
 inline MlpUse use_of(const MlpUnrollBackward& a) {
   const bool weights = a.dweights.weight[0] != nullptr, smooth = !piecewise_linear(a.shape.activation);
   const bool products = !a.stopped && (smooth || weights);

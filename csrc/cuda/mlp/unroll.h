@@ -41,6 +41,7 @@ struct MlpUnrollBody {
     float* const force = tile.memory.template at<float>(plan.gradient);
     tile.prepare();
     tile.want.gradient = true;
+    tile.want.value = launch.value != nullptr;
     for (int64_t index = block.x(); index < plan.tiles; index += plan.blocks) {
       const MlpTurn turn(index, tile.kRows, plan.rows);
       const int64_t at = turn.first * dim;
@@ -53,6 +54,10 @@ struct MlpUnrollBody {
         if (launch.x) dynamics.copy(x, static_cast<float*>(launch.x) + t * all + at);
         tile.bits_out = launch.bits ? launch.bits + (t * plan.rows + turn.first) * bit_stride : nullptr;
         mlp::first_order(tile, tile.want);
+        if (launch.value) {
+          dynamics.copy(force, static_cast<float*>(launch.gradient) + t * all + at);
+          tile.store_value(static_cast<float*>(launch.value) + t * plan.rows + turn.first);
+        }
         if (dynamics.bridged()) dynamics.force(t, x, force, force);
         float* const keep = launch.v ? static_cast<float*>(launch.v) + t * all + at : nullptr;
         const float* const noise = t > 0 ? dynamics.noise(t - 1, turn.first) : nullptr;

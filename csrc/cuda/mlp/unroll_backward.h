@@ -33,6 +33,16 @@ ADE_HD void back_to_kick(Dynamics& dynamics, const MlpUnrollBackward& launch, co
   }
 }
 
+// After step t, for diagnostics: dx and dv are the cotangents of x_t and of v_{t-1}.
+template <class Dynamics>
+ADE_HD void write_adjoint(Dynamics& dynamics, const MlpUnrollBackward& launch, const MlpTurn& turn, int64_t t,
+                          const float* dx, const float* dv) {
+  if (launch.adjoint == nullptr) return;
+  float* const norms = static_cast<float*>(launch.adjoint) + 2 * t * launch.dynamics.rows + turn.first;
+  dynamics.norms(dx, norms);
+  dynamics.norms(dv, norms + launch.dynamics.rows);
+}
+
 // u: cotangent of the force, then of F. Adds to the sums of what makes the one of the other.
 template <class Dynamics>
 ADE_HD void add_bridge_sums(Dynamics& dynamics, const MlpUnrollBackward& launch, const MlpPlan& plan,
@@ -91,13 +101,15 @@ struct MlpUnrollBackwardBody {
         dynamics.momentum_vjp(t, v_before, dv, terms);
         dynamics.add_sums(terms, sums + plan.sums.kick + t * dim,
                           launch.dlog_decay ? sums + plan.sums.decay + t * dim : nullptr);
-        if (!tile.want.tangent) continue;
-        if (dynamics.bridged()) {
-          dynamics.pull_vjp(t, u, dx);
-          add_bridge_sums(dynamics, launch, plan, t, x + t * all, gradient, u, terms, sums);
+        if (tile.want.tangent) {
+          if (dynamics.bridged()) {
+            dynamics.pull_vjp(t, u, dx);
+            add_bridge_sums(dynamics, launch, plan, t, x + t * all, gradient, u, terms, sums);
+          }
+          tile.set_dgradient(u);
+          mlp::second_order(tile, tile.want);
         }
-        tile.set_dgradient(u);
-        mlp::second_order(tile, tile.want);
+        write_adjoint(dynamics, launch, turn, t, dx, dv);
       }
       dynamics.copy(dx, static_cast<float*>(launch.dx0) + at);
       dynamics.copy(dv, static_cast<float*>(launch.dv0) + at);
