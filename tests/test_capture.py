@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ade_fast as ade
 from ade_fast.training import Config
-from ade_fast.training.capture import RECORDED_AT, Captured
+from ade_fast.training.capture import RECORDED_AT
 from ade_fast.training.trainer import Trainer
 
 DIM = 2
@@ -196,15 +196,16 @@ CHANGES = {
 def test_what_changes_between_updates_is_seen(name):
     recorded = _model()
     _alike(recorded, _model(capture=False), 2 * RECORDED_AT + 4, CHANGES[name])
-    assert recorded.capture_refused is None
+    assert (recorded.capture_refused is None) == (name not in ("a module's hook", "a forward of its own"))
 
 
 def test_scheduled_penalties_need_no_new_recording():
-    model = _model()
+    model, begun = _model(), set()
     for update in range(2 * UPDATES):
         model.gradient_penalty = 0.1 / (1 + update)
         model.step(_data())
-    assert model._captured._patience == Captured()._patience
+        begun.add(model._captured._patience)
+    assert len(begun) == 1
     assert model._captured.recorded == 1
 
 
@@ -216,16 +217,185 @@ def test_a_run_s_updates_are_recorded():
     assert trainer.ade._captured.recorded >= 1
 
 
-def test_a_patch_of_torch_is_seen(monkeypatch):
+@pytest.mark.parametrize("capture", [True, None])
+def test_a_patch_of_torch_is_seen(monkeypatch, capture):
     def change(model, update):
-        if update == RECORDED_AT + 1:
+        if (update, model) == (RECORDED_AT + 1, one):
             linear = nn.functional.linear
-            monkeypatch.setattr(nn.functional, "linear", lambda x, w, b=None: linear(x, w, b))
-        if update == RECORDED_AT + 2:
+            monkeypatch.setattr(nn.functional, "linear", lambda x, w, b=None: linear(x, 1.1 * w, b))
+        if (update, model) == (RECORDED_AT + 2, one):
             monkeypatch.undo()
 
-    one, other = _model(), _model(capture=False)
+    options = {"initial": lambda: ade.initial.MLPGaussian(DIM)}
+    one, other = _model(capture, **options), _model(capture=False, **options)
     _alike(one, other, UPDATES, change)
+
+
+class _Quicker(ade.Leapfrog):
+    def forward(self, *args, **options):
+        output = super().forward(*args, **options)
+        return output._replace(x=output.x * 1.01)
+
+
+def _another_class(model, update):
+    if update == RECORDED_AT + 1:
+        model.sampler.dynamics.__class__ = _Quicker
+
+
+@pytest.mark.parametrize("capture", [True, None])
+def test_another_class_is_seen(capture):
+    _alike(_model(capture), _model(False), UPDATES, _another_class)
+
+
+@pytest.mark.parametrize("capture", [True, None])
+def test_a_hook_on_all_modules_is_seen(capture):
+    handles = []
+
+    def change(model, update):
+        if update == RECORDED_AT + 1 and not handles:
+            hook = torch.nn.modules.module.register_module_forward_hook
+            handles.append(hook(lambda module, args, out: 1.1 * out if isinstance(module, nn.Linear) else None))
+        if update == RECORDED_AT + 2:
+            handles[0].remove()
+
+    options = {"initial": lambda: ade.initial.MLPGaussian(DIM)}
+    _alike(_model(capture, **options), _model(False, **options), UPDATES, change)
+
+
+def test_a_method_of_a_class_that_is_replaced_is_seen(monkeypatch):
+    def change(model, update):
+        if update == RECORDED_AT + 1:
+            draw = ade.initial.PlanarFlow.sample
+            if not hasattr(draw, "own"):
+                own = lambda *args, **options: (s := draw(*args, **options))._replace(x=1.1 * s.x)  # noqa: E731
+                own.own = True
+                monkeypatch.setattr(ade.initial.PlanarFlow, "sample", own)
+
+    one, other = _model(), _model(False)
+    _alike(one, other, RECORDED_AT + 1)  # both with the class as it is
+    for update in range(RECORDED_AT + 1, UPDATES):
+        change(one, update)
+        found = [m.step(_data(seed=update), generator=torch.Generator().manual_seed(update)) for m in (one, other)]
+        assert found[0] == found[1]
+
+
+def _counting(module, args, out):
+    _counting.calls += 1
+
+
+@pytest.mark.parametrize("part", ["sampler.dynamics", "sampler.initial", "potential"])
+def test_hooks_of_modules_are_called_in_each_update(part):
+    counts = []
+    for capture in (None, True, False):
+        model = _model(capture, initial=lambda: ade.initial.MLPGaussian(DIM))
+        module = model.get_submodule(part)
+        (module.net if hasattr(module, "net") else module).register_forward_hook(_counting)
+        _counting.calls = 0
+        for _ in range(UPDATES):
+            model.step(_data())
+        counts.append(_counting.calls)
+        assert model._captured.recorded == 0
+    assert len(set(counts)) == 1
+
+
+def test_a_setting_that_follows_the_updates_is_followed():
+    class Annealed(ade.ADE):
+        entropy_weight = property(lambda self: 1 + 0.1 * vars(self).get("updates", 0), lambda self, value: None)
+
+    models = []
+    for capture in (None, False):
+        plain = _model()
+        models.append(Annealed(plain.potential, plain.sampler, capture=capture))
+    _alike(*models)
+    assert "Annealed is not known" in models[0].capture_refused
+
+
+class _Writing(ade.initial.Gaussian):
+    how = "view"
+
+    def sample(self, n, momentum_shape=None, generator=None):
+        drawn = super().sample(n, momentum_shape=momentum_shape, generator=generator)
+        h = drawn.x.detach().clone()
+        a = h * 2
+        if self.how == "view":
+            h[:, 0] = 5.0
+        elif self.how == "foreach":
+            torch._foreach_add_([h], 1.0)
+        elif self.how == "detach":
+            h.detach().add_(1.0)
+        elif self.how == "passed on":
+            old = h * 1
+            h.add_(1.0)
+            a = old * 2
+        elif self.how == "mask":
+            chosen = h[:, 0] > 0
+            h[chosen] = h[chosen].sum() / len(h[chosen])
+        return drawn._replace(x=drawn.x + 0.01 * (a - h * 2))
+
+
+@pytest.mark.parametrize("how", ["view", "foreach", "detach", "passed on", "mask"])
+def test_memory_that_is_written_to_is_read_as_it_is_then(how):
+    def start():
+        made = _Writing(DIM)
+        made.how = how
+        return made
+
+    recorded = _model(True, initial=start)
+    _alike(recorded, _model(False, initial=start))
+    assert (recorded._captured.recorded == 0) == (how == "mask")
+
+
+def test_more_batch_sizes_than_are_kept_take_the_usual_way():
+    sizes = tuple(range(5, 15))
+    recorded = _model()
+    _alike(recorded, _model(capture=False), (RECORDED_AT + 2) * len(sizes), sizes=sizes)
+    assert recorded._captured.recorded == 8
+
+
+def test_a_memory_budget_is_kept_to():
+    model = _model()
+    try:
+        for _ in range(UPDATES):
+            model.step(_data())
+        kept = model.sampler.dynamics.last_plan
+        ade.set_memory_budget(0)
+        model.step(_data())
+        assert model.sampler.dynamics.last_plan != kept
+    finally:
+        ade.set_memory_budget(None)
+
+
+def test_to_set_it_again_is_to_look_anew():
+    model = _model(potential=_Own)
+    for _ in range(UPDATES):
+        model.step(_data())
+    assert "do not know the potential" in model.capture_refused
+    model.capture = False
+    assert model.capture_refused is None
+
+
+def test_coverage_has_one_weight_in_updates_and_in_losses():
+    """Every fourth update has all of it, each loss a quarter."""
+    options = {"initial": lambda: ade.initial.SplineFlow(DIM), "coverage": 0.4}
+    stepping, own = _model(**options), _model(**options, optimizer=False)
+    data = _data()
+
+    def gradient(model, covering):
+        model.zero_grad()
+        terms, _, _ = model._objective(data, torch.Generator().manual_seed(1), None, covering=covering)
+        terms.loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.sampler_parameters()])
+
+    whole, none = gradient(own, 0.4), gradient(own, 0.0)
+    own.zero_grad()
+    own.loss(data, generator=torch.Generator().manual_seed(1)).backward()
+    found = torch.cat([p.grad.flatten() for p in own.sampler_parameters()])
+    torch.testing.assert_close(found - none, (whole - none) / 4, rtol=1e-3, atol=1e-6)
+    weights = []
+    for _ in range(8):
+        weights.append(stepping._covering())
+        stepping.step(data)
+    assert weights == [0.4, 0, 0, 0] * 2
 
 
 def test_what_changes_again_and_again_is_no_longer_recorded():

@@ -236,6 +236,8 @@ MISTAKES = {
     "validation of a toy set": ("moons", {"validation": rows()}, "moons is a set of fresh points"),
     "a setting": (rows(), {"potentiel_lr": 1.0}, "unknown key 'potentiel_lr'; did you mean 'potential_lr'"),
     "resume nothing": (rows(), {"resume": True}, "resume needs out"),
+    "overwrite nothing": (rows(), {"overwrite": True}, "overwrite needs out"),
+    "two sources": (rows(), {"data": "moons"}, "what to learn from is X"),
     "a function": (rows(), {"potential": torch.sin}, "potential must be a torch.nn.Module"),
     "no sampler": (rows(), {"sampler": nn.Linear(2, 2)}, "sampler must be an ade.DualSampler"),
     "another event": (

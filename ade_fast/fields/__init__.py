@@ -6,9 +6,9 @@ from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear
 from .contents import Contents, contents_of, modules_of
 from .graph import Ancestry
 from .layout import Layout
-from .memory import memory_budget, memory_in_use, release_memory, set_memory_budget
+from .memory import memory_budget, memory_in_use, memory_setting, release_memory, set_memory_budget
 from .mlp import MLPField, Schedule, generalized_kicks
-from .modules import pinned, probe_potential
+from .modules import is_tampered_with, pinned, probe_potential
 from .surroundings import Draws, Inputs, Surroundings, is_observed, possible_inputs
 from .unroll import (
     GradientMode,
@@ -54,8 +54,10 @@ __all__ = [
     "is_observed",
     "keeps_kinks",
     "kept_per_gradient",
+    "is_tampered_with",
     "memory_budget",
     "memory_in_use",
+    "memory_setting",
     "modules_of",
     "pinned",
     "possible_inputs",

@@ -37,6 +37,11 @@ def memory_budget(device: torch.device) -> int:
     return _host_memory() // 4
 
 
+def memory_setting() -> int | None:
+    """What `set_memory_budget` was given last."""
+    return _budget
+
+
 @functools.cache
 def _host_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

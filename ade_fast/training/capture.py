@@ -9,40 +9,44 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 
 from .. import _log
 from .._mlp_ops import WeightGradients
 from .._record import Record
+from ..fields import is_tampered_with, memory_setting
 from ..initial import Empirical
 from .recording import GraphReplay, Replay, as_graph, record
-from .sampler import DualSampler
 
 RECORDED_AT = 4
 """Updates alike before one is recorded: recording takes as long as some hundred operators more."""
-_MOST = 8  # recordings that are kept, of different batch sizes say; and how often they are begun again
-_KNOWN = ("ade_fast", "torch", "zuko")
+_MOST = 8  # recordings, of different batch sizes say
+_PATIENCE = 9  # beginnings, the first one too, of which none led to so many replays:
+_WORTH_IT = 100
+_KNOWN = ("ade_fast.", "zuko.", "torch.nn.modules.", "torch.nn.utils.parametri")
 
 
 class Unchanged:
-    """What modules consist of, attribute by attribute, at a moment: `holds` says whether they still do.
+    """What modules consist of at a moment, attribute by attribute: `holds` says whether they still do.
 
-    Attributes are compared by identity, those of dictionaries (parameters, buffers, hooks) one by one; parameters and
-    buffers by where their values lie and whether they want a gradient, too.
+    Their attributes are compared by identity, and so are the entries of those that are dictionaries (parameters,
+    buffers, hooks) or lists, the attributes of their classes, and torch's functions; parameters and buffers by where
+    their values lie and whether they want a gradient, too. A module's class names those that do not matter in
+    ``passing``.
 
-    A module's class names those that do not matter in ``passing``. tensors: parameters and buffers. learning: those of
-    them that want a gradient.
+    tensors: parameters and buffers. learning: those of them that want a gradient.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._parts = [
-            (part, passing, _values(part, passing)) for module in modules for part, passing in _dictionaries(module)
-        ]
+        self._parts = [(part, passing, _values(part, passing)) for part, passing in _parts(modules)]
+        self._kinds = [(module, type(module)) for module in modules]
         found = {id(t): t for m in modules for own in (m._parameters, m._buffers) for t in own.values()}
         self.tensors = [t for t in found.values() if t is not None]
         self.learning = [t for t in self.tensors if t.requires_grad]
@@ -59,16 +63,27 @@ class Unchanged:
             [t.data_ptr() for t in self.tensors] == self._places
             and [t.requires_grad for t in self.tensors] == self._wants
             and not any(t._backward_hooks for t in self.learning)
+            and all(type(module) is kind for module, kind in self._kinds)
         )
 
 
-def _dictionaries(module: nn.Module) -> Iterator[tuple[dict[str, object], frozenset[str]]]:
-    own = vars(module)
-    yield own, getattr(type(module), "passing", frozenset())
-    yield from ((value, frozenset()) for value in own.values() if isinstance(value, dict))
+_Part = Mapping[str, object] | list[object]
 
 
-def _values(part: dict[str, object], passing: frozenset[str]) -> list[object]:
+def _parts(modules: Sequence[nn.Module]) -> Iterator[tuple[_Part, frozenset[str]]]:
+    nothing: frozenset[str] = frozenset()
+    for module in modules:
+        own = vars(module)
+        yield own, getattr(type(module), "passing", nothing)
+        yield from ((value, nothing) for value in own.values() if isinstance(value, (dict, list)))
+    for kind in dict.fromkeys(kind for module in modules for kind in type(module).__mro__[:-1]):
+        yield vars(kind), nothing
+    yield vars(F), nothing
+
+
+def _values(part: _Part, passing: frozenset[str]) -> list[object]:
+    if isinstance(part, list):
+        return list(part)
     return [value for name, value in part.items() if name not in passing] if passing else list(part.values())
 
 
@@ -82,8 +97,9 @@ class Captured:
         self.why_not: str | None = None
         self._calls: dict[object, int] = {}
         self._replays: dict[object, Replay | GraphReplay] = {}
+        self._replayed = 0
         self._unchanged: Unchanged | None = None
-        self._patience = _MOST
+        self._patience = _PATIENCE
 
     def __deepcopy__(self, memo: object) -> Captured:
         return Captured()  # recordings are of one model's tensors
@@ -115,40 +131,35 @@ class Captured:
         """
         if self.why_not is not None:
             return None
-        key = (key, torch.get_default_dtype(), torch.get_float32_matmul_precision(), *map(_kind, inputs))
         unchanged = self._unchanged
         if unchanged is None or not unchanged.holds():
             unchanged = self._begin(module)
             self.why_not = self.why_not or refuses()
-        replay = self._replays.get(key)
-        if replay is None and self.why_not is None:
-            self._calls[key] = self._calls.get(key, 0) + 1
-            if self._calls[key] >= RECORDED_AT:
-                return self._record(key, unchanged, lambda: compute(unchanged.learning), inputs)
-        if replay is None:
+        key = (key, _settings(), *map(_kind, inputs))
+        if (replay := self._replays.get(key)) is not None:
+            self._replayed += 1
+            found, gradients = replay(*inputs)
+            return found, _paired(unchanged.learning, gradients)
+        if self.why_not is not None or len(self._replays) == _MOST:
             return None
-        found, gradients = replay(*inputs)
-        return found, _paired(unchanged.learning, gradients)
-
-    def _record(
-        self, key: object, unchanged: Unchanged, compute: Callable, inputs: Sequence[object]
-    ) -> tuple[Any, Sequence[tuple[Tensor, Tensor]]]:
-        (found, gradients), replay = record(compute, inputs, unchanged.tensors)
-        if isinstance(replay, str):
-            self.why_not = replay
+        self._calls[key] = self._calls.get(key, 0) + 1
+        if self._calls[key] < RECORDED_AT:
+            return None
+        (found, gradients), recording = record(lambda: compute(unchanged.learning), inputs, unchanged.tensors)
+        if isinstance(recording, str):
+            self.why_not = recording
         else:
-            while len(self._replays) >= _MOST:
-                del self._replays[next(iter(self._replays))]
-            self._replays[key] = as_graph(replay, inputs)
+            self._replays[key] = as_graph(recording, inputs)
         return found, _paired(unchanged.learning, gradients)
 
     def _begin(self, module: nn.Module) -> Unchanged:
-        self._patience -= bool(self._replays)
+        self._patience = _PATIENCE if self._replayed >= _WORTH_IT else self._patience - 1
         if not self._patience:
             self.why_not = "its modules were changed again and again between updates"
         self._unchanged = Unchanged(list(module.modules()))
         self._calls.clear()
         self._replays.clear()
+        self._replayed = 0
         return self._unchanged
 
 
@@ -186,6 +197,15 @@ def _kind(value: object) -> object:
     return value
 
 
+def _settings() -> tuple[object, ...]:
+    """Of torch's and of ours, on which what is called depends."""
+    return (
+        torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic,
+        memory_setting(),
+    )  # fmt: skip
+
+
 def watched_elsewhere() -> bool:
     """Whether somebody sees, or changes, what is called: modes, transforms, hooks, autocast, and records of ours."""
     return bool(
@@ -195,6 +215,7 @@ def watched_elsewhere() -> bool:
         or torch.is_anomaly_enabled()
         or torch._C._len_torch_function_stack()
         or torch._C._len_torch_dispatch_stack()
+        or _has_any_global_hook()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         or torch.compiler.is_compiling()
@@ -204,16 +225,18 @@ def watched_elsewhere() -> bool:
     )
 
 
-def refusal(sampler: DualSampler) -> str | None:
-    """Why updates of this sampler are not recorded unasked: its parts are not known to call the same each time."""
-    for module in sampler.modules():
-        if not _is_known(type(module)) or isinstance(module, Empirical):
-            return (
-                f"{type(module).__name__} is not known to call the same operators each time (capture=True records it)"
-            )
+def refusal(modules: Iterable[nn.Module], asked: bool) -> str | None:
+    """Why updates of these are not recorded: what users attached to them is called once an update, and unless it was
+    asked for, they have to be known to call the same operators each time."""
+    for module in modules:
+        kind = type(module)
+        if is_tampered_with(module):
+            return f"a {kind.__name__} has hooks or a forward of its own"
+        if not asked and (not _is_known(kind) or isinstance(module, Empirical)):
+            return f"{kind.__name__} is not known to call the same operators each time (capture=True records it)"
     return None
 
 
 @functools.cache
 def _is_known(kind: type[nn.Module]) -> bool:
-    return kind.__module__.partition(".")[0] in _KNOWN
+    return f"{kind.__module__}.".startswith(_KNOWN)

@@ -15,7 +15,7 @@ from .. import estimators
 from ..fields import fused_value_and_grad, pinned
 from ..initial import Empirical
 from .config import Config
-from .objective import ADE, COVERAGE_EVERY
+from .objective import ADE
 from .sampler import DualSampler
 from .streams import stream
 from .updates import clip_grads, forget_gradients, frozen, grad_norm
@@ -111,8 +111,8 @@ class Estimation(ADE):
                 f_data = values_of(self.potential, data).mean()
             model = self._model_terms(sample, values_of(self.potential, sample.x))
             loss = -self.bounds.of_sampler(model.model, model.log_w)
-            if self.coverage and self.updates % COVERAGE_EVERY == 0:
-                loss = loss - self._covered(data)
+            if covering := self._covering():
+                loss = loss - covering * self._covered(data)
             figures = self._figures(sample, model, 1.0, None)
             if self.sampler_optimizer is not None:
                 forget_gradients(self.sampler, [self.sampler_optimizer])

@@ -67,6 +67,10 @@ def fit(
     named = isinstance(X, (str, Path))
     if out is None and resume:
         raise ValueError("fit: resume needs out, the directory of the run to go on with")
+    if out is None and overwrite:
+        raise ValueError("fit: overwrite needs out, the directory of the run to replace")
+    if "data" in settings:
+        raise ValueError(f"fit: what to learn from is X, the first argument, got data={settings['data']!r} beside it")
     wanted = {**settings, "data": str(X) if named else GIVEN, **({} if seed is None else {"seed": seed})}
     config = Config.with_recipe(wanted) if out is None or not resume else resolve_resumed(out, wanted)
     source = build_source(config, None if named else X, validation)

@@ -127,8 +127,8 @@ class ADE(nn.Module):
             (20), which all samples are part of.
         defensive: with ``bound="importance"`` and a ``WithBase`` potential: this fraction of all samples comes from the
             base measure, without an unroll, so that f does not rise unseen where q does not go.
-        coverage: weight of E_data[log q^0(x)] in the sampler's objective, in every fourth update and on a quarter of
-            the data, which keeps q^0 from losing modes that its own samples no longer show; needs a q^0 with
+        coverage: weight of E_data[log q^0(x)] in the sampler's objective, in every fourth of ``step``'s updates and on
+            a quarter of the data (in ``loss`` with a quarter of the weight each time), which keeps q^0 from losing modes that its own samples no longer show; needs a q^0 with
             ``log_prob``. Not part of the loss's value.
         ess_pace: f's steps are shortened by the factor min(1, ess / ess_pace), ess the effective sample size of the
             update's weights: f waits for the sampler where it loses it, instead of running away. None: never.
@@ -157,7 +157,8 @@ class ADE(nn.Module):
             of the time. A change of modules, settings or batch size is seen, and recorded anew; ``capture_refused``
             says where nothing is recorded. None: on the CPU, where the kernels know the potential as an MLP and the
             sampler is made of this package's parts. True: with parts of your own too, of which you promise that they
-            call the same operators whatever the values are, and on a GPU, as one CUDA graph. False: never.
+            call the same operators whatever the values are, and nothing else that matters, and on a GPU, as one CUDA
+            graph. False: never.
 
     Raises:
         ValueError, TypeError: on an argument that cannot be meant; see the messages.
@@ -232,7 +233,7 @@ class ADE(nn.Module):
         self._ranks = Ranks() if data_parallel else None
         if capture not in (True, False, None):
             raise TypeError(f"ADE: capture must be True, False or None, got {capture!r}")
-        self.capture = capture
+        self._capture = capture
         self._captured = Captured()
         shared = {id(p) for p in self.potential_parameters()} & {id(p) for p in self.sampler_parameters()}
         if shared:
@@ -248,6 +249,15 @@ class ADE(nn.Module):
             )
         if self._ranks is not None:
             self._ranks.begin(self)
+
+    @property
+    def capture(self) -> bool | None:
+        """As it was given; once it is set, everything is looked at anew."""
+        return self._capture
+
+    @capture.setter
+    def capture(self, capture: bool | None) -> None:
+        self._capture, self._captured = capture, Captured()
 
     @property
     def capture_refused(self) -> str | None:
@@ -304,7 +314,7 @@ class ADE(nn.Module):
             weights: of the data, [B], >= 0 with a positive sum; E f(data) is their weighted mean. Penalties are not.
         """
         with self._given(condition, data), self._weighing(weights, data):
-            terms, _, _ = self._objective(data, generator, context)
+            terms, _, _ = self._objective(data, generator, context, covering=self.coverage / COVERAGE_EVERY)
         if self.check_finite and not math.isfinite(terms.loss.detach().item()):
             raise self._non_finite("the objective", data, terms)
         return terms.loss
@@ -451,9 +461,10 @@ class ADE(nn.Module):
             ]
             compute = self._computing(data, generator, penalties)
             inputs = [data, generator, *penalties]
-            found = self._captured(self._covers(), self, self._refuses, compute, inputs)
+            found = self._captured(self._covering(), self, self._refusing(data), compute, inputs)
         if found is None:
-            terms, sample, figures = self._objective(data, generator, context, True, diagnostics)
+            covering = self._covering()
+            terms, sample, figures = self._objective(data, generator, context, True, diagnostics, covering=covering)
             forget_gradients(self, self._optimizers())
             terms.loss.backward()
             return terms, figures, sample.x
@@ -466,14 +477,23 @@ class ADE(nn.Module):
         self, data: Tensor, generator, penalties: Sequence[float | Tensor]
     ) -> Callable[[Sequence[Tensor]], tuple]:
         def compute(parameters: Sequence[Tensor]) -> tuple:
-            terms, sample, figures = self._objective(data, generator, None, True, penalties=penalties)
+            covering = self._covering()
+            terms, sample, figures = self._objective(
+                data, generator, None, True, penalties=penalties, covering=covering
+            )
             gradients = torch.autograd.grad(terms.loss, parameters, allow_unused=True)
             return (tuple(terms), figures, sample.x), list(gradients)
 
         return compute
 
-    def _refuses(self) -> str | None:
-        return None if self.capture else refusal(self.sampler)
+    def _refusing(self, data: Tensor) -> Callable[[], str | None]:
+        def refuses() -> str | None:
+            if not self.capture and fused_sum(self.potential, data) is None:
+                return "the kernels do not know the potential (capture=True records it)"
+            others = (module for module in self.modules() if module is not self or type(self) is not ADE)
+            return refusal(others, bool(self.capture))
+
+        return refuses
 
     def _is_captured(self, data: Tensor) -> bool:
         """Whether an update with nothing unusual about it may be one of the recorded ones."""
@@ -481,10 +501,11 @@ class ADE(nn.Module):
             return False
         if not isinstance(data, Tensor) or data.requires_grad:
             return False
-        return bool(self.capture) or (data.device.type == "cpu" and fused_sum(self.potential, data) is not None)
+        return bool(self.capture) or data.device.type == "cpu"
 
-    def _covers(self) -> bool:
-        return bool(self.coverage) and self.updates % COVERAGE_EVERY == 0
+    def _covering(self) -> float:
+        """``coverage``, in the updates that have it."""
+        return 0.0 if self.updates % COVERAGE_EVERY else self.coverage
 
     def _pace(self, metrics: Mapping[str, float]) -> float:
         """The factor of f's step."""
@@ -529,10 +550,12 @@ class ADE(nn.Module):
         want_figures: bool = False,
         diagnostics: bool = False,
         penalties: Sequence[float | Tensor] | None = None,
+        covering: float = 0.0,
     ) -> tuple[_Terms, DualSample, dict[str, Tensor]]:
         """The loss and its parts, the samples, and the metrics of the weights where they are wanted.
 
-        penalties: the factors of the two, where they have become tensors; 0 is a number in any case.
+        penalties: the factors of the two, where they have become tensors; 0 is a number in any case. covering: that of
+        ``coverage``.
         """
         penalties = (self.gradient_penalty, self.value_penalty) if penalties is None else penalties
         n = self._batch_size(data)
@@ -561,17 +584,17 @@ class ADE(nn.Module):
                 other = f_data - self.bounds.of_sampler(model.model, model.log_w, beta) - penalty
                 parameters = [p for p in self.sampler_parameters() if p.requires_grad]
                 loss = with_other_gradient(loss, other, parameters, cut, weights)
-            if self._covers():
-                covered = self._covered(data)
+            if covering:
+                covered = covering * self._covered(data)
                 loss = loss - (covered - covered.detach())
             figures = self._figures(sample, model, beta, defence, ends) if want_figures else {}
         return _Terms(loss, f_data, model.f_samples, model.kinetic, model.entropy, penalty), sample, figures
 
     def _covered(self, data: Tensor) -> Tensor:
-        """The weighted log-likelihood of a part of the data under q^0, a scalar."""
+        """The log-likelihood of a part of the data under q^0, a scalar."""
         start = self.sampler.initial
         density = getattr(start, "log_prob_once", None) or start.log_prob
-        return self.coverage * self._over_data(density(data[::COVERAGE_EVERY].detach()), COVERAGE_EVERY)
+        return self._over_data(density(data[::COVERAGE_EVERY].detach()), COVERAGE_EVERY)
 
     def _model_terms(self, sample: DualSample, values: Tensor) -> _Model:
         kinetics = self._kinetic(sample)

@@ -15,7 +15,6 @@ from .._ops import below_autograd
 from .simplify import Written, simplify
 
 _aten = torch.ops.aten
-_READS = {_aten._local_scalar_dense.default, _aten.is_nonzero.default, _aten.equal.default}
 
 
 class Replay:
@@ -95,7 +94,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         found = func(*args, **kwargs)
-        if func in _READS:
+        if _reads(func, args):
             self._refuse(f"{func} reads a value, on which what comes next may depend")
         elif func is _aten.detach.default:  # there is no graph in a replay
             self._know(found, self._node(args[0]))
@@ -151,6 +150,13 @@ class _Recorder(TorchDispatchMode):
 
     def _refuse(self, why: str) -> None:
         self._refused = self._refused or why
+
+
+def _reads(func: torch._ops.OpOverload, args: tuple) -> bool:
+    """Whether a call tells Python what a tensor holds, or makes a shape of it."""
+    if func is _aten.index.Tensor:  # its tag is for masks
+        return any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
+    return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
 
 
 def _identity(value: object) -> int:

@@ -21,8 +21,8 @@ def save(model: ADE | TrainedModel, path: str | Path) -> None:
     """Writes a model to a file, atomically.
 
     Of an `ADE` both players, both optimizers and the number of updates. (No random state, and no settings: `restore`
-    fills a model that was built the same way; of an `ade.shard` potential, by all processes together, the path becomes a
-    directory of torch.distributed.checkpoint.) Of a `TrainedModel` all there is: `load` makes it again.
+    fills a model that was built the same way. Of an `ade.shard` potential, by all processes together, the path becomes
+    a directory of torch.distributed.checkpoint.) Of a `TrainedModel` all there is: `load` makes it again.
 
     Raises: TypeError if ``model`` is neither; ValueError if its potential is no module, whose parameters nobody knows.
     """

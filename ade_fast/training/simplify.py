@@ -58,7 +58,11 @@ def simplify(graph: fx.Graph, values: Mapping[fx.Node, Any], written: Written) -
     known: dict[object, fx.Node] = {}
     for node in list(graph.nodes):
         value = values.get(node)
-        if not isinstance(value, Tensor) or not isinstance(node.target, torch._ops.OpOverload) or value in written:
+        if not isinstance(value, Tensor) or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        # What is written to is another value afterwards, under whatever name.
+        taken = [values.get(argument) for argument in node.all_input_nodes]
+        if any(isinstance(t, Tensor) and t in written for t in (value, *taken)):
             continue
         if (same := _passed_on(node, values)) is not None:
             node.replace_all_uses_with(same)
