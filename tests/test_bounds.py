@@ -207,11 +207,8 @@ def test_coverage_adds_the_datas_likelihood_to_the_sampler_alone():
         model = ade.ADE(f, sampler, bound="importance", sampler_bound="renyi", coverage=coverage)
         losses.append(model.loss(data, generator=generator()))
         found.append(gradients(losses[-1], f, sampler))
-        model.updates = 1  # only every fourth update has it
-        later = gradients(model.loss(data, generator=generator()), f, sampler)
-        assert all(map(torch.equal, later, found[0]))
     assert torch.equal(*losses)
-    added = gradients(-0.5 * sampler.initial.log_prob(data[::4]).mean(), f, sampler)
+    added = gradients(-0.5 / 4 * sampler.initial.log_prob(data[::4]).mean(), f, sampler)
     for plain, with_it, a in zip(*found, added, strict=True):
         torch.testing.assert_close(with_it, plain + a, rtol=1e-9, atol=1e-11)
 

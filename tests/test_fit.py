@@ -251,7 +251,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_before_anything_is_touched(mistake, tmp_path):
     X, arguments, message = MISTAKES[mistake]
-    out = {} if mistake == "resume nothing" else {"out": tmp_path / "out"}
+    out = {} if mistake in ("resume nothing", "overwrite nothing") else {"out": tmp_path / "out"}
     with pytest.raises((TypeError, ValueError), match=message) as caught:
         ade.fit(X, progress=False, **(QUICK | arguments | out))
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())

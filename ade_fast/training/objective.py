@@ -128,8 +128,8 @@ class ADE(nn.Module):
         defensive: with ``bound="importance"`` and a ``WithBase`` potential: this fraction of all samples comes from the
             base measure, without an unroll, so that f does not rise unseen where q does not go.
         coverage: weight of E_data[log q^0(x)] in the sampler's objective, in every fourth of ``step``'s updates and on
-            a quarter of the data (in ``loss`` with a quarter of the weight each time), which keeps q^0 from losing modes that its own samples no longer show; needs a q^0 with
-            ``log_prob``. Not part of the loss's value.
+            a quarter of the data (in ``loss`` with a quarter of the weight each time), which keeps q^0 from losing
+            modes that its own samples no longer show; needs a q^0 with ``log_prob``. Not part of the loss's value.
         ess_pace: f's steps are shortened by the factor min(1, ess / ess_pace), ess the effective sample size of the
             update's weights: f waits for the sampler where it loses it, instead of running away. None: never.
         max_gap: limit of |f_data - f_samples|, or with ``bound="importance"`` of |f_data - f_model|: beyond it for ten
@@ -157,8 +157,8 @@ class ADE(nn.Module):
             of the time. A change of modules, settings or batch size is seen, and recorded anew; ``capture_refused``
             says where nothing is recorded. None: on the CPU, where the kernels know the potential as an MLP and the
             sampler is made of this package's parts. True: with parts of your own too, of which you promise that they
-            call the same operators whatever the values are, and nothing else that matters, and on a GPU, as one CUDA
-            graph. False: never.
+            call the same operators whatever the values are, and nothing else that matters (what tolist or numpy read
+            is not seen), and on a GPU, as one CUDA graph. False: never.
 
     Raises:
         ValueError, TypeError: on an argument that cannot be meant; see the messages.
