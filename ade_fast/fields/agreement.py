@@ -163,11 +163,20 @@ def agrees(slope: Tensor, u: Tensor, grads: Tensor, involved: Sequence[Tensor]) 
     device = slope.device
     if len(slope) == 0 or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
         return True
-    expected = (grads * u).sum(1)
-    size = torch.linalg.vector_norm(grads, dim=1).mul_(torch.linalg.vector_norm(u, dim=1))
+    expected, squares, others = _along(grads * u), _along(grads * grads), _along(u * u)
+    size = squares.sqrt_().mul_(others.sqrt_())
     dtypes = {t.dtype for t in (slope, grads, *involved)}
     tolerance = _precision(dtypes, device) ** _OTHERWISE
-    return not bool(_differs(slope.detach().to(expected.dtype) - expected, size, tolerance))
+    difference = slope.detach().to(expected.dtype) - expected
+    # Of most calls no row is off, and then all of them together are not.
+    if bool((difference.abs() <= tolerance * size).all()):
+        return True
+    return not bool(_differs(difference, size, tolerance))
+
+
+def _along(products: Tensor) -> Tensor:
+    """The sums of rows [N, D], [N]: by a product, which for few columns takes a quarter of a sum's time."""
+    return torch.mv(products, products.new_ones(products.shape[1]))
 
 
 def _differs(difference: Tensor, size: Tensor, tolerance: float) -> Tensor:
