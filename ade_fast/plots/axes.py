@@ -36,6 +36,8 @@ def window(data: Tensor, margin: float = 0.12) -> list[tuple[float, float]]:
     Args:
         data: [n, d].
         margin: on each side, as a fraction of the width.
+
+    Raises: ValueError: ``data`` is not (n, d), or empty.
     """
     check("window", data=data)
     rows = data[:100_000].detach().double().cpu()
