@@ -7,7 +7,7 @@ BUILD := $(VENV)/.built
 CMAKE_BUILD := build/core
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f -not -name '*.md')
 
-.PHONY: demo test unit compile-check lint format docs links wheel bench fuzz sanitize clean
+.PHONY: demo test unit compile-check lint format docs links wheel wheels-check bench fuzz sanitize clean
 
 demo: $(BUILD)
 	$(BIN)/ade-fast demo --out demo
@@ -47,6 +47,10 @@ links: $(ENV)
 # dist/: an sdist, and from it a cp310-abi3 wheel. Not isolated: the build needs the torch that is here.
 wheel: $(ENV)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation
+
+# The wheel in environments of other Pythons and torches (CONTRIBUTING.md, Release): PYTHONS="env/bin/python ..."
+wheels-check:
+	$(BIN)/python tests/check_wheels.py dist/*.whl $(PYTHONS)
 
 bench: $(BUILD)
 	$(BIN)/pip install -q "jax>=0.4.30"

@@ -120,7 +120,10 @@ def leapfrog(
     diagnostics: Watch | None = None,
     **options: Any,
 ) -> DynamicsOutput:
-    """T leapfrog steps, eqs. (10), (11). Options: those of `ade.Leapfrog`."""
+    """T leapfrog steps, eqs. (10), (11). Options: those of `ade.Leapfrog`.
+
+    Shapes: x0 [B, *event]; the rest, and what it raises, as `ade.Leapfrog`.
+    """
     layer = "leapfrog"
     checked, step = _options(layer, options), _step(layer, step_size)
     n_steps = base.check_n_steps(layer, n_steps)
@@ -145,7 +148,10 @@ def damped_leapfrog(
     diagnostics: Watch | None = None,
     **options: Any,
 ) -> DynamicsOutput:
-    """The released image code's update. Options: those of `ade.DampedLeapfrog`; `drift_step` may require grad."""
+    """The released image code's update. Options: those of `ade.DampedLeapfrog`; `drift_step` may require grad.
+
+    Shapes: x0 [B, *event]; the rest, and what it raises, as `ade.DampedLeapfrog`.
+    """
     layer = "damped_leapfrog"
     checked, step = _options(layer, options), _step(layer, step_size)
     n_steps = base.check_n_steps(layer, n_steps)
@@ -175,7 +181,10 @@ def generalized_leapfrog(
     diagnostics: Watch | None = None,
     **options: Any,
 ) -> DynamicsOutput:
-    """T generalized leapfrog steps, eq. (13). Options: those of `ade.GeneralizedLeapfrog`."""
+    """T generalized leapfrog steps, eq. (13). Options: those of `ade.GeneralizedLeapfrog`.
+
+    Shapes: x0 [B, *event]; the rest, and what it raises, as `ade.GeneralizedLeapfrog`.
+    """
     layer = "generalized_leapfrog"
     checked, step = _options(layer, options), _step(layer, step_size)
     n_steps = base.check_n_steps(layer, n_steps)
@@ -210,6 +219,8 @@ def annealed_leapfrog(
     """T annealed leapfrog steps. Options: those of `ade.AnnealedLeapfrog`.
 
     `refresh` (between 0 and 1) and `bridges` (β_t, [T], the last 1) may be tensors that require grad.
+
+    Shapes: x0 [B, *event]; the rest, and what it raises, as `ade.AnnealedLeapfrog`.
     """
     layer = "annealed_leapfrog"
     checked = _options(layer, options, without=frozenset({"momentum_clip", "sample_range"}))
@@ -248,7 +259,10 @@ def langevin(
     diagnostics: Watch | None = None,
     **options: Any,
 ) -> LangevinOutput:
-    """T Langevin steps, eqs. (14), (15). Options: those of `ade.Langevin`; `noise_std` may require grad."""
+    """T Langevin steps, eqs. (14), (15). Options: those of `ade.Langevin`; `noise_std` may require grad.
+
+    Shapes: x0 [B, *event]; the rest, and what it raises, as `ade.Langevin`.
+    """
     layer = "langevin"
     checked, step = _options(layer, options), _step(layer, step_size)
     n_steps = base.check_n_steps(layer, n_steps)
@@ -279,7 +293,10 @@ def deterministic_langevin(
     diagnostics: Watch | None = None,
     **options: Any,
 ) -> DynamicsOutput:
-    """T deterministic Langevin steps, eq. (30). Options: those of `ade.DeterministicLangevin`."""
+    """T deterministic Langevin steps, eq. (30). Options: those of `ade.DeterministicLangevin`.
+
+    Shapes: x0 [B, *event]; the rest, and what it raises, as `ade.DeterministicLangevin`.
+    """
     layer = "deterministic_langevin"
     checked = _options(layer, options, without=frozenset({"grad_clip", "momentum_clip", "sample_range"}))
     step, n_steps = _step(layer, step_size), base.check_n_steps(layer, n_steps)
@@ -303,7 +320,10 @@ def continuous_langevin(
     context: Tensor | Sequence[Tensor] | None = None,
     **options: Any,
 ) -> DynamicsOutput:
-    """The flow of ∇f, eq. (33). Options (the solver's): those of `ade.ContinuousLangevin`."""
+    """The flow of ∇f, eq. (33). Options (the solver's): those of `ade.ContinuousLangevin`.
+
+    Shapes: x0 [B, *event]; the rest, and what it raises, as `ade.ContinuousLangevin`.
+    """
     layer = "continuous_langevin"
     return _continuous(
         layer, potential, x0, time, None, Divergence(divergence, n_probes), options,
@@ -325,7 +345,10 @@ def generalized_continuous_langevin(
     context: Tensor | Sequence[Tensor] | None = None,
     **options: Any,
 ) -> DynamicsOutput:
-    """The flow of h(∇f(x), f(x), x), eq. (37). Options: those of `ade.GeneralizedContinuousLangevin`."""
+    """The flow of h(∇f(x), f(x), x), eq. (37). Options: those of `ade.GeneralizedContinuousLangevin`.
+
+    Shapes: x0 [B, *event]; the rest, and what it raises, as `ade.GeneralizedContinuousLangevin`.
+    """
     layer = "generalized_continuous_langevin"
     return _continuous(
         layer, potential, x0, time, check_h(layer, h), Divergence(divergence, n_probes), options,

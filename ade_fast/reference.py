@@ -53,8 +53,8 @@ def step_at(step_size: Any, t: int, event: torch.Size) -> Any:
 
 
 def clip_value(u: Tensor, bound: float) -> Tensor:
-    """Each element to [-bound, bound], with torch.clamp's derivative: 1 on the closed interval, else 0."""
-    return u.clamp(-bound, bound)
+    """Each element to [-bound, bound], with derivative 1 on the closed interval, else 0."""
+    return _clamped(u, -bound, bound)
 
 
 def clip_norm(u: Tensor, bound: float) -> Tensor:
@@ -79,8 +79,13 @@ def clip(u: Tensor, how: Any | None) -> Tensor:
 
 
 def clip_sample(x: Tensor, sample_range: Range | None) -> Tensor:
-    """x to the data's range (F.1, trick 1), with torch.clamp's derivative."""
-    return x if sample_range is None else x.clamp(*sample_range)
+    """x to the data's range (F.1, trick 1), with derivative 1 on the closed interval, else 0."""
+    return x if sample_range is None else _clamped(x, *sample_range)
+
+
+def _clamped(u: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """`torch.clamp`, whose derivative on the bounds is 1 up to torch 2.13 and 0 since."""
+    return torch.where((u >= low) & (u <= high), u, u.detach().clamp(low, high))
 
 
 # --- The gradient field, and how much of it is differentiated: (21), (38) -----------------------------------

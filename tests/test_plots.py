@@ -160,12 +160,17 @@ def test_convergence_shows_training_steps_and_scores(d):
     snapshots = [(100 * k, normal(N, d, 3.0 - 0.2 * k)) for k in range(9)]
     stages = [normal(N, d, 3.0 - 0.3 * t) for t in range(4)]
     figure = plots.convergence(normal(N, d), snapshots, stages, HISTORY, 200, entropy=2.84, title="name", scores="s")
-    training, steps, scores = figure.subfigs
+    over_training, training, over_steps, steps, scores = figure.subfigs
     shown = [[ax.get_title() for ax in part.axes if ax.get_visible()] for part in (training, steps)]
     assert shown[0] == ["update 0", "update 200", "update 300", "update 500", "update 600", "update 800"]
     assert shown[1] == ["$x^{0}$", "$x^{1}$", "$x^{2}$", "$x^{3}$"]
-    for part, name in (training, "samples, over the training"), (steps, "samples, over the steps of the dynamics"):
-        assert [text.get_text() for text in part.legends[0].get_texts()] == ["data", name]
+    figure.canvas.draw()
+    for strip, part, name in (
+        (over_training, training, "samples, over the training"),
+        (over_steps, steps, "samples, over the steps of the dynamics"),
+    ):
+        assert [text.get_text() for text in strip.legends[0].get_texts()] == ["data", name]
+        assert not any(strip.legends[0].get_window_extent().overlaps(ax.title.get_window_extent()) for ax in part.axes)
         assert all((ax.collections if d > 1 else ax.patches) for ax in part.axes if ax.get_visible())  # the data
     nll, ess, mmd2 = scores.axes
     assert texts(nll) == ["validation", "data's entropy, 2.840", "chosen: update 200"]
@@ -180,9 +185,9 @@ def test_convergence_shows_training_steps_and_scores(d):
 def test_scores_that_were_not_measured_have_no_panel():
     history = [{"update": 0, "mmd2": 0.1, "nll": None}, {"update": 5, "mmd2": math.nan}]
     figure = plots.convergence(normal(N, 2), [(0, normal(N, 2))], [normal(N, 2)], history, 0)
-    (ax,) = figure.subfigs[2].axes
+    (ax,) = figure.subfigs[4].axes
     assert ax.get_ylabel() == "MMD², raw samples" and list(ax.lines[0].get_ydata()) == [0.1]
-    assert len(plots.convergence(normal(N, 2), [(0, normal(N, 2))], [normal(N, 2)], []).subfigs) == 2
+    assert len(plots.convergence(normal(N, 2), [(0, normal(N, 2))], [normal(N, 2)], []).subfigs) == 4
     assert [len(part.axes) for part in plots.convergence(normal(N, 2), [], [], HISTORY).subfigs] == [3]
 
 

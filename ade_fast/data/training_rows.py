@@ -111,7 +111,7 @@ class Table:
         return self.rows[torch.randint(len(self), (n,), generator=generator).to(self.rows.device)]
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """``n`` different rows in random order, or all of them where there are no more: for held-out rows."""
+        """``n`` different rows ``(n, d)`` in random order, or all where there are no more: for held-out rows."""
         n = self._count("draw", n)
         return self.rows[torch.randperm(len(self), generator=generator)[:n].to(self.rows.device)]
 

@@ -51,8 +51,10 @@ def is_number(value: object) -> TypeGuard[float]:
 class Clip:
     """A clip of ∇f or of the momentum: `Clip.value(c)` or `Clip.norm(c)`.
 
-    mode "value": each element to [-c, c], with torch.clamp's derivative. mode "norm": each sample's L2 norm to at
-    most c; the factor is 1 with zero derivative at norm 0.
+    mode "value": each element to [-c, c], with derivative 1 on the closed interval. mode "norm": each sample's L2 norm
+    to at most c; the factor is 1 with zero derivative at norm 0.
+
+    Raises: ValueError, TypeError: there is no such mode; bound is not a positive, finite number.
     """
 
     mode: Literal["value", "norm"]

@@ -223,6 +223,8 @@ class DeterministicLangevin(Dynamics):
         learn_step_size: whether ``step_size`` is a parameter or a buffer.
         gradient, memory, check_finite, check_potential: as in `Leapfrog`. Clips there are none: log_det is that of
             the gradient itself.
+
+    Raises: ValueError, TypeError for wrong arguments; NonFiniteError; as `Leapfrog`.
     """
 
     has_momentum = False

@@ -17,6 +17,8 @@ def set_memory_budget(n_bytes: int | None) -> None:
     """Bytes that ``memory="auto"`` may keep per unroll for the backward pass; None restores the default.
 
     Default: a quarter of the device's memory (of the machine's, for the CPU).
+
+    Raises: ValueError: n_bytes is neither None nor a whole number >= 0.
     """
     global _budget
     try:

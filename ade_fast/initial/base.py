@@ -79,6 +79,8 @@ class InitialDistribution(nn.Module, ABC):
 
     Attributes:
         event: shape of one x, a tuple.
+
+    Raises: TypeError, ValueError: there is no such event; momentum is no distribution.
     """
 
     _anchor: Tensor

@@ -118,7 +118,10 @@ class DeepLatent(InitialDistribution):
         )
 
     def decode(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """``(φ(v), log σ(v))``: ``(n, latent_dim)`` to ``(n, *event)`` twice."""
+        """``(φ(v), log σ(v))``: ``(n, latent_dim)`` to ``(n, *event)`` twice.
+
+        Raises: ValueError: v has another shape.
+        """
         if v.ndim != 2 or v.shape[1] != self.latent_dim:
             raise ValueError(f"DeepLatent: v must have the shape (n, {self.latent_dim}), got {tuple(v.shape)}")
         mean, logit = self.network(v)

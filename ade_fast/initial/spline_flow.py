@@ -74,7 +74,7 @@ class SplineFlow(Flow):
             return self.transform(z)
 
     def log_prob_once(self, x: Tensor) -> Tensor:
-        """`log_prob`, differentiable once: several times faster."""
+        """`log_prob` of x [n, dim], differentiable once: several times faster."""
         with self._once():
             return self.log_prob(x)
 

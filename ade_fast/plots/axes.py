@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,7 @@ BINS = 60
 
 # A plane whose sides differ by less than this factor is widened to a square: then its units are equal.
 _NEARLY_SQUARE = 3.0
+_BETWEEN = re.compile(r"\s*·\s*")
 
 
 def window(data: Tensor, margin: float = 0.12) -> list[tuple[float, float]]:
@@ -34,6 +36,8 @@ def window(data: Tensor, margin: float = 0.12) -> list[tuple[float, float]]:
     Args:
         data: [n, d].
         margin: on each side, as a fraction of the width.
+
+    Raises: ValueError: ``data`` is not (n, d), or empty.
     """
     check("window", data=data)
     rows = data[:100_000].detach().double().cpu()
@@ -79,7 +83,9 @@ def frame(ax: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
 
 def heading(figure: Figure, title: str, scores: str) -> None:
     """The title and beneath it the scores, in as many lines as the figure's width asks for."""
-    lines = [title, *textwrap.wrap(scores, int(11 * figure.get_figwidth()), replace_whitespace=False)]
+    whole = _BETWEEN.sub(" · ", scores.replace(" ", "\u00a0"))  # no line ends within a score
+    wrapped = textwrap.wrap(whole, int(9 * figure.get_figwidth()))
+    lines = [title, *(line.removesuffix(" ·").replace("\u00a0", " ") for line in wrapped)]
     if any(lines):
         figure.suptitle("\n".join(filter(None, lines)), fontsize=11)
 

@@ -14,6 +14,7 @@ from .axes import EXACT, RAW, check, current, heading, new_figure, window
 from .points import SMALL, handles, points
 
 _MOST_PANELS = 6
+_STRIP = 0.11
 _Item = TypeVar("_Item")
 _GRAY, _CHOSEN = "0.45", "#a3312f"
 # Scores and their lines: (key of the history, label, colour).
@@ -66,10 +67,11 @@ def convergence(
         raise ValueError("plots.convergence: there are no snapshots, no stages and no scores to draw")
     columns = max((len(shown) for _, _, shown in rows), default=0)
     figure = new_figure(max(2.3 * columns, 7) + 0.3, 2.85 * len(rows) + (3.0 if panels else 0.3))
-    heights = [1] * len(rows) + [1.05] * bool(panels)
+    # Legends in strips of their own: squares that do not fill their row would come beneath one outside of it.
+    heights = [_STRIP, 1 - _STRIP] * len(rows) + [1.05] * bool(panels)
     parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     within = window(data, margin=0.25)
-    for part, (name, colour, shown) in zip(parts, rows, strict=False):
+    for strip, part, (name, colour, shown) in zip(parts[::2], parts[1::2], rows, strict=False):
         axes = part.subplots(1, columns, squeeze=False)[0]
         for ax in axes[len(shown) :]:
             ax.set_visible(False)
@@ -77,15 +79,11 @@ def convergence(
             points(data, samples, ax, within=within, colour=colour, size=SMALL, legend=False)
             ax.set_title(label, fontsize=9)
             ax.tick_params(labelsize=7, labelleft=ax is axes[0])
+            ax.locator_params(axis="x", nbins=3)
             ax.set(xlabel="", ylabel="")
             ax.set_box_aspect(1)
-        part.legend(
-            handles=handles(data.shape[1], {f"samples, over the {name}": colour}),
-            loc="outside upper center",
-            ncols=2,
-            frameon=False,
-            fontsize=9,
-        )
+        marks = handles(data.shape[1], {f"samples, over the {name}": colour})
+        strip.legend(handles=marks, loc="center", ncols=2, frameon=False, fontsize=9)
     if panels:
         for ax, key in zip(parts[-1].subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             curve(history, key, ax, chosen=chosen, entropy=entropy)

@@ -20,6 +20,8 @@ def energies(histogram: EnergyHistogram, ax: Axes | None = None, *, legend: bool
 
     Returns:
         The axis.
+
+    Raises: as matplotlib does.
     """
     ax, edges = current(ax), histogram.edges.numpy()
     for i, (name, density) in enumerate(histogram.densities.items()):

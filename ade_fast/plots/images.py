@@ -34,7 +34,10 @@ def mosaic(images: Tensor, columns: int) -> Tensor:
 
 
 def images(pixels: Tensor, ax: Axes | None = None, *, columns: int = 16, title: str = "") -> Axes:
-    """A grid of images ``(n, C, H, W)``, pixels in [0, 1], on ``ax`` or pyplot's current axis, which is returned."""
+    """A grid of images ``(n, C, H, W)``, pixels in [0, 1], on ``ax`` or pyplot's current axis, which is returned.
+
+    Raises: ValueError: ``pixels`` is not (n, 1 or 3, H, W) with n at least 1.
+    """
     ax = current(ax)
     ax.imshow(mosaic(pixels, columns).numpy(), interpolation="nearest")
     ax.set_axis_off()
@@ -49,6 +52,8 @@ def with_neighbours(
     """Samples ``(n, C, H, W)`` in rows, the nearest training image of each in the row beneath, paler.
 
     A sample that equals what is beneath it is remembered, not made.
+
+    Raises: ValueError: the two have different shapes, or are no images.
     """
     if samples.shape != nearest.shape:
         raise ValueError(
@@ -67,7 +72,10 @@ def with_neighbours(
 
 
 def stages_of(rows: Mapping[str, Tensor], *, title: str = "") -> Figure:
-    """A row of images ``(n, C, H, W)`` for each name, the same n in all: where chains are, or what was completed."""
+    """A row of images ``(n, C, H, W)`` for each name, the same n in all: where chains are, or what was completed.
+
+    Raises: ValueError: rows of different lengths, or of no images.
+    """
     (columns,) = {len(row) for row in rows.values()}
     figure = new_figure(0.45 * columns + 1.2, 0.5 * len(rows) + 0.5)
     axes = figure.subplots(len(rows), squeeze=False)[:, 0]

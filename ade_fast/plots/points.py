@@ -87,10 +87,13 @@ def corner(figure: Figure, data: Tensor, raw: Tensor, exact: Tensor | None, n_di
                 points(data, raw, ax, dims=(j, i), within=within, colour=RAW, size=SMALL, legend=False)
             ax.set(xlabel=_name(j) if i == n_dims - 1 else "", ylabel=_name(i) if j == 0 and i > 0 else "")
             ax.tick_params(labelsize=7, labelbottom=i == n_dims - 1, labelleft=j == 0 and i > 0)
+            ax.locator_params(axis="x", nbins=3)
     named = {"raw samples of the dual sampler" + (" (above)" if exact is not None else ""): RAW}
     if exact is not None:
         named = {"exact samples, of $p_f$ (below)": EXACT, **named}
-    figure.legend(handles=handles(2, named), loc="outside lower center", ncols=3, frameon=False)
+    # Small enough for the narrowest figure, of three coordinates.
+    options: dict[str, Any] = {"ncols": 3, "frameon": False, "fontsize": 8, "columnspacing": 1.0}
+    figure.legend(handles=handles(2, named), loc="outside lower center", **options)
 
 
 def handles(d: int, named: dict[str, str]) -> list[Line2D | Patch]:

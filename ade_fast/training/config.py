@@ -69,7 +69,10 @@ _NO_CONDITIONALS = (
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of a run. The defaults are the recipe for the two-dimensional sets."""
+    """The settings of a run. The defaults are the recipe for the two-dimensional sets.
+
+    Raises: ConfigError: a value of another kind or beyond its limits; settings that exclude each other.
+    """
 
     data: str = _setting(
         "moons",

@@ -18,6 +18,8 @@ class EMA(AveragedModel):
     Args:
         module: the module to follow; it is copied.
         decay: weight of the past per update, in [0, 1).
+
+    Raises: ValueError: decay is not in [0, 1).
     """
 
     def __init__(self, module: nn.Module, decay: float):

@@ -312,6 +312,8 @@ class ADE(nn.Module):
                 potential that is called as f(x, condition). Samples are drawn at the data's conditions. Both bounds
                 have to be "elbo": weights of samples at different conditions have no common log Z.
             weights: of the data, [B], >= 0 with a positive sum; E f(data) is their weighted mean. Penalties are not.
+
+        Raises: ValueError, TypeError: data, condition or weights do not fit; NonFiniteError; as the dynamics.
         """
         with self._given(condition, data), self._weighing(weights, data):
             terms, _, _ = self._objective(data, generator, context, covering=self.coverage / COVERAGE_EVERY)

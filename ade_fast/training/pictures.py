@@ -9,6 +9,7 @@ from torch import Tensor
 from ..dynamics import AnnealedLeapfrog, Diagnostics
 from ..dynamics.base import Dynamics
 from . import image_pictures
+from .config import GIVEN
 from .directory import CONVERGENCE, DIAGNOSTICS, FIGURE, PICTURE
 from .evaluation import Evaluation
 from .image_source import ImageSource
@@ -76,7 +77,8 @@ def _draw_convergence(trainer: Trainer, directory: Path, data: Tensor, potential
 
 
 def _name(trainer: Trainer) -> str:
-    return Path(trainer.config.data).name
+    data = trainer.config.data
+    return "rows given to ade.fit" if data == GIVEN else Path(data).name
 
 
 def _scores(found: Evaluation, entropy: float | None) -> str:

@@ -117,6 +117,8 @@ class DualSampler(nn.Module):
             least ``x, v, log_det``, with ``momentum_shape(event)``: None where it takes no momentum from q^0, and draws
             its own, or has none (a false attribute ``has_momentum``). One with a true attribute ``anneals`` is called
             with ``initial=`` too.
+
+    Raises: TypeError: one of them is no such object; ValueError: the two do not fit each other.
     """
 
     # By what they can do, not by their class.
@@ -169,6 +171,11 @@ class DualSampler(nn.Module):
             condition: a tensor of B rows, or a tuple of such, of an f that is called as f(x, condition); n is a
                 multiple of B, and sample i has row i mod B.
             diagnostics: whether ``dynamics.diagnostics`` is to be that of this unroll.
+
+        Returns:
+            x, v and x^0 [n, *event], their log-densities [n]; see `DualSample`.
+
+        Raises: TypeError, ValueError: n, or the condition's rows, cannot be meant; as the dynamics.
         """
         n = integer("DualSampler", "n", n, low=0)
         potential = conditioned("DualSampler", potential, condition, n)
@@ -187,7 +194,7 @@ class DualSampler(nn.Module):
             return self.dynamics(potential, x, self.momenta(len(x), generator), generator=generator).x
 
     def momenta(self, n: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """n draws of v⁰ alone; None where the dynamics takes none."""
+        """n draws of v⁰ alone, [n, *momentum_shape]; None where the dynamics takes none."""
         shape = self._momentum_shape()
         return None if shape is None else self.initial.sample(n, momentum_shape=shape, generator=generator).v
 
@@ -199,7 +206,7 @@ class DualSampler(nn.Module):
         context: tuple[Tensor, ...] | None = None,
         diagnostics: bool = False,
     ) -> tuple[DualSample, Cut | None]:
-        """`sample`, with the unroll's graph cut from this sampler's parameters, so that it can be gone through alone.
+        """`sample` of n points [n, *event], its graph cut from this sampler's parameters: it can be gone through alone.
 
         Not everywhere: a dynamics that anneals knows q^0's parameters, and one with networks owns more than step sizes.
         Then the sample is an uncut one, and comes with None.

@@ -78,6 +78,8 @@ class Trainer:
         config: the settings.
         source: what to learn from, by ``config.data`` unless given.
         given: players that take the place of the settings'.
+
+    Raises: ConfigError, DataError: what the settings name cannot be had; ValueError, TypeError: unfit players.
     """
 
     def __init__(self, config: Config, source: Source | None = None, given: Given = OWN):
@@ -221,7 +223,10 @@ class Trainer:
         return self._compared[:SNAPSHOT_POINTS], samples
 
     def model(self) -> TrainedModel:
-        """The players chosen on the validation points, as new modules in evaluation mode."""
+        """The players chosen on the validation points, as new modules in evaluation mode.
+
+        Raises: RuntimeError: none are chosen yet.
+        """
         if self.best is None:
             raise RuntimeError("Trainer: no players chosen yet; call validate() first")
         players = build_players(self.config, self.space, self.given)

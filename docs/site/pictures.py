@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/method.md: `python docs/site/pictures.py`, a few minutes on one core."""
+"""Makes the pictures of docs/method.md: `python docs/site/pictures.py`, some minutes on one core."""
 
 import io
 import tempfile
@@ -18,7 +18,7 @@ HERE = Path(__file__).parents[1] / "pictures"
 def save(figure: Figure, name: str) -> None:
     """With few colours, as small files: they are in the repository."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=72)
+    figure.savefig(buffer, dpi=90)
     Image.open(buffer).convert("RGB").quantize(96).save(HERE / f"{name}.png", optimize=True)
 
 
@@ -32,7 +32,7 @@ def trained() -> None:
 
     history: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as out:
-        model = ade.fit("2spirals", updates=1000, validate_every=125, callbacks=watch, out=out, pictures_every=0)
+        model = ade.fit("2spirals", validate_every=250, callbacks=watch, out=out, pictures_every=0)
     toy = ade.data.toy("2spirals")
     points = toy.sample(2000, torch.Generator().manual_seed(1))
     exact = model.sample(2000, exact="resample")
