@@ -1,10 +1,10 @@
 """The figures of an unroll in one operator, its adjoint's in another (``csrc/bind/figures.cpp``). On the CPU alone.
 
-``unroll_figures(value, gradient, force, v, drifting, log_det, v0, half, damping, …) -> (table, momentum_clipped)``:
+``unroll_figures(value, gradient, force, v, drifting, log_det, v0, step, damping, …) -> (table, momentum_clipped)``:
 what `dynamics.diagnostics.Diagnostics` says of value [n, B], gradient [n, B, D], force and v [n, B, L], drifting
-[m, B, L] and log_det [n, B]; all but the first two may be None. With half [n - 1, L] v is what the kick at each x_t
-left, and v_{t+1} = damping v + half clip(force), v_0 = v0. table [9, n] has the rows `ROWS`, zeros where there is no
-such thing; momentum_clipped [m].
+[m, B, L] and log_det [n, B]; all but the first two may be None. With step [n - 1, L] or [1, L] v is what the kick at
+each x_t left, and v_{t+1} = damping v + step / 2 clip(force), v_0 = v0. table [9, n] has the rows `ROWS`, zeros where
+there is no such thing; momentum_clipped [m].
 
 ``adjoint_figures(norm, other) -> table``: mean and largest, [2, n], of norms [n, B], of two parts or of one.
 

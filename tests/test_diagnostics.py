@@ -159,14 +159,18 @@ def test_fused_and_general_way_agree(name: str) -> None:
 
 
 def _record(
-    dtype: torch.dtype, rows: int = 7, conserves: bool = True, half: bool = False, **absent: None
+    dtype: torch.dtype, rows: int = 7, conserves: bool = True, step: str = "", **absent: None
 ) -> tuple[Tensor, Tensor, Observed]:
     """A record and what a program may make of it: value, gradient, `Observed`."""
     shapes = {"force": (4, rows, 3), "v": (4, rows, 3), "drifting": (3, rows, 3), "log_det": (4, rows)}
     observed = {name: normal(*shape, seed=i).to(dtype) for i, (name, shape) in enumerate(shapes.items())}
     value, gradient = normal(4, rows, seed=8).to(dtype), normal(4, rows, 2, seed=9).to(dtype)
-    if half:
-        observed |= {"v0": normal(rows, 3, seed=10).to(dtype), "half": normal(3, 3, seed=11).to(dtype), "damping": 0.7}
+    if step:
+        observed |= {
+            "v0": normal(rows, 3, seed=10).to(dtype),
+            "step": normal(1 if step == "one" else 3, 3, seed=11).to(dtype),
+            "damping": 0.7,
+        }
     return value, gradient, Observed(**(observed | absent), conserves=conserves)
 
 
@@ -177,8 +181,8 @@ CLIPS = {"none": None, "norm": ade.Clip.norm(1.5), "value": ade.Clip.value(0.7)}
 @pytest.mark.parametrize(
     "absent",
     [{}, {"log_det": None}, {"v": None, "drifting": None, "log_det": None}, {"force": None}, {"conserves": False},
-     {"rows": 0}, {"half": True}],
-    ids=["everything", "no log_det", "value and gradient", "no force", "no energy", "no rows", "kicks"],
+     {"rows": 0}, {"step": "each"}, {"step": "one"}],
+    ids=["everything", "no log_det", "value and gradient", "no force", "no energy", "no rows", "steps", "one step"],
 )  # fmt: skip
 @pytest.mark.parametrize("clip", CLIPS)
 def test_one_operator_has_the_figures_of_torchs_own_operations(clip: str, absent: dict, dtype: torch.dtype) -> None:
@@ -211,9 +215,9 @@ def test_what_is_not_a_number_stays_so_in_the_figures() -> None:
     ("change", "message"),
     [({"value": torch.zeros(4, 7, dtype=torch.bfloat16)}, "value must be float32 or float64"),
      ({"gradient": torch.zeros(4, 6, 2)}, "gradient"), ({"v": torch.zeros(4, 7, 2)}, "v must"),
-     ({"log_det": torch.zeros(4)}, "log_det"), ({"half": torch.zeros(3, 3)}, "v0 and half must come together"),
+     ({"log_det": torch.zeros(4)}, "log_det"), ({"step": torch.zeros(3, 3)}, "v0 and step must come together"),
      ({"grad_bound": -1.0}, "grad")],
-    ids=["value", "gradient", "v", "log_det", "half", "clip"],
+    ids=["value", "gradient", "v", "log_det", "step", "clip"],
 )  # fmt: skip
 def test_wrong_arguments_of_the_operator_are_refused(change: dict, message: str) -> None:
     value, gradient, observed = _record(torch.float32)

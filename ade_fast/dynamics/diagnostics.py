@@ -102,8 +102,9 @@ class Diagnostics:
 
         On the CPU the backward pass does so; elsewhere it would have to wait for the device: `figures` and `rows` do.
         """
-        if self.alarm is not None and self.adjoint_norm is not None and self.adjoint_norm.numel():
-            self.alarm.check(self.layer, self.adjoint_norm.tolist())
+        norm = self.adjoint_norm
+        if self.alarm is not None and norm is not None and norm.device.type != "cpu" and norm.numel():
+            self.alarm.check(self.layer, norm.tolist())
 
     def figures(self) -> dict[str, float]:
         """One number of each, for a log (synchronises with the device): of the last x_t; the largest of grad_norm,
@@ -132,8 +133,8 @@ class Observed(NamedTuple):
     momentum_clip acts on, [T, B, L], or None. log_det: [n, B] or [n], or None. conserves: whether there is an energy to
     be conserved; without a log_det, volume is too.
 
-    With half [n - 1, L], of the kicks that end the steps, v is what the kick at each x_t left, and momenta at x_{t+1}
-    are damping v_t + half_t clip(force_{t+1}); v0 [B, L] is that at x_0.
+    With step [n - 1, L], or [1, L], v is what the kick at each x_t left, and the momenta at x_{t+1} are damping v_t +
+    step_t / 2 clip(force_{t+1}); v0 [B, L] are those at x_0.
     """
 
     force: Tensor | None = None
@@ -141,16 +142,16 @@ class Observed(NamedTuple):
     drifting: Tensor | None = None
     log_det: Tensor | None = None
     v0: Tensor | None = None
-    half: Tensor | None = None
+    step: Tensor | None = None
     damping: float = 1.0
     conserves: bool = False
 
     def momenta(self, clip: Clip | None) -> Tensor | None:
         """At x_t, [n, B, L]."""
-        if self.half is None:
+        if self.step is None:
             return self.v
         before = self.v[:-1] if self.damping == 1 else self.damping * self.v[:-1]
-        ended = torch.addcmul(before, self.half.unsqueeze(1), clipped(self.force[1:], clip))
+        ended = torch.addcmul(before, 0.5 * self.step.unsqueeze(1), clipped(self.force[1:], clip))
         return torch.cat([self.v0.to(ended).unsqueeze(0), ended])
 
 
@@ -243,7 +244,7 @@ class Watched(Record):
         if log_det is not None:
             log_det = log_det.view(len(value), -1).expand_as(value)
         table, momentum_clipped = unroll_figures(
-            value, gradient, observed.force, observed.v, observed.drifting, log_det, observed.v0, observed.half,
+            value, gradient, observed.force, observed.v, observed.drifting, log_det, observed.v0, observed.step,
             observed.damping, *self._options.clip_codes(), observed.conserves,
         )  # fmt: skip
         energies = observed.conserves and observed.v is not None

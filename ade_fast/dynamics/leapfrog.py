@@ -124,14 +124,14 @@ class LeapfrogProgram:
         x0, v0, step_size, _ = args
         force, after = record.stacked("gradient"), record.stacked("momenta")
         damping = self._kick[0]
-        half = self._steps.half_kicks(x0, step_size)
+        step = self._steps.step_rows(x0, step_size)
         log_det = None  # 0
         if damping != 1:
-            kicks = torch.arange(1, self.n_kicks + 1, dtype=half.dtype, device=half.device)
+            kicks = torch.arange(1, self.n_kicks + 1, dtype=step.dtype, device=step.device)
             kicks[0] = 0  # before the first kick
             log_det = kicks * (x0.shape[1] * math.log(damping))
         v0 = v0.detach().to(after.dtype)
-        return Observed(force, after, after[:-1], log_det, v0, half, damping, conserves=True)
+        return Observed(force, after, after[:-1], log_det, v0, step, damping, conserves=True)
 
 
 @base.outside_of_graphs

@@ -24,7 +24,7 @@ const void* momenta_of(Op& op, const char* argument, const Given& tensor, int64_
 
 std::tuple<Tensor, Tensor> unroll_figures(const Tensor& value, const Tensor& gradient, const Given& force,
                                           const Given& v, const Given& drifting, const Given& log_det,
-                                          const Given& v0, const Given& half, double damping,
+                                          const Given& v0, const Given& step, double damping,
                                           int64_t grad_clip, double grad_bound, int64_t momentum_clip,
                                           double momentum_bound, bool conserves) {
   Op op("unroll_figures", "value", value);
@@ -41,11 +41,13 @@ std::tuple<Tensor, Tensor> unroll_figures(const Tensor& value, const Tensor& gra
   args.force = momenta_of(op, "force", force, args.points, args.momentum_cols);
   args.v = momenta_of(op, "v", v, args.points, args.momentum_cols);
   args.drifting = momenta_of(op, "drifting", drifting, args.drifts, args.momentum_cols);
-  if (half.has_value() != v0.has_value()) op.fail("v0 and half must come together");
-  if (half) {
-    if (!v || !force) op.fail("half must come with v and force");
+  if (step.has_value() != v0.has_value()) op.fail("v0 and step must come together");
+  if (step) {
+    if (!v || !force) op.fail("step must come with v and force");
     args.v0 = op.of_shape("v0", *v0, "one batch of momenta", {args.rows, args.momentum_cols});
-    args.half = op.of_shape("half", *half, "one row per step", {args.points - 1, args.momentum_cols});
+    const int64_t steps = step->dim() == 2 && step->size(0) == 1 ? 1 : args.points - 1;
+    args.step = op.of_shape("step", *step, "one row per step, or one for all", {steps, args.momentum_cols});
+    args.step_stride = steps == 1 ? 0 : args.momentum_cols;
   }
   args.damping = op.finite("damping", damping);
   if (log_det)
@@ -84,7 +86,7 @@ Tensor adjoint_figures(const Tensor& norm, const Given& other) {
 STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
   m.def(
       "unroll_figures(Tensor value, Tensor gradient, Tensor? force, Tensor? v, Tensor? drifting, "
-      "Tensor? log_det, Tensor? v0, Tensor? half, float damping, int grad_clip, float grad_bound, "
+      "Tensor? log_det, Tensor? v0, Tensor? step, float damping, int grad_clip, float grad_bound, "
       "int momentum_clip, float momentum_bound, bool conserves) -> (Tensor table, Tensor momentum_clipped)");
   m.def("adjoint_figures(Tensor norm, Tensor? other) -> Tensor table");
 }

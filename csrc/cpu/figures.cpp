@@ -41,15 +41,16 @@ template <class T>
 T momentum_norm(const UnrollFigures& args, int64_t t, int64_t b) {
   const int64_t size = args.momentum_cols, row = b * size, all = args.rows * size;
   const T* const v = static_cast<const T*>(args.v);
-  if (args.half == nullptr) return norm_of(v + t * all + row, size);
+  if (args.step == nullptr) return norm_of(v + t * all + row, size);
   if (t == 0) return norm_of(static_cast<const T*>(args.v0) + row, size);
-  const T* const half = static_cast<const T*>(args.half) + (t - 1) * size;
+  const T* const step = static_cast<const T*>(args.step) + (t - 1) * args.step_stride;
   const T *const before = v + (t - 1) * all + row, *const force =
                                                        static_cast<const T*>(args.force) + t * all + row;
+  const T damping = static_cast<T>(args.damping);
   T square = 0;
   row_clip(args.grad_clip, force, size).visit([&](const auto& clip) {
     for (int64_t d = 0; d < size; ++d) {
-      const T ended = damped_leapfrog::kick(before[d], clip(force[d]), half[d], static_cast<T>(args.damping));
+      const T ended = damped_leapfrog::kick(before[d], clip(force[d]), T(0.5) * step[d], damping);
       square += ended * ended;
     }
   });

@@ -28,13 +28,13 @@ struct UnrollFigures {
   const void* value;                    // [n, B] f(x_t)
   const void* gradient;                 // [n, B, D]
   const void* force;                    // [n, B, L] what grad_clip acts on, or null
-  const void* v;                        // [n, B, L], or null; with half, what the kick at each x_t left
-  const void* v0;                       // [B, L], with half
-  const void*
-      half;  // [n - 1, L] of the kicks that end the steps: v_{t+1} = damping v_t + half_t clip(force_{t+1})
+  const void* v;                        // [n, B, L], or null; with step, what the kick at each x_t left
+  const void* drifting;                 // [m, B, L] what momentum_clip acts on, or null
+  const void* log_det;                  // [n, B], or null: 0
+  const void* v0;                       // [B, L], with step
+  const void* step;     // [n - 1, L] or [1, L]: v_{t+1} = damping v_t + step_t / 2 clip(force_{t+1}); or null
+  int64_t step_stride;  // L, or 0
   double damping;
-  const void* drifting;  // [m, B, L] what momentum_clip acts on, or null
-  const void* log_det;   // [n, B], or null: 0
   ClipArgs grad_clip, momentum_clip;
   bool conserves;          // there is an energy: H = -f + ½ ‖v‖²
   void* table;             // [kFigures, n]; what there is none of is 0
