@@ -1,9 +1,14 @@
-"""The figures of an unroll in one operator (schema: ``csrc/bind/figures.cpp``). On the CPU alone.
+"""The figures of an unroll in one operator, its adjoint's in another (``csrc/bind/figures.cpp``). On the CPU alone.
 
-``unroll_figures(value, gradient, force, v, drifting, log_det, …) -> (table, momentum_clipped)``: what
-`dynamics.diagnostics.Diagnostics` says of value [n, B], gradient [n, B, D], force and v [n, B, L], drifting [m, B, L]
-and log_det [n, B]; all but the first two may be None. table [9, n] has the rows `ROWS`, zeros where there is no such
-thing; momentum_clipped [m]. It has no derivative.
+``unroll_figures(value, gradient, force, v, drifting, log_det, v0, step, damping, …) -> (table, momentum_clipped)``:
+what `dynamics.diagnostics.Diagnostics` says of value [n, B], gradient [n, B, D], force and v [n, B, L], drifting
+[m, B, L] and log_det [n, B]; all but the first two may be None. With step [n - 1, L] or [1, L] v is what the kick at
+each x_t left, and v_{t+1} = damping v + step / 2 clip(force), v_0 = v0. table [9, n] has the rows `ROWS`, zeros where
+there is no such thing; momentum_clipped [m].
+
+``adjoint_figures(norm, other) -> table``: mean and largest, [2, n], of norms [n, B], of two parts or of one.
+
+They have no derivative.
 """
 
 from __future__ import annotations
@@ -17,13 +22,19 @@ ROWS = (
     *("energy_error_max", "grad_clipped"),
 )
 
-_figures = ops.unroll_figures.default
+_unroll, _adjoint = ops.unroll_figures.default, ops.adjoint_figures.default
 
 
 def unroll_figures(*values):
     """The operator without a graph, whatever requires grad."""
     with below_autograd():
-        return _figures(*values)
+        return _unroll(*values)
+
+
+def adjoint_figures(*values):
+    """The operator without a graph, whatever requires grad."""
+    with below_autograd():
+        return _adjoint(*values)
 
 
 def _register() -> None:
@@ -32,7 +43,12 @@ def _register() -> None:
         drifts = 0 if drifting is None else len(drifting)
         return value.new_empty((len(ROWS), len(value))), value.new_empty((drifts,))
 
+    @torch.library.register_fake("ade_fast::adjoint_figures")
+    def fake_of_adjoint(norm, other):
+        return norm.new_empty((2, len(norm)))
+
     _library.impl("unroll_figures", unroll_figures, "Autograd")
+    _library.impl("adjoint_figures", adjoint_figures, "Autograd")
 
 
 _register()

@@ -61,10 +61,10 @@ class Record(Current):
     def end_fused_backward(self, norms: Tensor) -> None:
         """norms: of dx and of dv before each kick, [n, 2, B]."""
         dx, dv = norms.unbind(1)
-        self.after_backward(torch.hypot(dx, dv) if self.with_momentum else dx)
+        self.after_backward(dx, dv if self.with_momentum else None)
 
-    def after_backward(self, norms: Tensor) -> None:
-        """norms: of (dx, dv) before each kick, [n, B]."""
+    def after_backward(self, norm: Tensor, other: Tensor | None = None) -> None:
+        """Norms of (dx, dv) before each kick, [n, B]; or of dx and, other, of dv."""
         raise NotImplementedError
 
     def forget(self) -> None:

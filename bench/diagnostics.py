@@ -1,11 +1,11 @@
 """What diagnostics cost: one fused unroll with its full backward pass, with and without, interleaved in one process.
 
-    python bench/diagnostics.py             prints milliseconds of process time, medians and lowest; writes nothing
-    python bench/diagnostics.py --rounds 20
+    python bench/diagnostics.py                 writes bench/results/diagnostics-<machine>.json
+    python bench/diagnostics.py --rounds 20 --out FILE
 
 f is an MLP 2-128-128-128-1; the loss is a linear function of (x^T, v^T), so that nothing but the unroll is measured.
-"read": the figures are looked at too, once after every backward pass. Process time of one thread: what else the machine
-does counts little.
+"read": the figures are looked at too, once after every backward pass. Process time of one thread, medians and lowest:
+what else the machine does counts little.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
+import common
+import records
 import torch
 
 import ade_fast as ade
@@ -39,19 +43,25 @@ def measure(activation: str, batch: int, n_steps: int, rounds: int) -> list[list
     return [times[3:] for times in found]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--out", type=Path, help="results file (default: in bench/results/)")
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    for case in CASES:
-        times = measure(*case, rounds)
-        for name, of in (("median", statistics.median), ("lowest", min)):
-            without, asked, read = map(of, times)
-            print(
-                f"{case[0]} B={case[1]} T={case[2]} {name}: {without:.2f} ms, asked for {asked:.2f} ms "
-                f"({asked / without:.3f} times), read {read:.2f} ms ({read / without:.3f} times)"
-            )
+    results = common.described_run("diagnostics", torch.device("cpu"), 1)
+    results |= {"settings": {"rounds": args.rounds}, "cases": []}
+    for activation, batch, n_steps in CASES:
+        times = measure(activation, batch, n_steps, args.rounds)
+        found = {
+            way: {"median": statistics.median(of), "lowest": min(of)}
+            for way, of in zip(("without", "asked", "read"), times, strict=True)
+        }
+        results["cases"].append({"case": f"diagnostics-{activation}-B{batch}-T{n_steps}", **found})
+        print(results["cases"][-1], flush=True)
+    path = args.out or records.RESULTS / f"diagnostics-{records.slug(results)}.json"
+    records.write_results(results, path)
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -75,8 +75,8 @@ ABLATION: dict[str, dict[str, Any]] = {
 
 # The half-step's variance, √(η/2) at η = 0.1: what makes Langevin's steps their own reverse, to first order.
 _QUIET = {"noise_std": math.sqrt(0.1 / 2)}
-# What the command line takes for these dynamics.
-_SMALL = {"dynamics": "deterministic", **RECIPES["deterministic"]}
+# What the command line takes for these dynamics; of the deterministic ones, T = 1.
+_SMALL = {"dynamics": "deterministic", "step_size": 0.01, "learn_step_size": False}
 _CONTINUOUS = {"dynamics": "continuous", **RECIPES["continuous"]}
 
 

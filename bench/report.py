@@ -17,6 +17,7 @@ from pathlib import Path
 import bounds_tables
 import checksum_tables
 import density_tables
+import diagnostics_tables
 import estimator_tables
 import fuzz_tables
 import image_tables
@@ -112,6 +113,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "dynamics": ("dynamics", summary),
     "dynamics-full": ("dynamics", full),
     "density": ("density", density_tables.show),
+    "diagnostics": ("diagnostics", diagnostics_tables.show),
     "estimators": ("estimators", estimator_tables.show),
     "fuzz": ("fuzz", fuzz_tables.summary),
     "images": ("images", image_tables.digits),

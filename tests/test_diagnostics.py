@@ -158,11 +158,19 @@ def test_fused_and_general_way_agree(name: str) -> None:
         assert 0 < found.grad_clipped.max() < 1
 
 
-def _record(dtype: torch.dtype, rows: int = 7, conserves: bool = True, **absent: None) -> tuple:
+def _record(
+    dtype: torch.dtype, rows: int = 7, conserves: bool = True, step: str = "", **absent: None
+) -> tuple[Tensor, Tensor, Observed]:
     """A record and what a program may make of it: value, gradient, `Observed`."""
     shapes = {"force": (4, rows, 3), "v": (4, rows, 3), "drifting": (3, rows, 3), "log_det": (4, rows)}
     observed = {name: normal(*shape, seed=i).to(dtype) for i, (name, shape) in enumerate(shapes.items())}
     value, gradient = normal(4, rows, seed=8).to(dtype), normal(4, rows, 2, seed=9).to(dtype)
+    if step:
+        observed |= {
+            "v0": normal(rows, 3, seed=10).to(dtype),
+            "step": normal(1 if step == "one" else 3, 3, seed=11).to(dtype),
+            "damping": 0.7,
+        }
     return value, gradient, Observed(**(observed | absent), conserves=conserves)
 
 
@@ -173,8 +181,8 @@ CLIPS = {"none": None, "norm": ade.Clip.norm(1.5), "value": ade.Clip.value(0.7)}
 @pytest.mark.parametrize(
     "absent",
     [{}, {"log_det": None}, {"v": None, "drifting": None, "log_det": None}, {"force": None}, {"conserves": False},
-     {"rows": 0}],
-    ids=str,
+     {"rows": 0}, {"step": "each"}, {"step": "one"}],
+    ids=["everything", "no log_det", "value and gradient", "no force", "no energy", "no rows", "steps", "one step"],
 )  # fmt: skip
 @pytest.mark.parametrize("clip", CLIPS)
 def test_one_operator_has_the_figures_of_torchs_own_operations(clip: str, absent: dict, dtype: torch.dtype) -> None:
@@ -188,7 +196,8 @@ def test_one_operator_has_the_figures_of_torchs_own_operations(clip: str, absent
         tolerance = 1e-12 if dtype == DOUBLE else 1e-5
         torch.testing.assert_close(found[name], figure, rtol=tolerance, atol=tolerance, equal_nan=True, msg=name)
     if len(value[0]):  # means of nothing are NaN, which opcheck finds to differ
-        arguments = (value, gradient, *observed[:4], *options.clip_codes(), observed.conserves)
+        *tensors, conserves = observed
+        arguments = (value, gradient, *tensors, *options.clip_codes(), conserves)
         torch.library.opcheck(torch.ops.ade_fast.unroll_figures.default, arguments)
 
 
@@ -206,15 +215,34 @@ def test_what_is_not_a_number_stays_so_in_the_figures() -> None:
     ("change", "message"),
     [({"value": torch.zeros(4, 7, dtype=torch.bfloat16)}, "value must be float32 or float64"),
      ({"gradient": torch.zeros(4, 6, 2)}, "gradient"), ({"v": torch.zeros(4, 7, 2)}, "v must"),
-     ({"log_det": torch.zeros(4)}, "log_det"), ({"grad_bound": -1.0}, "grad")],
-    ids=["value", "gradient", "v", "log_det", "clip"],
+     ({"log_det": torch.zeros(4)}, "log_det"), ({"step": torch.zeros(3, 3)}, "v0 and step must come together"),
+     ({"grad_bound": -1.0}, "grad")],
+    ids=["value", "gradient", "v", "log_det", "step", "clip"],
 )  # fmt: skip
 def test_wrong_arguments_of_the_operator_are_refused(change: dict, message: str) -> None:
     value, gradient, observed = _record(torch.float32)
-    given = {"value": value, "gradient": gradient, **dict(zip(Observed._fields[:4], observed[:4], strict=True))}
+    given = {"value": value, "gradient": gradient, **observed._asdict()}
     given |= {"grad_clip": 2, "grad_bound": 1.0, "momentum_clip": 0, "momentum_bound": 0.0, "conserves": True}
     with pytest.raises(RuntimeError, match=f"unroll_figures: .*{message}"):
         torch.ops.ade_fast.unroll_figures(**(given | change))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_adjoints_figures_are_those_of_torchs_own_operations(dtype: torch.dtype) -> None:
+    dx, dv = (normal(4, 7, seed=seed).abs().to(dtype) for seed in (1, 2))
+    dx[3, 1] = math.nan
+    for other, whole in ((dv, torch.hypot(dx, dv)), (None, dx)):
+        watched = Watched("Leapfrog", Alarm(), Options())
+        watched.with_momentum = other is not None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ade.ExplodingGradientWarning)
+            watched.end_fused_backward(torch.stack([dx, dv], 1))
+        for found, expected in zip(watched._adjoint, (whole.mean(1), whole.amax(1)), strict=True):
+            torch.testing.assert_close(found, expected, equal_nan=True)
+    if dtype != torch.bfloat16:
+        torch.library.opcheck(torch.ops.ade_fast.adjoint_figures.default, (dv, dv.clone()))
+        with pytest.raises(RuntimeError, match="adjoint_figures: other must have norm's shape"):
+            torch.ops.ade_fast.adjoint_figures(dv, dv[:2])
 
 
 def _generator(name: str) -> dict:

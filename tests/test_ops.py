@@ -33,6 +33,7 @@ TESTED_ELSEWHERE = {
     "planar_flow": "test_planar_flow_op.py",
     "rational_quadratic_spline": "test_spline_op.py",
     "unroll_figures": "test_diagnostics.py",
+    "adjoint_figures": "test_diagnostics.py",
 }
 
 # ------------------------------------------------------------------------------------------------- formulas

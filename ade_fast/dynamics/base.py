@@ -322,9 +322,9 @@ class MergedSteps:
     def _is_uniform(self, step: Tensor) -> bool:
         return step.numel() == 1 or (step.dim() > len(self.layout.event) and step[0].numel() == 1)
 
-    def half_kicks(self, x0: Tensor, step_size: Tensor) -> Tensor:
-        """The half kicks that end the steps, [T, D], from a step size like `step_size`."""
-        return 0.5 * step_rows(self.layer, step_size, self.n_steps, self.layout, x0).expand(self.n_steps, -1)
+    def step_rows(self, x0: Tensor, step_size: Tensor) -> Tensor:
+        """Rows [T, D] or [1, D] of a step size like `step_size`."""
+        return step_rows(self.layer, step_size, self.n_steps, self.layout, x0)
 
     def schedule(self, x0: Tensor) -> Schedule:
         """The same for the MLP operators: numbers of their own, whatever becomes of the step sizes."""

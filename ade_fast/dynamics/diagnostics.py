@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._figures_op import ROWS, unroll_figures
+from .._figures_op import ROWS, adjoint_figures, unroll_figures
 from .._record import Record
 
 if TYPE_CHECKING:
@@ -102,8 +102,9 @@ class Diagnostics:
 
         On the CPU the backward pass does so; elsewhere it would have to wait for the device: `figures` and `rows` do.
         """
-        if self.alarm is not None and self.adjoint_norm is not None and self.adjoint_norm.numel():
-            self.alarm.check(self.layer, self.adjoint_norm.tolist())
+        norm = self.adjoint_norm
+        if self.alarm is not None and norm is not None and norm.device.type != "cpu" and norm.numel():
+            self.alarm.check(self.layer, norm.tolist())
 
     def figures(self) -> dict[str, float]:
         """One number of each, for a log (synchronises with the device): of the last x_t; the largest of grad_norm,
@@ -131,13 +132,27 @@ class Observed(NamedTuple):
     force: what grad_clip acts on, [n, B, L], or None. v: momenta at x_t, [n, B, L], or None. drifting: what
     momentum_clip acts on, [T, B, L], or None. log_det: [n, B] or [n], or None. conserves: whether there is an energy to
     be conserved; without a log_det, volume is too.
+
+    With step [n - 1, L], or [1, L], v is what the kick at each x_t left, and the momenta at x_{t+1} are damping v_t +
+    step_t / 2 clip(force_{t+1}); v0 [B, L] are those at x_0.
     """
 
     force: Tensor | None = None
     v: Tensor | None = None
     drifting: Tensor | None = None
     log_det: Tensor | None = None
+    v0: Tensor | None = None
+    step: Tensor | None = None
+    damping: float = 1.0
     conserves: bool = False
+
+    def momenta(self, clip: Clip | None) -> Tensor | None:
+        """At x_t, [n, B, L]."""
+        if self.step is None:
+            return self.v
+        before = self.v[:-1] if self.damping == 1 else self.damping * self.v[:-1]
+        ended = torch.addcmul(before, 0.5 * self.step.unsqueeze(1), clipped(self.force[1:], clip))
+        return torch.cat([self.v0.to(ended).unsqueeze(0), ended])
 
 
 def clipped(force: Tensor, clip: Clip | None) -> Tensor:
@@ -176,7 +191,7 @@ class Watched(Record):
         self._layer, self._alarm, self._options = layer, alarm, options
         self._found = found
         self._observe: Callable[[], Observed] | None = None
-        self._adjoint: Tensor | None = None
+        self._adjoint: Sequence[Tensor] | None = None  # mean and largest norms
 
     def __reduce__(self) -> tuple:
         return Watched, (self._layer, self._alarm, self._options, self.diagnostics)
@@ -191,28 +206,27 @@ class Watched(Record):
             with torch.no_grad():
                 self._found, self._observe = self._diagnosed(self._observe()), None
             self.forget()
-            if self._adjoint is not None:
-                self._fill_in(self._adjoint)
+            self._fill_in()
         return self._found
 
     def _diagnosed(self, observed: Observed) -> Diagnostics:
         value, gradient = self.stacked("value"), self.stacked("gradient")
-        given = (gradient, observed.force, observed.v, observed.drifting, observed.log_det)
+        given = (gradient, *(t for t in observed if isinstance(t, Tensor)))
         # Each of torch's own operations on so little costs more than all of the numbers.
-        at_once = value.device.type == "cpu" and all(t is None or t.dtype == value.dtype for t in given)
+        at_once = value.device.type == "cpu" and all(t.dtype == value.dtype for t in given)
         figures = self._figures_at_once if at_once else self._figures_by_torch
         return Diagnostics(self._layer, **figures(value, gradient, observed), alarm=self._alarm)
 
     def _figures_by_torch(self, value: Tensor, gradient: Tensor, observed: Observed) -> dict[str, Tensor]:
-        log_det = observed.log_det
+        v, log_det = observed.momenta(self._options.grad_clip), observed.log_det
         each = {"value": value, "grad_norm": _norm(gradient)}  # [n, B]
         others = {
             "grad_clipped": _fraction(observed.force, self._options.grad_clip),
             "momentum_clipped": _fraction(observed.drifting, self._options.momentum_clip),
         }
-        if observed.v is not None:
-            each["momentum_norm"] = norm = _norm(observed.v)
-        if observed.v is not None and observed.conserves:
+        if v is not None:
+            each["momentum_norm"] = norm = _norm(v)
+        if v is not None and observed.conserves:
             each["energy"] = energy = torch.addcmul(-value, norm, norm, value=0.5)
             each["energy_error"] = error = energy - energy[0]
             others["energy_error_max"] = _largest(error.abs())
@@ -230,8 +244,8 @@ class Watched(Record):
         if log_det is not None:
             log_det = log_det.view(len(value), -1).expand_as(value)
         table, momentum_clipped = unroll_figures(
-            value, gradient, observed.force, observed.v, observed.drifting, log_det,
-            *self._options.clip_codes(), observed.conserves,
+            value, gradient, observed.force, observed.v, observed.drifting, log_det, observed.v0, observed.step,
+            observed.damping, *self._options.clip_codes(), observed.conserves,
         )  # fmt: skip
         energies = observed.conserves and observed.v is not None
         present = {
@@ -245,15 +259,20 @@ class Watched(Record):
             found["momentum_clipped"] = momentum_clipped
         return found
 
-    def after_backward(self, norms: Tensor) -> None:
-        self._adjoint = norms
+    def after_backward(self, norm: Tensor, other: Tensor | None = None) -> None:
+        if norm.device.type == "cpu" and norm.dtype in (torch.float32, torch.float64):
+            self._adjoint = adjoint_figures(norm, other).unbind()
+        else:
+            norm = norm if other is None else torch.hypot(norm, other)
+            self._adjoint = norm.mean(1), _largest(norm)
         if self._found is not None:
-            self._fill_in(norms)
-        if norms.device.type == "cpu" and not self._alarm.fired:
-            self._alarm.check(self._layer, norms.mean(1).tolist())
+            self._fill_in()
+        if norm.device.type == "cpu" and not self._alarm.fired:
+            self._alarm.check(self._layer, self._adjoint[0].tolist())
 
-    def _fill_in(self, norms: Tensor) -> None:
-        self._found.adjoint_norm, self._found.adjoint_max = norms.mean(1), _largest(norms)
+    def _fill_in(self) -> None:
+        if self._adjoint is not None:
+            self._found.adjoint_norm, self._found.adjoint_max = self._adjoint
 
 
 def _norm(rows: Tensor) -> Tensor:

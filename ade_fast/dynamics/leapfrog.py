@@ -14,7 +14,7 @@ from .._record import Record
 from ..fields import AffineForce, Ancestry, GradientSide, Layout, MLPField, Plan
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
-from .diagnostics import Observed, Watched, clipped
+from .diagnostics import Observed, Watched
 from .networks import NetworkPair
 from .unroll import GradientFunction, differentiate
 
@@ -124,16 +124,14 @@ class LeapfrogProgram:
         x0, v0, step_size, _ = args
         force, after = record.stacked("gradient"), record.stacked("momenta")
         damping = self._kick[0]
-        half = self._steps.half_kicks(x0, step_size)
-        before = after[:-1] if damping == 1 else damping * after[:-1]
-        ended = torch.addcmul(before, half.unsqueeze(1), clipped(force[1:], self._grad_clip))
+        step = self._steps.step_rows(x0, step_size)
         log_det = None  # 0
         if damping != 1:
-            kicks = torch.arange(1, self.n_kicks + 1, dtype=half.dtype, device=half.device)
+            kicks = torch.arange(1, self.n_kicks + 1, dtype=step.dtype, device=step.device)
             kicks[0] = 0  # before the first kick
             log_det = kicks * (x0.shape[1] * math.log(damping))
-        v = torch.cat([v0.detach().to(ended).unsqueeze(0), ended])
-        return Observed(force, v, after[:-1], log_det, conserves=True)
+        v0 = v0.detach().to(after.dtype)
+        return Observed(force, after, after[:-1], log_det, v0, step, damping, conserves=True)
 
 
 @base.outside_of_graphs

@@ -143,7 +143,7 @@ class Config:
     dynamics: str = _setting(
         "leapfrog",
         "sampler",
-        "how samples move on f; some have defaults of their own: deterministic a fixed step size of 0.01, continuous "
+        "how samples move on f; some have defaults of their own: deterministic one step of 0.01, continuous "
         "1000 updates of 128 points at an rtol of 0.01",
         choices=DYNAMICS,
     )

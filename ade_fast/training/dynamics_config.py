@@ -19,7 +19,7 @@ _CONTINUOUS = {"updates": 1000, "batch_size": 128, "rtol": 0.01}
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     # Steps of 0.1 fold the plane where f is steep (pinwheel): log_det is not that of a density there.
-    "deterministic": {"step_size": 0.01, "learn_step_size": False},
+    "deterministic": {"n_steps": 1, "step_size": 0.01, "learn_step_size": False},
     "continuous": _CONTINUOUS,
     "generalized-continuous": _CONTINUOUS,
 }

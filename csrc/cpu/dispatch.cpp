@@ -15,6 +15,7 @@
 
 // Every launch of the CPU: one line per argument struct.
 #define ADE_FOR_EACH_LAUNCH(X)            \
+  X(AdjointFigures)                       \
   X(GeneralizedLeapfrogKick)              \
   X(GeneralizedLeapfrogKickBackward)      \
   X(GeneralizedLeapfrogDrift)             \
