@@ -165,7 +165,7 @@ def agrees(slope: Tensor, u: Tensor, grads: Tensor, involved: Sequence[Tensor]) 
         return True
     expected = (grads * u).sum(1)
     size = torch.linalg.vector_norm(grads, dim=1).mul_(torch.linalg.vector_norm(u, dim=1))
-    dtypes = {t.dtype for t in (slope, grads, *involved)}
+    dtypes = {t.dtype for t in (slope, grads, *involved) if t.is_floating_point()}
     tolerance = _precision(dtypes, device) ** _OTHERWISE
     return not bool(_differs(slope.detach().to(expected.dtype) - expected, size, tolerance))
 
