@@ -165,7 +165,7 @@ def agrees(slope: Tensor, u: Tensor, grads: Tensor, involved: Sequence[Tensor]) 
         return True
     expected, squares, others = _along(grads * u), _along(grads * grads), _along(u * u)
     size = squares.sqrt_().mul_(others.sqrt_())
-    dtypes = {t.dtype for t in (slope, grads, *involved)}
+    dtypes = {t.dtype for t in (slope, grads, *involved) if t.is_floating_point()}
     tolerance = _precision(dtypes, device) ** _OTHERWISE
     difference = slope.detach().to(expected.dtype) - expected
     # Of most calls no row is off, and then all of them together are not.

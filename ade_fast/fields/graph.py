@@ -7,8 +7,8 @@ Three questions are answered in one walk over ``y.grad_fn``:
 * Does the graph run into nodes that existed before the evaluation? These belong to non-leaf tensors that the
   potential captured: gradients for them can only travel through autograd's own graph.
 * Is y a piecewise-linear function of x? Then its x-Hessian is zero almost everywhere, exactly as autograd computes
-  it, and back-propagation through time needs no Hessian-vector products. If its kinks are all ReLU or leaky ReLU, the
-  values that autograd saved there tell the slopes that the tangent pass needs (programs/tangent.py).
+  it, and back-propagation through time needs no Hessian-vector products. If its kinks are all ReLU, leaky ReLU
+  or max pooling, what autograd saved there tells the slopes that the tangent pass needs (programs/tangent.py).
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class GraphFacts:
     reaches_x: y depends on x.
     smooth_because: name of the first autograd node that is not known to be piecewise linear in x; None when y is
         piecewise linear.
-    kinks: where y is piecewise linear by ReLU and leaky ReLU alone, a value with the sign of each one's argument, in
-        order of evaluation; else None.
+    kinks: where y is piecewise linear by ReLU, leaky ReLU and max pooling (in one or two dimensions) alone, in order of
+        evaluation: a value with the sign of a ReLU's argument, the indices of max pooling's choice; else None.
     """
 
     leaves: tuple[Tensor, ...]
@@ -173,9 +173,9 @@ def inspect_graph(y: Tensor, x: Tensor, known: Sequence[Tensor] = (), born_after
 def _kink_values(kinked: list) -> tuple[Tensor, ...] | None:
     values = []
     for node in sorted(kinked, key=lambda n: n._sequence_nr()):
-        if _kind(node.name()) not in ("Relu", "LeakyRelu"):
+        if _kind(node.name()) not in ("Relu", "LeakyRelu", "MaxPool2DWithIndices"):
             return None
-        name = "result" if hasattr(node, "_saved_result") else "self"
+        name = next(name for name in ("result1", "result", "self") if hasattr(node, f"_raw_saved_{name}"))
         # Whoever saves something else than tensors (checkpoints) computes them when they are asked for, once.
         if not isinstance(getattr(getattr(node, f"_raw_saved_{name}"), "data", None), Tensor):
             return None

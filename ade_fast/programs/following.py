@@ -1,4 +1,4 @@
-"""Follows x through the functions that a potential calls, as far as these are linear or ReLU-like in it.
+"""Follows x through the functions that a potential calls, as far as these are linear, ReLU-like or max pooling in it.
 
 A ``TorchFunctionMode`` around an evaluation of f sees every function of tensors that depend on x. The lists here are
 those whose tangents are known; at any other one, whoever follows gives up (`Unsupported`). All functions in the lists
@@ -46,6 +46,8 @@ ADDITIVE = {torch.add, T.add, T.__add__, T.__radd__, torch.sub, T.sub, T.__sub__
 SCALING = {torch.mul, T.mul, T.__mul__, T.__rmul__, torch.div, T.div, T.__truediv__}
 RELU = {F.relu, torch.relu, T.relu}
 KINKS = RELU | {F.leaky_relu, torch._C._nn.leaky_relu}
+# One of several values: the first of the largest.
+MAX_POOLS = {F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d}
 INPLACE = {F.relu: 1, F.leaky_relu: 2}  # position of the argument
 QUERIES = {T.size, T.dim, T.numel, T.stride, T.is_contiguous, T.ndimension, T.__len__, T.requires_grad_}
 DIVISIONS = {torch.div, T.div, T.__truediv__}
@@ -131,7 +133,7 @@ class Following(TorchFunctionMode):
 
 
 def _check(func: Callable, args: tuple, kwargs: dict, depends: Callable[[object], bool]) -> None:
-    """Raises Unsupported at a call that is not known to be linear or ReLU-like in what depends on x."""
+    """Raises Unsupported at a call that is not known to be linear, ReLU-like or max pooling in what depends on x."""
     name = getattr(func, "__name__", str(func))
     if any(any(map(depends, v)) for v in kwargs.values() if isinstance(v, (list, tuple))):
         raise Unsupported("a list by keyword")
@@ -159,7 +161,7 @@ def _check(func: Callable, args: tuple, kwargs: dict, depends: Callable[[object]
             raise Unsupported("a kink with a negative slope")
     elif func in BY_DIM:
         _refuse_batch_dim(func, args, kwargs)
-    elif func not in LINEAR and func not in AFFINE:
+    elif func not in LINEAR and func not in AFFINE and func not in MAX_POOLS:
         raise Unsupported(name)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._engine import derivatives
 from . import following
-from .following import Following, T, Unsupported, concatenated_dim, slope_of
+from .following import Following, T, Unsupported, concatenated_dim
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -22,7 +22,6 @@ _TRANSPOSING = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 _POOL = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 _linear = F.linear  # torch's own: by another function of that name it is called all the same
 _SUBTRACT = {torch.sub, T.sub, T.__sub__}
-_SAME = {T.contiguous, T.clone}
 
 
 class Step:
@@ -169,7 +168,7 @@ class Convolution(_Affine):
         if args[0].dim() != n + 2:
             raise Unsupported("a convolution without a batch")
         stride, padding, dilation, outside = (
-            _each(self._options.get(name, default), n)
+            each(self._options.get(name, default), n)
             for name, default in (("stride", 1), ("padding", 0), ("dilation", 1), ("output_padding", 0))
         )
         self._numbers = (stride, padding, dilation, func in _TRANSPOSING, outside, self._options.get("groups", 1))
@@ -194,20 +193,11 @@ class Convolution(_Affine):
         return torch.ops.aten.convolution_backward.default(d, x, self._w, None, *self._numbers, wanted)[which]
 
 
-def _each(numbers: object, n: int) -> list[int]:
+def each(numbers: object, n: int) -> list[int]:
     if isinstance(numbers, str):
         raise Unsupported("padding that is named")
-    return list(numbers) if isinstance(numbers, (tuple, list)) else [numbers] * n
-
-
-class Kink(Step):
-    """Its value, tangent and transpose are the program's, which has the bits."""
-
-    is_own = True
-
-    def __init__(self, follow: Following, func: Callable, args: tuple, kwargs: dict, result: Tensor) -> None:
-        super().__init__(follow, func, args, kwargs, result)
-        self.slope = slope_of(func, args, kwargs)
+    numbers = list(numbers) if isinstance(numbers, (tuple, list)) else [numbers]
+    return numbers if len(numbers) == n else numbers * n
 
 
 class Sum(Step):
@@ -285,7 +275,7 @@ class Pool(Step):
         x = torch.empty((len(d), *self.events[0]), dtype=self.dtypes[0], device=d.device, memory_format=memory)
         return (
             torch.ops.aten.avg_pool2d_backward(
-                d, x, _each(kernel, 2), [] if stride is None else _each(stride, 2), _each(padding or 0, 2),
+                d, x, each(kernel, 2), [] if stride is None else each(stride, 2), each(padding or 0, 2),
                 given.get("ceil_mode", False), given.get("count_include_pad", True), given.get("divisor_override"),
             ),
         )  # fmt: skip
@@ -306,32 +296,3 @@ class Map(Step):
     """Any other linear function of one value."""
 
     is_fresh = False  # for all that is known
-
-
-def step_of(
-    follow: Following, func: Callable, args: tuple, kwargs: dict, result: Tensor, memory: torch.memory_format
-) -> Step:
-    """The step that a call is which passed `Following`'s checks.
-
-    Raises: Unsupported if there is none for it.
-    """
-    call = (follow, func, args, kwargs, result)
-    if func is _linear:
-        return Linear(*call)
-    if func in following.AFFINE:
-        return Convolution(*call, memory)
-    for functions, kind in _KINDS:
-        if func in functions:
-            return kind(*call)
-    return Map(*call)
-
-
-_KINDS: list[tuple[set, type[Step]]] = [
-    (following.KINKS, Kink),
-    (following.ADDITIVE, Sum),
-    (following.SCALING, Scale),
-    (following.RESHAPES, Reshape),
-    (_SAME, Same),
-    ({F.avg_pool2d}, Pool),
-    ({torch.cat}, Concatenation),
-]

@@ -1,12 +1,12 @@
 """A piecewise-linear potential as a program: its gradient, and the derivative of its gradient, without autograd.
 
-Where f is made of linear functions and ReLU-like kinks, ∇f(x) is the product of the transposes of the linear
-functions, last to first, with the kinks' slopes between them; and ∂_W ⟨∇f(x), u⟩ of a layer is the product of δ, the
-cotangent that reaches it there, with the tangent of u that reaches it from below. So of one evaluation the derivative
-needs
+Where f is made of linear functions and kinks (ReLU-like ones and max pooling), ∇f(x) is the product of the transposes
+of the linear functions, last to first, with the kinks' slopes between them; and ∂_W ⟨∇f(x), u⟩ of a layer is the
+product of δ, the cotangent that reaches it there, with the tangent of u that reaches it from below. So of one
+evaluation the derivative needs
 
 * δ of each layer, which ∇f had to compute: the derivative then costs 2 U more (U: one evaluation of f), or
-* one bit per kink, from which δ is computed again: 3 U, in 1/32 of an activation's memory, or
+* the kinks' masks (bends.py), from which δ is computed again: 3 U, in 1/32 of an activation's memory, or
 * nothing but x: 4 U.
 
 The program is written down while the potential is evaluated for the first time. The potential itself is called at
@@ -24,16 +24,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .bends import Kink
 from .following import KINKS, Following, Unsupported, is_inplace
-from .kinks import bend, bent_, bits_of
-from .linear_steps import Kink, Step, step_of
+from .linear_steps import Step
+from .steps import step_of
 
 
 @dataclass
 class Kept:
     """What an evaluation leaves for the derivative of its gradient.
 
-    bits: one per unit, for each kink. deltas: the cotangents of the results of affine steps with a weight that requires
+    bits: the mask of each kink. deltas: the cotangents of the results of affine steps with a weight that requires
     grad, by these values' numbers, or None.
     """
 
@@ -98,7 +99,7 @@ class Watch(Following):
         """What leads to the result, if all of it is known."""
         if self._gave_up or not self._output:
             return None
-        return Program(self._steps, self._output, self._memory)
+        return Program(self._steps, self._output)
 
 
 class _Run(Following):
@@ -124,8 +125,7 @@ class _Run(Following):
             if not isinstance(step, Kink):
                 return step.value(*values)
             (z,) = values
-            dense = self._program.in_memory(z)
-            result, bits = bend(dense, step.slope, over=step.over_input or dense is not z)
+            result, bits = step.bend(z, step.over_input)
             self.bits.append(bits)
             return z.copy_(result) if step.over_input and result is not z else result
 
@@ -141,8 +141,8 @@ class Program:
         constants: every tensor that takes part.
     """
 
-    def __init__(self, steps: list[Step], output: int, memory: torch.memory_format) -> None:
-        self.steps, self.output, self._memory = steps, output, memory
+    def __init__(self, steps: list[Step], output: int) -> None:
+        self.steps, self.output = steps, output
         self.kinks = [step for step in steps if isinstance(step, Kink)]
         self._trained = {n: s for n, s in enumerate(steps, 1) if s.weight is not None and s.weight.requires_grad}
         self.weights = list({id(s.weight): s.weight for s in self._trained.values()}.values())
@@ -153,24 +153,21 @@ class Program:
     # What is kept of one row.
     @property
     def bit_bytes(self) -> int:
-        return sum(-(-math.prod(kink.event) // 8) for kink in self.kinks)
+        return sum(kink.mask_bytes for kink in self.kinks)
 
     @property
     def delta_bytes(self) -> int:
         return sum(math.prod(step.event) * step.dtype.itemsize for step in self._trained.values())
 
-    def in_memory(self, value: Tensor) -> Tensor:
-        """A value, dense, in the order in which bits are taken of it."""
-        return value.contiguous(memory_format=self._memory if value.dim() == 4 else torch.contiguous_format)
-
     def bits_of(self, kinks: Sequence[Tensor]) -> list[Tensor] | None:
-        """The bits of an evaluation by autograd, from values with the signs of its kinks' arguments, in order.
+        """The masks of an evaluation by autograd, from what it saved of its kinks, in order (`GraphFacts.kinks`).
 
         None if these are not the program's.
         """
-        if [tuple(kink.shape[1:]) for kink in kinks] != [kink.event for kink in self.kinks]:
+        if len(kinks) != len(self.kinks):
             return None
-        return [bits_of(self.in_memory(kink)) for kink in kinks]
+        masks = [kink.mask_of(saved) for kink, saved in zip(self.kinks, kinks, strict=True)]
+        return None if any(mask is None for mask in masks) else masks
 
     def evaluate(self, potential: Callable, x: Tensor) -> tuple[Tensor, list[Tensor]] | None:
         """(f's result at x, the bits of its kinks); None if the potential does something else there."""
@@ -190,8 +187,7 @@ class Program:
         def value(number: int, step: Step, values: list[Tensor], ours: bool) -> Tensor:
             if not isinstance(step, Kink):
                 return step.value(*values)
-            dense = self.in_memory(values[0])
-            result, found = bend(dense, step.slope, over=ours or dense is not values[0])
+            result, found = step.bend(values[0], ours)
             bits.append(found)
             return result
 
@@ -213,7 +209,7 @@ class Program:
                 continue
             d, ours = at
             if slopes is not None:
-                backs = (bent_(self._to_write(d, ours), slopes, step.slope),)
+                backs = (step.bent_back(d, slopes, ours),)
             else:
                 if keep and number in self._trained:
                     deltas[number] = d
@@ -237,11 +233,7 @@ class Program:
 
         def tangent(number: int, step: Step, values: list[Tensor], ours: bool) -> Tensor:
             if isinstance(step, Kink):
-                (t,) = values
-                t = self._to_write(t, ours)
-                for part, slopes in zip(t.chunk(len(kept)), next(bits), strict=True):
-                    bent_(part, slopes, step.slope)
-                return t
+                return step.bent(values[0], next(bits), ours)
             if number in self._trained and number in deltas[0]:
                 product = step.product(_batch([d[number] for d in deltas]), *values)
                 key = id(step.weight)
@@ -264,11 +256,6 @@ class Program:
                 if self._last_use[source] == number:
                     values[source] = None
         return values[self.output]
-
-    def _to_write(self, value: Tensor, ours: bool) -> Tensor:
-        """A value in the order of bits, to be written to."""
-        dense = self.in_memory(value)
-        return dense if ours or dense is not value else dense.clone()
 
 
 def _batch(parts: Sequence[Tensor]) -> Tensor:

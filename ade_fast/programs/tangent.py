@@ -6,8 +6,8 @@ x. So ∂_θ⟨∇_x f(x), u⟩ is an ordinary gradient of that tangent network,
 the gradient, of which 2 U go into multiplying by zeros) is not needed.
 
 The tangent pass calls the potential itself, on u, and changes what the functions it calls do (`Following`): biases are
-dropped, kinks take their slopes from the recorded values. This works for any module or callable made of known
-functions; at any other one it gives up, and the caller takes the double-backward route.
+dropped, kinks take their slopes from the recorded values, and max pooling its choice. This works for any module or
+callable made of known functions; at any other one it gives up, and the caller takes the double-backward route.
 """
 
 from __future__ import annotations
@@ -17,7 +17,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .following import ADDITIVE, AFFINE, KINKS, Following, Unsupported, concatenated_dim, is_inplace, slope_of
+from .following import (
+    ADDITIVE,
+    AFFINE,
+    KINKS,
+    MAX_POOLS,
+    Following,
+    Unsupported,
+    concatenated_dim,
+    is_inplace,
+    slope_of,
+)
 
 
 class _Tangent(Following):
@@ -40,11 +50,13 @@ class _Tangent(Following):
             position = AFFINE[func]
             kwargs = {**kwargs, "bias": None} if "bias" in kwargs else kwargs
             return func(*(None if i == position else a for i, a in enumerate(args)), **kwargs)
+        if func in MAX_POOLS:
+            return self._chosen(args[0])
         return self._kink(func, args, kwargs) if func in KINKS else func(*args, **kwargs)
 
     def _kink(self, func: Callable, args: tuple, kwargs: dict) -> Tensor:
         kink, slope = next(self._kinks, None), slope_of(func, args, kwargs)
-        if kink is None or kink.shape != args[0].shape:
+        if kink is None or not kink.is_floating_point() or kink.shape != args[0].shape:
             raise Unsupported("a kink that was not recorded")
         # autograd's own formulas: the slope is read off the sign of the recorded value in the same pass
         if slope == 0.0:
@@ -52,6 +64,14 @@ class _Tangent(Following):
         else:
             result = torch.ops.aten.leaky_relu_backward(args[0], kink, slope, True)
         return args[0].copy_(result) if is_inplace(func, args, kwargs) else result
+
+    def _chosen(self, u: Tensor) -> Tensor:
+        """The entries of u that were the largest of their windows: indices of images, of height 1 where u has none."""
+        indices = next(self._kinks, None)
+        if indices is None or indices.dtype != torch.int64 or u.dim() < 3 or indices.shape[:2] != u.shape[:2]:
+            raise Unsupported("max pooling that was not recorded")
+        chosen = u.flatten(2).gather(2, indices.flatten(2))
+        return chosen if u.dim() == 3 else chosen.view(indices.shape)
 
     def _addend(self, value):
         """A term that does not depend on x has zero tangent (it still takes part in broadcasting)."""

@@ -1,0 +1,49 @@
+"""Which step of a program a call is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import following
+from .bends import Kink, MaxPool, Rectifier
+from .following import Following, T
+from .linear_steps import Concatenation, Convolution, Linear, Map, Pool, Reshape, Same, Scale, Step, Sum
+
+_SAME = {T.contiguous, T.clone}
+_LINEAR: list[tuple[set, type[Step]]] = [
+    ({F.linear}, Linear),
+    (following.ADDITIVE, Sum),
+    (following.SCALING, Scale),
+    (following.RESHAPES, Reshape),
+    (_SAME, Same),
+    ({F.avg_pool2d}, Pool),
+    ({torch.cat}, Concatenation),
+]
+_IN_MEMORY: list[tuple[set, type[Convolution] | type[Kink]]] = [
+    (following.AFFINE.keys() - {F.linear}, Convolution),
+    (following.KINKS, Rectifier),
+    (following.MAX_POOLS, MaxPool),
+]
+
+
+def step_of(
+    follow: Following, func: Callable, args: tuple, kwargs: dict, result: Tensor, memory: torch.memory_format
+) -> Step:
+    """The step that a call is which passed `Following`'s checks.
+
+    memory: the order in memory that images have in the program.
+
+    Raises: Unsupported if there is none for it.
+    """
+    call = (follow, func, args, kwargs, result)
+    for functions, kind in _IN_MEMORY:
+        if func in functions:
+            return kind(*call, memory)
+    for functions, kind in _LINEAR:
+        if func in functions:
+            return kind(*call)
+    return Map(*call)
