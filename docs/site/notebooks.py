@@ -1,4 +1,4 @@
-"""Runs the notebooks of docs/notebooks and keeps their outputs in them: `python docs/site/notebooks.py`, some minutes."""
+"""Runs the notebooks of docs/notebooks and keeps their outputs in them: `python docs/site/notebooks.py` (minutes)."""
 
 import tempfile
 from pathlib import Path
