@@ -6,8 +6,11 @@ Where a block takes its time, its numbers are made small before it runs: what th
 import re
 import warnings
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 import pytest
+
+import ade_fast as ade
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -70,3 +73,12 @@ def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("module", [ade, ade.functional, ade.initial, ade.estimators, ade.metrics, ade.data])
+def test_every_public_name_is_in_the_api_reference(module: ModuleType) -> None:
+    """Modules have their own names there, and constants are told by what they belong to."""
+    page = (ROOT / "docs/api.md").read_text()
+    documented = set(re.findall(r"^::: (\S+)$", page, re.MULTILINE))
+    names = {name for name in module.__all__ if isinstance(getattr(module, name), (type, FunctionType))}
+    assert {f"{module.__name__}.{name}" for name in names} <= documented
