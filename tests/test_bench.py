@@ -1,5 +1,6 @@
 """The benchmarks run, say what they could not measure, and the documents quote the results files. No timing."""
 
+import argparse
 import dataclasses
 import importlib
 import json
@@ -425,6 +426,18 @@ def test_update_tables_say_where_the_time_goes(bench: Callable[[str], ModuleType
 
 
 # --- bench/samplers.py
+
+
+def test_comparing_is_timed_within_the_iteration(bench: Callable[[str], ModuleType]) -> None:
+    from ade_fast.fields import Checksum
+
+    module, add = bench("checksum"), Checksum.add
+    for case in (module.QUICK[0], dataclasses.replace(module.QUICK[0], of="relu", memory="graph")):
+        row = module.measure(case, argparse.Namespace(runs=2, warmups=0))
+        assert 0 < row["share"] <= row["most"] < 1, "smooth: a checksum; piecewise linear: a tangent's agreement"
+    kept = module.measure(dataclasses.replace(module.QUICK[0], memory="graph"), argparse.Namespace(runs=1, warmups=0))
+    assert kept["share"] == 0, "nothing is evaluated again"
+    assert Checksum.add is add
 
 
 def test_known_potentials_of_the_samplers_have_the_log_z_they_are_said_to(bench: Callable[[str], ModuleType]) -> None:
