@@ -17,7 +17,7 @@ from ..fields import Inputs
 from ..fields.engine import derivatives
 from .base import NonFiniteError, is_number
 
-SOLVERS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+SOLVERS: tuple[str, ...] = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 """torchdiffeq's explicit Runge-Kutta methods that control their error. With steps of a fixed size, log_det would not be
 that of the map that was computed."""
 
