@@ -96,7 +96,7 @@ _EXACT = {"dtype": torch.float64}
 # Beginnings of chains to choose from.
 _NOISE_IMAGES = 1000
 
-OWN = Given()
+OWN: Given = Given()
 """Both players as the settings say."""
 
 

@@ -104,7 +104,8 @@ def _summary(directory: Path) -> dict[str, Any]:
 
 def _history(directory: Path) -> list[dict[str, float]]:
     """The validations in metrics.csv; none where the file is gone, for the table does without it."""
-    path, history = directory / METRICS, []
+    path = directory / METRICS
+    history: list[dict[str, float]] = []
     if not path.is_file():
         return history
     try:

@@ -22,6 +22,8 @@ _DYNAMICS = (Leapfrog, DampedLeapfrog, Langevin)
 class _Below(nn.Module):
     """f of the lower rows of images whose upper rows are given: (n, C, h, W) -> (n,)."""
 
+    upper: Tensor
+
     def __init__(self, potential: nn.Module, upper: Tensor) -> None:
         super().__init__()
         self.potential = potential

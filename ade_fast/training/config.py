@@ -25,7 +25,7 @@ from ..data.image_sets import IMAGE_SETS, is_image_set
 from ..dynamics.ode import SOLVERS
 from . import image_config, yaml_config
 from .dynamics_config import CONTINUOUS, DYNAMICS, recipe_of
-from .errors import ConfigError
+from .errors import ConfigError as ConfigError  # which is had from here
 from .image_config import TABLE_SUFFIXES
 
 SETTINGS_GROUPS = ("data", "potential", "sampler", "objective", "optimisation", "evaluation", "machine")

@@ -98,7 +98,7 @@ class Watch:
         """Samples [n, *event] of the averaged players."""
         if not bool(torch.isfinite(samples).all()):
             raise DivergenceError(f"training diverged at update {update}: samples are not finite; {ADVICE}")
-        if update == 0:  # whatever q^0 is, nothing has been learned yet
+        if update == 0 or self._spread is None:  # whatever q^0 is, nothing has been learned yet
             return
         ratio = _spread(samples) / self._spread
         if not COLLAPSED <= ratio <= FLOWN:

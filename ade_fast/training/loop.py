@@ -7,13 +7,13 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from ..data import TOY_NAMES
 from ..dynamics import NonFiniteError
@@ -42,6 +42,10 @@ from .source import Source
 from .summary import Summary, to_dict
 from .team import Team, started_by_torchrun
 from .trainer import Trainer
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # in a notebook without ipywidgets tqdm says so, and shows its bar as text
+    from tqdm.auto import tqdm
 
 __all__ = ["CHECKPOINT", "CONFIG", "CONVERGENCE", "EVENTS", "FIGURE", "METRICS", "SUMMARY", "train"]
 
@@ -223,7 +227,7 @@ def _check_length(trainer: Trainer, saved: Config, directory: Path) -> None:
             f"--resume: the run in {directory} has made {made} updates, got updates {updates}; a longer one, or no "
             "number at all, goes on"
         )
-    if updates > saved.updates and trainer.done:
+    if updates > saved.updates and trainer.done and trainer.best is not None:
         raise ConfigError(
             f"--resume: the run in {directory} stopped at update {made}, as its patience of {trainer.config.patience} "
             f"validations was at its end at update {trainer.best.update}; more updates need more patience, or 0"
@@ -243,7 +247,7 @@ def _run_is_kept(directory: Path) -> Iterator[None]:
             "with --overwrite and other settings"
         ) from error
     except (OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
-        error.kept = checkpoint
+        vars(error)["kept"] = checkpoint
         raise
 
 
@@ -320,13 +324,15 @@ def _finish(trainer: Trainer, directory: Path, pictures: bool) -> Summary:
     if pictures:
         with phase("pictures"):
             draw_result(trainer, test, directory)
-    score = next(entry for entry in trainer.history if entry["update"] == trainer.best.update)
+    best = trainer.best
+    assert best is not None  # the last update was validated
+    score = next(entry for entry in trainer.history if entry["update"] == best.update)
     summary = Summary(
         data=config.data,
         seed=config.seed,
         updates=trainer.update,
-        chosen_update=trainer.best.update,
-        scale=trainer.best.scale,
+        chosen_update=best.update,
+        scale=best.scale,
         validation_nll=score.get("nll"),
         validation_mmd2=score.get("mmd2"),
         permutations=config.test_permutations,

@@ -128,4 +128,5 @@ def _is_row_until(row: dict[str, str | None], update: int) -> bool:
     By the table's own columns: there may be fewer than now.
     """
     whole = all(value is not None for value in row.values())
-    return whole and row.get("update", "").isdigit() and int(row["update"]) <= update
+    number = row.get("update") or ""
+    return whole and number.isdigit() and int(number) <= update

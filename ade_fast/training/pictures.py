@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..dynamics import AnnealedLeapfrog, Diagnostics
 from ..dynamics.base import Dynamics
@@ -55,7 +55,9 @@ def draw_result(trainer: Trainer, test: Test, directory: Path) -> None:
         plots.save_diagnostics(directory / DIAGNOSTICS, unroll, title=f"{name}, last unroll diagnosed")
 
 
-def _draw_convergence(trainer: Trainer, directory: Path, data: Tensor, potential, sampler) -> None:
+def _draw_convergence(
+    trainer: Trainer, directory: Path, data: Tensor, potential: nn.Module, sampler: nn.Module
+) -> None:
     from . import plots
 
     to_data = trainer.space.to_data
@@ -70,7 +72,7 @@ def _draw_convergence(trainer: Trainer, directory: Path, data: Tensor, potential
         snapshots,
         stages,
         trainer.history,
-        trainer.best.update,
+        None if trainer.best is None else trainer.best.update,
         entropy=trainer.source.entropy,
         title=_name(trainer),
     )

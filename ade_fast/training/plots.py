@@ -55,7 +55,7 @@ def save_convergence(
     snapshots: Sequence[tuple[int, Tensor]],
     stages: Sequence[Tensor],
     history: Sequence[Mapping[str, float | None]],
-    chosen: int,
+    chosen: int | None,
     *,
     entropy: float | None = None,
     title: str = "",

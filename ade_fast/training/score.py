@@ -50,8 +50,8 @@ class Score:
         if self.is_known != other.is_known:
             return other.is_known
         error = self.standard_error
-        if self.values is not None:
-            errors = (score.density.standard_error for score in (self, other))
+        if self.values is not None and other.values is not None:
+            errors = [score.density.standard_error for score in (self, other) if score.density is not None]
             error = math.hypot(_standard_error(self.values - other.values), *errors)
         return self.value > other.value + error
 

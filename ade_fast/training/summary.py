@@ -163,6 +163,7 @@ class Summary:
 
     def _choice(self) -> str:
         if self.validation_nll is None:
+            assert self.validation_mmd2 is not None  # what they are chosen by
             by = f"MMD² {1e3 * self.validation_mmd2:+.2f}e-3"
         else:
             by = f"NLL {self.validation_nll:.3f}"
@@ -196,7 +197,7 @@ def headline(
 
 def _likelihood(summary: Summary) -> str:
     text = f"NLL {summary.nll:.3f}{_error(summary.nll_standard_error)} nats"
-    if summary.entropy is None:
+    if summary.entropy is None or summary.nll is None:
         return text
     kind = "" if summary.entropy_exact is None else " (exact)" if summary.entropy_exact else " (an estimate)"
     return f"{text}; the data's entropy{kind} {summary.entropy:.3f}, {summary.nll - summary.entropy:+.3f}"

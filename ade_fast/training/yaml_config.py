@@ -27,16 +27,16 @@ def parse(text: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers: dict = {}  # noqa: RUF012  # as in PyYAML, where it belongs to the class
+        yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # as in PyYAML, where it belongs to the class
 
-        def construct_mapping(self, node, deep=False):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             keys = [key.value for key, _ in node.value]
             for key in keys:
                 if keys.count(key) > 1:
                     raise ValueError(f"it has the key {key!r} twice")
             return super().construct_mapping(node, deep)
 
-        def construct_decimal(self, node):
+        def construct_decimal(self, node: Any) -> int:
             return int(self.construct_scalar(node), 10)  # 010 is ten, not eight
 
     for tag, pattern, first in (
