@@ -83,3 +83,28 @@ def test_small_mlp(activation: str, memory: str) -> None:
     for one, other in zip((*out, *got), (*wanted, *right), strict=True):
         one, other = (torch.zeros(()) if t is None else t.detach().double().cpu() for t in (one, other))
         assert float((one - other).norm()) <= 1e-4 * max(float(other.norm()), 1e-6)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_small_diagnostics(activation: str, device: str = "cuda") -> None:
+    """The figures of the unroll and of its backward pass are the CPU's, from the same operators."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        potential = ade.MLPPotential(3, (64, 32), activation)
+        x0, v0, dx, dv = torch.randn(4, 33, 3)
+        found = []
+        for place, dtype in (("cpu", torch.float64), (device, torch.float32)):
+            layer = ade.Leapfrog(3, 0.1, grad_clip=ade.Clip.norm(0.5)).to(place, dtype)
+            x, v, a, b = (t.to(place, dtype) for t in (x0, v0, dx, dv))
+            f = copy.deepcopy(potential).to(place, dtype)
+            out = layer(f, x.requires_grad_(), v.requires_grad_(), diagnostics=True)
+            torch.autograd.backward((out.x, out.v), (a, b))
+            assert (layer.last_plan.field == "mlp") == _info.has_kernel("mlp_unroll", place)
+            found.append(layer.diagnostics.rows())
+        right, here = found
+        assert here.keys() == right.keys() and "adjoint_norm" in here
+        for name in right.keys() - {"grad_clipped", "momentum_clipped"}:  # which jump at their bounds
+            torch.testing.assert_close(torch.tensor(here[name]), torch.tensor(right[name]), rtol=1e-4, atol=1e-4)
+    finally:
+        torch.set_float32_matmul_precision(before)
