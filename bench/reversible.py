@@ -81,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     common.limit_threads(1)
     results = common.described_run("reversible", torch.device("cpu"), 1)
     results["rows"] = []
-    for n_steps in STEPS if args.steps is None else [args.steps]:
-        for name in DYNAMICS:
+    for name in DYNAMICS:
+        for n_steps in STEPS if args.steps is None else [args.steps]:
             results["rows"].append(measure(name, n_steps))
             print(results["rows"][-1], file=sys.stderr, flush=True)
             if args.steps is None:
