@@ -197,15 +197,15 @@ def _status_bytes(field: str) -> int:
     return 1024 * int(line.group(1))
 
 
-def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """By how much one call of a warmed-up `run` raises this process's memory at most; median of 3.
+def peak_bytes(run: Callable[[], object], device: torch.device, rounds: int = 3) -> int:
+    """By how much one call of a warmed-up `run` raises this process's memory at most; median of `rounds`.
 
     CPU: growth of the resident set, its high-water mark reset before the call and the allocators' free pages
     given back, so that every library is measured alike, to about 0.5 MB. CUDA: growth of torch's allocated
     bytes.
     """
     growth = []
-    for _ in range(3):
+    for _ in range(rounds):
         gc.collect()
         if device.type == "cuda":
             synchronize(device)

@@ -1,4 +1,4 @@
-"""The results of bench/images.py and bench/images_iteration.py to markdown. Needs nothing but Python."""
+"""The results of bench/images*.py and bench/reversible.py to markdown. Needs nothing but Python."""
 
 from __future__ import annotations
 
@@ -68,4 +68,16 @@ def iteration(results: tables.Results) -> str:
             cells += [tables.ms(found), "-" if over is None else f"{over:.2f}"]
             cells += ["-" if peak is None else tables.number(peak / 1e6)]
         rows.append([label, *cells])
+    return f"{tables.table(head, rows)}\n\n{tables.origin(results)}"
+
+
+def reversible(results: tables.Results) -> str:
+    """A line for each dynamics and number of steps."""
+    names = {"leapfrog": "leapfrog", "damped": "damped ½, clips ±0.01, samples clipped"}
+    head = ["", "T", "peak, MB: states", "reversible", "pixels on a bound", "error of reversible"]
+    rows = []
+    for row in results["rows"]:
+        peaks = [tables.number(row[f"{memory}_peak_bytes"] / 1e6) for memory in ("states", "reversible")]
+        share = f"{100 * row['on_bound']:.0f} %"
+        rows.append([names[row["dynamics"]], f"{row['steps']:,}", *peaks, share, tables.error(row)])
     return f"{tables.table(head, rows)}\n\n{tables.origin(results)}"

@@ -131,6 +131,26 @@ def test_what_stays_on_a_bound_costs_nothing() -> None:
     assert (kept[1] - kept[0]) / 500 / (2 * x0.numel() * x0.element_size()) < 0.06
 
 
+def test_saturated_images_stay_within_a_tenth_of_a_state_per_step() -> None:
+    """The image settings of F.2: damping ½, force, momentum and samples clipped; 60 % of the pixels on a bound."""
+    torch.manual_seed(0)
+    potential = nn.Sequential(nn.Conv2d(1, 4, 3), nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(144, 1))
+    x0 = (0.02 * torch.randn(4, 1, 8, 8)).clamp(-0.02, 0.02).requires_grad_()
+    clip = ade.Clip.value(0.01)
+
+    def layer(n_steps: int) -> nn.Module:
+        return ade.DampedLeapfrog(
+            n_steps, 0.5, 0.5, grad_clip=clip, momentum_clip=clip, sample_range=(-0.02, 0.02), memory="reversible"
+        )
+
+    kept = [kept_bytes(layer(n), potential, x0) for n in (50, 300)]
+    assert (kept[1] - kept[0]) / 250 / (2 * x0.numel() * x0.element_size()) <= 0.1
+    for n in (50, 300):
+        with torch.no_grad():
+            assert (layer(n)(potential, x0).x.abs() > 0.0199).float().mean() >= 0.6
+    layer(50)(potential, x0).x.sum().backward()  # which refuses if x⁰ or v⁰ are not met again to the last bit
+
+
 def test_without_gradients_the_states_are_the_same() -> None:
     x0, v0, potential = normal(4, 3, seed=1), normal(4, 3, seed=2), make_potential("silu")
     layer = layer_of(0.5, 30, "reversible")

@@ -21,6 +21,7 @@ from .unroll import GradientFunction
 _BITS = {torch.float32: 32, torch.float64: 44}
 _ROOM = 62
 _LARGEST_DENOMINATOR = 1024
+_STEPS_PER_BLOCK = 64
 
 
 class FixedPoint:
@@ -112,23 +113,30 @@ class Bounds:
         lo, hi = (torch.as_tensor(bound, dtype=torch.float64, device=like.device) for bound in pair)
         self._active = of.per_dimension or of.numbers != (-math.inf, math.inf)
         self._lo, self._hi = fixed.encode_bound(lo, torch.ceil), fixed.encode_bound(hi, torch.floor)
-        self._places: list[Tensor] = []
-        self._values: list[Tensor] = []
+        self._counts: list[int] = []  # of each step's entries
+        self._steps: list[tuple[Tensor, Tensor]] = []  # where they are and what they were; the latest steps'
+        self._blocks: list[tuple[Tensor, Tensor]] = []  # those of many steps each: a tensor takes more than few entries
 
     def move(self, x: Tensor, by: Tensor) -> Tensor:
         if not self._active:
             return x + by
         after = (x + by).clamp(self._lo, self._hi)
         arrived = (self._on(after) & (after != x)).flatten().nonzero().squeeze(1)
-        self._places.append(arrived)
-        self._values.append(x.flatten()[arrived])
+        self._counts.append(len(arrived))
+        self._steps.append((arrived, x.flatten()[arrived]))
+        if len(self._steps) == _STEPS_PER_BLOCK:
+            self._blocks.append(_joined(self._steps))
+            self._steps = []
         return after
 
     def move_back(self, x: Tensor, by: Tensor) -> Tensor:
         if not self._active:
             return x - by
         before = torch.where(self._on(x), x, x - by)
-        before.view(-1)[self._places.pop()] = self._values.pop()
+        ((places, values),) = self._blocks
+        rest = len(places) - self._counts.pop()
+        before.view(-1)[places[rest:]] = values[rest:]
+        self._blocks = [(places[:rest], values[:rest])]
         return before
 
     def _on(self, x: Tensor) -> Tensor:
@@ -136,12 +144,16 @@ class Bounds:
 
     # For autograd's memory: tensors apart from how many entries each step has.
     def state(self) -> tuple[list[Tensor], list[int]]:
-        if not self._places:
-            return [], []
-        return [torch.cat(self._places), torch.cat(self._values)], [len(p) for p in self._places]
+        return (list(_joined(self._blocks + self._steps)), self._counts) if self._counts else ([], [])
 
     def restore(self, tensors: Sequence[Tensor], counts: Sequence[int]) -> None:
-        self._places, self._values = (list(t.split(list(counts))) for t in tensors) if counts else ([], [])
+        places, values = tensors
+        self._blocks, self._counts = [(places, values)], list(counts)
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    places, values = zip(*parts, strict=True)
+    return torch.cat(places), torch.cat(values)
 
 
 class ReversibleLeapfrogProgram(LeapfrogProgram):

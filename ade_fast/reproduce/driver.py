@@ -21,7 +21,7 @@ import torch
 
 from ..training._arguments import integer
 from ..training.files import write_atomically
-from . import deviations, figures, flow, gaussians, scoring, table2, table5, trainings
+from . import deviations, figures, flow, gaussians, image_figures, scoring, table2, table5, trainings
 from .jobs import Job, Row, finished, keep, opened
 from .targets import Options, Target, named
 
@@ -31,10 +31,20 @@ TARGETS: dict[str, Target] = {
     "figure1": figures.FIGURE1,
     "figure2": figures.FIGURE2,
     "figure5": figures.FIGURE5,
+    "figure3": image_figures.FIGURE3,
+    "figure4": image_figures.FIGURE4,
+    "figure6": image_figures.FIGURE6,
+    "figure7": image_figures.FIGURE7,
     "deviations": deviations.TARGET,
 }
 BUDGETS = ("quick", "full")
-KINDS = {"training": trainings.row, "flow": flow.row, "null": scoring.null_row, "gaussian": gaussians.row}
+KINDS = {
+    "training": trainings.row,
+    "flow": flow.row,
+    "null": scoring.null_row,
+    "gaussian": gaussians.row,
+    "images": image_figures.row,
+}
 """What makes the row of a job: (arguments, directory, stem of its files) -> row."""
 REPORT = "{}.md"
 # What part of all costs tells how long the rest takes: before, it is the processes' own start that is seen.
@@ -82,9 +92,8 @@ def reproduce(
     cores = len(os.sched_getaffinity(0))
     jobs = cores if jobs is None else integer("reproduce", "jobs", jobs, low=1, high=1000)
     options = Options(seeds, budget, tuple(name for name in chosen.names if name in only) or chosen.names)
-    directory = Path(directory)
+    directory, wanted = Path(directory), chosen.jobs(options)
     with opened(directory), _going_on():
-        wanted = chosen.jobs(options)
         rows = finished(directory, wanted)
         report = _Report(target, chosen, options, directory, rows, len(wanted))
         report.write()
