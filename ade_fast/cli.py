@@ -37,7 +37,8 @@ from .training import (
 from .training.directory import COMPLETION
 
 DEMO_DIRECTORY = "demo"
-REPRODUCED = ("table2", "table5", "figure1", "figure2", "figure5", "deviations")
+IMAGES = ("figure3", "figure4", "figure6", "figure7")
+REPRODUCED = ("table2", "table5", "figure1", "figure2", "figure5", *IMAGES, "deviations")
 
 
 class UserError(Exception):

@@ -12,7 +12,18 @@ import torch
 import ade_fast as ade
 from ade_fast.cli import REPRODUCED, main
 from ade_fast.data import Standardizer
-from ade_fast.reproduce import TARGETS, DirectoryError, deviations, driver, profile, reproduce, scoring, table2, table5
+from ade_fast.reproduce import (
+    TARGETS,
+    DirectoryError,
+    deviations,
+    driver,
+    images,
+    profile,
+    reproduce,
+    scoring,
+    table2,
+    table5,
+)
 from ade_fast.reproduce.targets import mean_and_error
 from ade_fast.training import Config, Trainer
 from ade_fast.training.source import Space
@@ -171,6 +182,20 @@ def test_figures_show_samples_and_densities_of_both_settings(name, tmp_path) -> 
     assert text.count("| 2spirals |") == 2 and f"]({name}-paper.png)" in text
 
 
+@pytest.mark.parametrize("name", ["figure3", "figure4", "figure6", "figure7"])
+def test_figures_of_images_share_a_training(name, tmp_path, monkeypatch) -> None:
+    small = {"hidden": (2, 2, 2, 2, 2), "n_steps": 1, "batch_size": 8, "buffer_size": 16, "test_samples": 16}
+    monkeypatch.setattr(images, "SMALLER", {**small, "updates": 2, "test_permutations": 10})
+    monkeypatch.setattr(images, "_SAMPLES", 16)
+    monkeypatch.setattr(images, "_RUNS", 1)
+    report = made(name, tmp_path / "out", only=["digits"])
+    (row,) = rows(tmp_path / "out").values()
+    assert row["nearest_of_test"] == pytest.approx(1.0, rel=0.2) and "samples" in row["auroc"]
+    assert (tmp_path / "out" / f"{name}-digits.png").stat().st_size > 1000
+    text = report.read_text()
+    assert "--only digits`; 1 runs" in text and "![digits: " in text and "Partial" not in text
+
+
 @pytest.mark.parametrize("name", deviations.CHANGES)
 def test_every_deviation_trains_and_differs_from_the_paper(name) -> None:
     settings = deviations.job(name, "moons", 0, "quick").arguments["settings"]
@@ -269,6 +294,7 @@ def test_the_command_names_every_target() -> None:
     "arguments, code, said",
     [
         (["table3", "--out", "x"], 2, "invalid choice"),
+        (["figure3", "--out", "{}"], 1, "the published files of cifar10 are in none of"),
         (["table2", "--out", "x", "--budget", "huge"], 2, "quick"),
         (["table2"], 2, "--out"),
         (["table2", "--out", "{}", "--only", "moon"], 1, "only must be of 2spirals"),

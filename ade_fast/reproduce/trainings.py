@@ -30,7 +30,7 @@ def row(arguments: dict[str, Any], directory: Path, stem: str) -> dict[str, Any]
     """Trains, or goes on where a killed call was, and scores the players that the validation draw chose."""
     config, folder = Config.from_dict(arguments["settings"]), directory / RUNS / stem
     try:
-        summary = train(config, folder, progress=False, pictures=False, **_how(config, folder))
+        summary = train(config, folder, progress=False, pictures=False, **how(config, folder))
     except (NonFiniteError, DivergenceError) as error:
         (directory / SAMPLES / f"{stem}.npy").unlink(missing_ok=True)  # of an earlier run
         return {"diverged": str(error).partition(";")[0]}
@@ -82,7 +82,7 @@ def keep_samples(directory: Path, stem: str, raw: Tensor, exact: Tensor | None) 
     write_atomically(directory / SAMPLES / f"{stem}.npy", buffer.getvalue())
 
 
-def _how(config: Config, folder: Path) -> dict[str, bool]:
+def how(config: Config, folder: Path) -> dict[str, bool]:
     """Whether a run in the folder is gone on with, or replaced: one of other settings, or one that had not begun."""
     if not folder.exists():
         return {}
