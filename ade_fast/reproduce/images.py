@@ -15,6 +15,7 @@ from ..data.image_sets import image_set
 from ..dynamics import NonFiniteError
 from ..training import Config, DivergenceError, TrainedModel, image_pictures, load, train
 from ..training.build import build_source
+from ..training.image_source import ImageSource
 from ..training.streams import stream
 from .jobs import RUNS, Job, Row
 from .targets import Options, Target, markdown
@@ -41,7 +42,7 @@ def row(arguments: dict[str, Any], directory: Path, stem: str) -> dict[str, Any]
         summary = train(config, folder, progress=False, pictures=False, **how(config, folder))
     except (NonFiniteError, DivergenceError) as error:
         return {"diverged": str(error).partition(";")[0]}
-    model, source = load(folder), build_source(config)
+    model, source = load(folder), _source(config)
     samples = _drawn(model)
     test = source.pixels(source.test_images[:_SAMPLES])
     histogram = image_pictures.energies(model, source, model.space.to_z(samples), stream(config.seed, "outliers"))
@@ -112,13 +113,19 @@ def target(figure: str, title: str, default: str, caption: str, drawn: Draw) -> 
     return Target(title, {"quick": 1, "full": 1}, SETS, jobs, lines, draw, (default,))
 
 
+def _source(config: Config) -> ImageSource:
+    source = build_source(config)
+    assert isinstance(source, ImageSource)  # by `SETS`
+    return source
+
+
 def _drawn(model: TrainedModel) -> Tensor:
     return model.sample(_SAMPLES, model.config.seed)
 
 
 def _histograms(model: TrainedModel, path: Path) -> None:
     samples, generator = _drawn(model), stream(model.config.seed, "outliers")
-    image_pictures.draw_energies(model, build_source(model.config), model.space.to_z(samples), path, generator)
+    image_pictures.draw_energies(model, _source(model.config), model.space.to_z(samples), path, generator)
 
 
 def _completions(model: TrainedModel, path: Path) -> None:
@@ -127,7 +134,7 @@ def _completions(model: TrainedModel, path: Path) -> None:
 
 def _samples(model: TrainedModel, path: Path) -> None:
     shown = _drawn(model)[: image_pictures.SHOWN]
-    image_pictures.save_samples(build_source(model.config), shown, path, model.config.data)
+    image_pictures.save_samples(_source(model.config), shown, path, model.config.data)
 
 
 def _chains(model: TrainedModel, path: Path) -> None:
