@@ -133,3 +133,33 @@ def test_reversible_keeps_a_fraction_of_a_state_a_step_where_pixels_are_saturate
 
     state = 2 * x0.numel() * x0.element_size()
     assert 0 < (kept(120) - kept(20)) / 100 / state <= 0.1
+
+
+class Bent(nn.Module):
+    """Another network from a time on that the program was not written at: ReLU units where x has moved far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        h = F.relu(h) if x.detach().abs().amax() > 3 else F.leaky_relu(h, 0.3)
+        return self.b(h).squeeze(-1)
+
+
+@pytest.mark.filterwarnings("ignore::ade_fast.SlowPathWarning")  # "states" takes steps together, and says it cannot
+@pytest.mark.parametrize("gradient", ["full", "truncated", "stopped"])
+def test_reversible_where_only_the_first_steps_are_the_programs(gradient: str) -> None:
+    torch.manual_seed(0)
+    potential, x0, v0 = Bent().to(D), torch.randn(4, 3, dtype=D), 2 * torch.randn(4, 3, dtype=D)
+    assert x0.abs().amax() < 3
+    found = []
+    for memory in ("states", "reversible"):
+        layer = ade.Leapfrog(8, 0.3, memory=memory, gradient=gradient).to(D)
+        x, v, _ = layer(potential, x0, v0)
+        assert x.abs().amax() > 3
+        inputs = [layer.step_size, *potential.parameters()]
+        found.append(torch.autograd.grad((x * v).sum(), inputs, allow_unused=True, materialize_grads=True))
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
