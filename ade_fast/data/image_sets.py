@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -42,13 +41,6 @@ def is_image_set(name: str) -> bool:
     return name in IMAGE_SETS or (os.path.isdir(name) and _reader(Path(name)) is not None)
 
 
-def is_at_hand(name: str) -> bool:
-    """Whether `image_set` finds what it reads."""
-    if name == "digits":
-        return importlib.util.find_spec("sklearn") is not None
-    return any(_reader(folder) is not None for folder in _folders(name))
-
-
 def image_set(name: str) -> ImageSet:
     """A set by its name or by its folder. Nothing is downloaded.
 
@@ -61,7 +53,7 @@ def image_set(name: str) -> ImageSet:
     """
     if name == "digits":
         return _joined(digits(), None, _LEVELS[name])
-    folders = _folders(name)
+    folders = [Path(name)] if name not in IMAGE_SETS else _folders(name)
     for folder in folders:
         read = _reader(folder)
         if read is not None:
@@ -73,9 +65,6 @@ def image_set(name: str) -> ImageSet:
 
 
 def _folders(name: str) -> list[Path]:
-    """Where a set's files may be."""
-    if name not in IMAGE_SETS:
-        return [Path(name)]
     own = os.environ.get("ADE_FAST_DATA")
     roots = [*([Path(own)] if own else []), Path("data"), Path("/usr/share/datasets")]
     return [root / name for root in roots]

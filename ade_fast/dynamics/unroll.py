@@ -224,12 +224,15 @@ def _differentiate(
         inputs = Inputs()
         if mode == "full":
             inputs = Inputs(reached, possible_inputs(surroundings.contents["potential"], reached, known, behind_known))
-        if draws or options.memory == "reversible" or (mode == "full" and not first_value.trains_only(inputs.tensors)):
+        if draws or (mode == "full" and not first_value.trains_only(inputs.tensors)):
             first_value.program = None
+        if options.memory == "reversible":
+            first_value.as_later()
         plan = choose_plan(first_value, options.memory, program.n_kicks)
         kinks = keeps_kinks(plan, mode, inputs.tensors)
         tape = plan.memory == "graph" and not plan.piecewise_linear and mode != "stopped"
-        tape = tape or plan.memory == "reversible"  # see GradientSide._evaluate
+        # See GradientSide._evaluate.
+        tape = tape or (plan.memory == "reversible" and first_value.program is None)
         kept = what_is_kept(plan, mode, inputs.tensors)
         first = first_value.gradient(keep_graph=tape, keep_kinks=kinks, keep=kept)
         grad = field.whole(first.grad, x0)

@@ -231,9 +231,18 @@ class GradientSide:
         if self._tapes[t] is not None:
             return self._tapes[t].grad
         with self._draws.repeated(t):
-            self._current = self._field.evaluate(x, keep_graph=True, dependence=self._dependence)
+            self._current = self._again_by_program(t, x)
+            if self._current is None:
+                self._current = self._field.evaluate(x, keep_graph=True, dependence=self._dependence)
         self._found_again.add(t, self._current.grad, want_size=False)
         return self._current.grad
+
+    def _again_by_program(self, t: int, x: Tensor) -> Evaluation | None:
+        """∇f(x_t) of a "reversible" plan as the program found it, with what the mixed derivative wants of a step."""
+        if t >= self._programmed or self.plan.memory != "reversible":
+            return None
+        wanted = "deltas" if self._mode == "full" and self.inputs.tensors else "bits"
+        return self._field.evaluate_by(self._program, x, wanted)
 
     def pull(self, t: int, x: Tensor, u: Tensor, want_x: bool) -> Tensor | None:
         """Takes u, the cotangent of ∇f(x_t), rows [B, D]; returns H u or None."""
@@ -256,6 +265,11 @@ class GradientSide:
             return None
         tape = self._tapes[t]
         evaluation = tape or self._current
+        if evaluation.kept is not None:  # the program's, of a "reversible" plan: piecewise linear, so that H u = 0
+            self._current = None
+            if self.inputs.tensors:
+                self._total.add(self._mixed_by_program(t, x, u, evaluation))
+            return None
         retain = tape is not None and self._retain
         hessian_u, derivatives = self._field.vjp(evaluation, u, self.inputs.tensors, want_x, retain)
         self._current = None
@@ -263,6 +277,14 @@ class GradientSide:
             self._tapes[t] = None
         self._total.add(derivatives)
         return hessian_u
+
+    def _mixed_by_program(self, t: int, x: Tensor, u: Tensor, evaluation: Evaluation) -> Sequence[Tensor | None]:
+        kept, grads = [evaluation.kept], evaluation.grad
+        found = self._field.mixed_by(self._program, x, u, self._dependence, kept, grads)
+        if found is None:
+            again = functools.partial(self._draws.repeated, t)
+            found = self._field.mixed(x, u, self._dependence, None, grads, again)
+        return found
 
     def _steps_at_once(self, rows: int) -> int:
         return 1 if self._draws or self._alone else max(self.plan.chunk_rows // max(rows, 1), 1)

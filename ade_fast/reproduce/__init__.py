@@ -1,4 +1,4 @@
-"""The paper's two-dimensional and Gaussian experiments: tables and figures, made again beside the printed numbers.
+"""The paper's two-dimensional, Gaussian and image experiments: tables and figures beside the printed ones.
 
 ``ade-fast reproduce`` on the command line; `reproduce` here. `profile` has the settings of the paper and of its
 released code.

@@ -21,7 +21,7 @@ import torch
 
 from ..training._arguments import integer
 from ..training.files import write_atomically
-from . import deviations, figures, flow, gaussians, image_figures, scoring, table2, table5, trainings
+from . import deviations, figures, flow, gaussians, images, scoring, table2, table5, trainings
 from .jobs import Job, Row, finished, keep, opened
 from .targets import Options, Target, named
 
@@ -31,10 +31,10 @@ TARGETS: dict[str, Target] = {
     "figure1": figures.FIGURE1,
     "figure2": figures.FIGURE2,
     "figure5": figures.FIGURE5,
-    "figure3": image_figures.FIGURE3,
-    "figure4": image_figures.FIGURE4,
-    "figure6": image_figures.FIGURE6,
-    "figure7": image_figures.FIGURE7,
+    "figure3": images.FIGURE3,
+    "figure4": images.FIGURE4,
+    "figure6": images.FIGURE6,
+    "figure7": images.FIGURE7,
     "deviations": deviations.TARGET,
 }
 BUDGETS = ("quick", "full")
@@ -43,7 +43,7 @@ KINDS = {
     "flow": flow.row,
     "null": scoring.null_row,
     "gaussian": gaussians.row,
-    "images": image_figures.row,
+    "images": images.row,
 }
 """What makes the row of a job: (arguments, directory, stem of its files) -> row."""
 REPORT = "{}.md"
@@ -91,8 +91,9 @@ def reproduce(
     seeds = chosen.seeds[budget] if seeds is None else integer("reproduce", "seeds", seeds, low=1, high=1000)
     cores = len(os.sched_getaffinity(0))
     jobs = cores if jobs is None else integer("reproduce", "jobs", jobs, low=1, high=1000)
-    options = Options(seeds, budget, tuple(name for name in chosen.names if name in only) or chosen.names)
-    directory, wanted = Path(directory), chosen.jobs(options)
+    options = Options(seeds, budget, tuple(name for name in chosen.names if name in only) or _default(chosen))
+    directory = Path(directory)
+    wanted = chosen.jobs(options)  # before anything is written: data may be missing
     with opened(directory), _going_on():
         rows = finished(directory, wanted)
         report = _Report(target, chosen, options, directory, rows, len(wanted))
@@ -105,6 +106,10 @@ def reproduce(
             say.ended(job, row)
         report.finish()
     return report.path
+
+
+def _default(target: Target) -> tuple[str, ...]:
+    return target.names if target.default is None else target.default
 
 
 @contextmanager
@@ -128,7 +133,7 @@ class _Report:
     def write(self, pictures: dict[str, str] | None = None) -> None:
         options, rows = self._options, self._rows
         missing = self._count - len(rows)
-        part = "" if options.only == self._target.names else f" --only {','.join(options.only)}"
+        part = "" if options.only == _default(self._target) else f" --only {','.join(options.only)}"
         command = f"ade-fast reproduce {self._name} --seeds {options.seeds} --budget {options.budget}{part}"
         lines = [
             f"# {self._target.title}",

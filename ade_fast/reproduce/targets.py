@@ -26,7 +26,8 @@ class Target:
 
     seeds: how many unless asked otherwise, by budget. names: what ``--only`` chooses from.
     jobs: its runs. lines: its text in Markdown, from the rows there are. draw: pictures into a directory, once all rows
-    are there; returns the files' names, each with a caption.
+    are there; returns the files' names, each with a caption. default: the names that are taken where ``--only`` chooses
+    none; None: all.
     """
 
     title: str
@@ -35,6 +36,7 @@ class Target:
     jobs: Callable[[Options], list[Job]]
     lines: Callable[[Options, Mapping[str, Row]], list[str]]
     draw: Callable[[Options, Path, Mapping[str, Row]], dict[str, str]]
+    default: tuple[str, ...] | None = None
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:

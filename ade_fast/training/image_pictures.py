@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # `plots` is imported where it is used: `import ade_fast` is not to load matplotlib.
 
-_SAMPLES, _CHAINS, _POINTS, _COMPLETIONS = 96, 16, 1000, 3
+SHOWN, _CHAINS, _POINTS, _COMPLETIONS = 96, 16, 1000, 3
 _GREY = 0.5
 # Sets that are each other's outliers, where both are at hand.
 _OTHERS = ("mnist", "fashion-mnist")
@@ -30,20 +30,34 @@ _OTHERS = ("mnist", "fashion-mnist")
 
 def draw_progress(trainer: Trainer, directory: Path) -> None:
     """Samples of the averaged players as they are now."""
-    samples = trainer.space.to_data(trainer.preview()[1][:_SAMPLES])
-    _save_samples(trainer.source, samples, directory / PICTURE.format(trainer.update), _title(trainer, "averaged"))
+    samples = trainer.space.to_data(trainer.preview()[1][:SHOWN])
+    save_samples(trainer.source, samples, directory / PICTURE.format(trainer.update), _title(trainer, "averaged"))
 
 
 def draw_result(trainer: Trainer, test: Test, directory: Path) -> None:
     """The chosen players: samples, chains from noise, and f at samples, held-out and other images."""
+    model, source = trainer.model(), trainer.source
+    save_samples(source, trainer.space.to_data(test.samples[:SHOWN]), directory / FIGURE, _title(trainer, "chosen"))
+    draw_chains(model, directory / CONVERGENCE, trainer.generator("test_samples"))
+    draw_energies(model, source, test.samples, directory / ENERGIES, trainer.generator("outliers"))
+
+
+def draw_chains(model: TrainedModel, path: Path, generator: torch.Generator) -> None:
+    """`chains`."""
     from . import plots
 
-    model, source = trainer.model(), trainer.source
-    _save_samples(source, trainer.space.to_data(test.samples[:_SAMPLES]), directory / FIGURE, _title(trainer, "chosen"))
-    rows = chains(model, _CHAINS, trainer.generator("test_samples"))
-    plots.save_image_rows(directory / CONVERGENCE, rows, title=f"{trainer.config.data}: chains from noise, by steps")
-    histogram = energies(model, source, test.samples, trainer.generator("outliers"))
-    plots.save_energies(directory / ENERGIES, histogram, title=_told(histogram))
+    rows = chains(model, _CHAINS, generator)
+    plots.save_image_rows(path, rows, title=f"{model.config.data}: chains from noise, by steps")
+
+
+def draw_energies(
+    model: TrainedModel, source: ImageSource, samples: Tensor, path: Path, generator: torch.Generator
+) -> None:
+    """`energies`, of samples in z."""
+    from . import plots
+
+    histogram = energies(model, source, samples, generator)
+    plots.save_energies(path, histogram, title=_told(histogram))
 
 
 def chains(model: TrainedModel, n: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -106,7 +120,7 @@ def _told(histogram: EnergyHistogram) -> str:
     return "AUROC of f, test against " + ", ".join(f"{name} {histogram.auroc('test', name):.2f}" for name in others)
 
 
-def _save_samples(source: ImageSource, samples: Tensor, path: Path, title: str) -> None:
+def save_samples(source: ImageSource, samples: Tensor, path: Path, title: str) -> None:
     from . import plots
 
     distances, nearest = source.nearest(samples)
