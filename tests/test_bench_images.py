@@ -65,3 +65,13 @@ def test_tables_say_what_the_results_say(bench):
     peers = {"eager-truncated": {"ms": 10.0, "peak_bytes": 2e6}, "ade-states": {"ms": 15.0, "peak_bytes": 1e6}}
     text = tables.iteration({**head, "cases": [{"case": "c", "peers": peers}]})
     assert "| **ade_fast**, states | 15 | 1.50 | 1 |" in text and "| eager 2T, exact | - | - | - |" in text
+
+
+def test_the_bench_of_many_steps_comes_back_and_agrees_with_the_states(bench):
+    module, tables = bench("reversible"), bench("image_tables")
+    row = module.measure("damped", 12)
+    assert row["on_bound"] > 0.6 and row["error"] < 1e-8
+    head = {"machine": {"cpu": "C", "isa": "I", "threads": 1, "cores": 2, "load": 0.1}, "versions": {}}
+    head |= {"commit": "abc", "command": "python x", "date": "today"}
+    text = tables.reversible({**head, "rows": [{**row, "reversible_peak_bytes": 1_234_567, "steps": 10_000}]})
+    assert "| damped ½, clips ±0.01, samples clipped | 10,000 |" in text and "| 1.23 |" in text
