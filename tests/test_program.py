@@ -135,6 +135,28 @@ def test_reversible_keeps_a_fraction_of_a_state_a_step_where_pixels_are_saturate
     assert 0 < (kept(120) - kept(20)) / 100 / state <= 0.1
 
 
+@pytest.mark.parametrize("memory", ["graph", "masks", "states", "reversible"])
+def test_nothing_is_left_for_the_garbage_collector(memory: str) -> None:
+    """A cycle would keep the values of an evaluation until Python looks for such, which may be thousands later."""
+    torch.manual_seed(0)
+    potential, layer = ade.ConvPotential(1, 8, widths=(4, 4, 4, 4, 4)).eval(), papers_setting(5, memory)
+    x0 = saturated_images()
+
+    def run() -> None:
+        out = layer(potential, x0, torch.zeros_like(x0))
+        torch.autograd.grad(out.x.sum() + out.v.sum(), [layer.step_size, *potential.parameters()])
+
+    run()  # what is made once
+    assert layer.last_plan.field == "program"
+    gc.collect()
+    gc.disable()
+    try:
+        run()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
 class Bent(nn.Module):
     """Another network from a time on that the program was not written at: ReLU units where x has moved far."""
 

@@ -85,16 +85,15 @@ class _Input:
         self.number = number
 
 
-def _marked(args: tuple, follow: Following) -> tuple:
-    """The arguments with numbers in the place of values that depend on x."""
+def _marked(arg: object, follow: Following) -> object:
+    """An argument with numbers in the place of values that depend on x.
 
-    def mark(a: object) -> object:
-        if isinstance(a, (list, tuple)):
-            return tuple(map(mark, a))
-        number = follow.number_of(a)
-        return a if number is None else _Input(number)
-
-    return tuple(map(mark, args))
+    No function within this one that calls itself: that would be a cycle, which keeps values until Python looks for such.
+    """
+    if isinstance(arg, (list, tuple)):
+        return tuple([_marked(a, follow) for a in arg])
+    number = follow.number_of(arg)
+    return arg if number is None else _Input(number)
 
 
 def _filled(arg: object, values) -> object:
