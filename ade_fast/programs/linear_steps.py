@@ -88,7 +88,7 @@ class _Input:
 def _marked(arg: object, follow: Following) -> object:
     """An argument with numbers in the place of values that depend on x.
 
-    No function within this one that calls itself: that would be a cycle, which keeps values until Python looks for such.
+    No function within this one that calls itself: that would be a cycle, which keeps values until Python finds it.
     """
     if isinstance(arg, (list, tuple)):
         return tuple([_marked(a, follow) for a in arg])
