@@ -91,7 +91,7 @@ def tied(pool: nn.Module) -> tuple[nn.Module, Tensor]:
 @pytest.mark.parametrize("name", POOLS)
 def test_gradients_are_eagers(name: str, memory: str) -> None:
     plan = gradients_agree(*tied(nn.MaxPool2d(**POOLS[name])), memory)
-    assert (plan.memory, plan.field) == (memory, "autograd" if memory == "reversible" else "program")
+    assert (plan.memory, plan.field) == (memory, "program")
 
 
 @pytest.mark.parametrize("memory", ["graph", "masks", "states"])
