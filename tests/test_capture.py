@@ -542,6 +542,8 @@ def test_autocast_takes_the_usual_way():
 def test_capture_is_true_false_or_none():
     with pytest.raises(TypeError, match="ADE: capture must be True, False or None, got 'yes'"):
         _model("yes")
+    with pytest.raises(TypeError, match="ADE: capture must be True, False or None, got 1"):
+        _model().capture = 1
 
 
 @pytest.mark.cuda

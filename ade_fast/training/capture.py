@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.module import _has_any_global_hook
 
 from .. import _log
+from .._known import with_derivatives
 from .._mlp_ops import WeightGradients
 from .._record import Record
 from ..fields import is_tampered_with, memory_setting
@@ -167,25 +167,11 @@ def _paired(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) ->
     return [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
 
 
-class _Gradients(torch.autograd.Function):
-    """A scalar of parameters that has given gradients."""
-
-    @staticmethod
-    def forward(ctx, gradients: Sequence[Tensor], like: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        return like.new_zeros(())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, _: Tensor):
-        return None, None, *ctx.gradients
-
-
 def accumulate(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Adds gradients to parameters' as a backward pass does, so that what is hooked to it takes its part."""
     if pairs:
         parameters, gradients = zip(*pairs, strict=True)
-        _Gradients.apply(gradients, gradients[0], *parameters).backward()
+        with_derivatives(gradients[0].new_zeros(()), gradients, parameters).backward()
 
 
 def _kind(value: object) -> object:

@@ -231,10 +231,7 @@ class ADE(nn.Module):
         self.watch = Watch(None, number("ADE", "max_gap", max_gap, "> 0 or None", zero=False))
         self.updates = 0
         self._ranks = Ranks() if data_parallel else None
-        if capture not in (True, False, None):
-            raise TypeError(f"ADE: capture must be True, False or None, got {capture!r}")
-        self._capture = capture
-        self._captured = Captured()
+        self.capture = capture
         shared = {id(p) for p in self.potential_parameters()} & {id(p) for p in self.sampler_parameters()}
         if shared:
             raise ValueError(f"ADE: potential and sampler share {len(shared)} parameter(s): they cannot serve both")
@@ -257,6 +254,8 @@ class ADE(nn.Module):
 
     @capture.setter
     def capture(self, capture: bool | None) -> None:
+        if not (capture is None or isinstance(capture, bool)):
+            raise TypeError(f"ADE: capture must be True, False or None, got {capture!r}")
         self._capture, self._captured = capture, Captured()
 
     @property
