@@ -98,6 +98,13 @@ def in_reverse_mode_alone() -> bool:
     return forward_ad._current_level < 0 and torch._C._functorch.peek_interpreter_stack() is None
 
 
+def is_plain_on_cpu(tensor: Tensor) -> bool:
+    """Whether operators of the CPU that have no derivative can take this tensor: nobody wants one."""
+    if torch.compiler.is_compiling() or tensor.requires_grad:  # the compiler fuses the plain formula itself
+        return False
+    return tensor.device.type == "cpu" and has_kernels_for(tensor) and in_reverse_mode_alone()
+
+
 def _arguments(op) -> list[str]:
     return [argument.name for argument in op._schema.arguments]
 
@@ -175,7 +182,7 @@ def _register_derivative(op, backward_op) -> None:
     _library.impl(op._schema.name, _through(op, Derivative), "Autograd")
 
 
-def _refuse_derivative(backward_op) -> None:
+def _refuse_derivative(backward_op, why: str = "is differentiable only once: there is no derivative of this gradient"):
     name = backward_op._schema.name
 
     class Refusal(_Function):
@@ -187,7 +194,7 @@ def _refuse_derivative(backward_op) -> None:
         @staticmethod
         def backward(ctx, *grads):
             raise RuntimeError(
-                f"{name} is differentiable only once: there is no derivative of this gradient. "
+                f"{name} {why}. "
                 "ade_fast.reference has the same equations in eager code, which can be differentiated again."
             )
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from . import _log_weights_op
+from ._ops import is_plain_on_cpu
 from .dynamics.sequential import clips_samples, layers_of
 
 if TYPE_CHECKING:
@@ -29,6 +31,14 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
     """(mean w)^2 / mean w^2, a fraction in (0, 1], over the last axis: [..., K] -> [...], float64."""
     w = log_w.double().softmax(-1)
     return 1 / (w.square().sum(-1) * log_w.shape[-1])
+
+
+def log_weight_figures(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """(`log_mean_exp`, `effective_sample_size`) of [K], without a graph."""
+    log_w = log_w.detach()
+    if is_plain_on_cpu(log_w):
+        return _log_weights_op.log_weight_figures(log_w)
+    return log_mean_exp(log_w), effective_sample_size(log_w)
 
 
 def log_mean_exp_error(log_w: Tensor) -> Tensor:

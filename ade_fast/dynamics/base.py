@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .._log import logged
+from .._merged_steps_op import merged_steps, merged_steps_vjp
+from .._ops import is_plain_on_cpu
 from .._tensors import tensor
 from ..fields import GradientMode, Layout, Plan, Schedule, generalized_kicks, probe_potential
 from ..potentials.conditioned import Condition, conditioned
@@ -329,13 +331,22 @@ class MergedSteps:
     def schedule(self, x0: Tensor) -> Schedule:
         """The same for the MLP operators: numbers of their own, whatever becomes of the step sizes."""
         with torch.no_grad():
-            kick, drift = self.rows(x0)
-            return Schedule(kick, drift.clone(), (self.step_size, self.drift_step), self._vjp)
+            eta = self.step_rows(x0, self.step_size).detach()
+            if self.drift_step is None and is_plain_on_cpu(eta):
+                kick, drift = merged_steps(eta, self.n_steps)
+            else:
+                kick, drift = self.rows(x0)
+                drift = drift.clone()
+            return Schedule(kick, drift, (self.step_size, self.drift_step), self._vjp)
 
     def _vjp(self, dkick: Tensor, ddrift: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
         dstep = ddrift_step = None
         if wanted[0]:
-            rows = add_merged_kicks_vjp(ddrift if self.drift_step is None else torch.zeros_like(ddrift), dkick)
+            own = ddrift if self.drift_step is None else None
+            if is_plain_on_cpu(dkick):
+                rows = merged_steps_vjp(dkick, own, self.step_size.dim() > len(self.layout.event))
+            else:
+                rows = add_merged_kicks_vjp(torch.zeros_like(ddrift) if own is None else own, dkick)
             dstep = self._summed(rows, self.step_size)
         if wanted[1]:
             ddrift_step = self._summed(ddrift, self.drift_step)
@@ -343,7 +354,9 @@ class MergedSteps:
 
     def _summed(self, rows: Tensor, step: Tensor) -> Tensor:
         """Cotangents of rows, [T, D] -> the step's, over all that it is broadcast to."""
-        return self.layout.events(rows).sum_to_size(step.shape).to(device=step.device, dtype=step.dtype)
+        rows = self.layout.events(rows)
+        rows = rows.reshape(step.shape) if rows.numel() == step.numel() else rows.sum_to_size(step.shape)
+        return rows.to(device=step.device, dtype=step.dtype)
 
 
 def zero_log_det(x0: Tensor) -> Tensor:

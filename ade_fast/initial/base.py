@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .. import _log_weights_op
 from .._integers import as_integer
+from .._ops import is_plain_on_cpu
 
 
 class InitialSample(NamedTuple):
@@ -62,6 +64,8 @@ def as_std(layer: str, argument: str, value: float) -> float:
 def standard_normal_log_density(noise: Tensor) -> Tensor:
     """``log N(noise; 0, I)``, summed over all but the first axis: ``(n, *shape)`` to ``(n,)``."""
     noise = noise.reshape(len(noise), math.prod(noise.shape[1:]))
+    if is_plain_on_cpu(noise):
+        return _log_weights_op.normal_log_density(noise)
     return -0.5 * noise.square().sum(dim=1) - 0.5 * math.log(2 * math.pi) * noise.shape[1]
 
 

@@ -8,17 +8,16 @@ was: the results are the same, bit for bit.
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 from torch.nn.modules.module import _has_any_global_hook
 
-from .. import _log
-from .._known import with_derivatives
+from .. import _C, _log
 from .._mlp_ops import WeightGradients
 from .._record import Record
 from ..fields import is_tampered_with, memory_setting
@@ -45,7 +44,10 @@ class Unchanged:
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._parts = [(part, passing, _values(part, passing)) for part, passing in _parts(modules)]
+        parts = list(_parts(modules))
+        self._parts = tuple(part for part, _ in parts)
+        self._passing = tuple(passing or None for _, passing in parts)
+        self._values = tuple(_values(part, passing) for part, passing in parts)
         self._kinds = [(module, type(module)) for module in modules]
         found = {id(t): t for m in modules for own in (m._parameters, m._buffers) for t in own.values()}
         self.tensors = [t for t in found.values() if t is not None]
@@ -54,13 +56,10 @@ class Unchanged:
         self._places = [t.data_ptr() for t in self.tensors]
 
     def holds(self) -> bool:
-        for part, passing, values in self._parts:
-            now = _values(part, passing)
-            # By identity: == of tensors is another thing, and equal numbers need not be the same parameter.
-            if len(now) != len(values) or not all(map(operator.is_, now, values)):
-                return False
+        # By identity: == of tensors is another thing, and equal numbers need not be the same parameter.
         return (
-            [t.data_ptr() for t in self.tensors] == self._places
+            _C.same_values(self._parts, self._passing, self._values)
+            and [t.data_ptr() for t in self.tensors] == self._places
             and [t.requires_grad for t in self.tensors] == self._wants
             and not any(t._backward_hooks for t in self.learning)
             and all(type(module) is kind for module, kind in self._kinds)
@@ -81,10 +80,10 @@ def _parts(modules: Sequence[nn.Module]) -> Iterator[tuple[_Part, frozenset[str]
     yield vars(F), nothing
 
 
-def _values(part: _Part, passing: frozenset[str]) -> list[object]:
+def _values(part: _Part, passing: frozenset[str]) -> tuple[object, ...]:
     if isinstance(part, list):
-        return list(part)
-    return [value for name, value in part.items() if name not in passing] if passing else list(part.values())
+        return tuple(part)
+    return tuple(value for name, value in part.items() if name not in passing)
 
 
 class Captured:
@@ -170,8 +169,10 @@ def _paired(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) ->
 def accumulate(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Adds gradients to parameters' as a backward pass does, so that what is hooked to it takes its part."""
     if pairs:
-        parameters, gradients = zip(*pairs, strict=True)
-        with_derivatives(gradients[0].new_zeros(()), gradients, parameters).backward()
+        # `torch.autograd.backward`, whose checks take as long again.
+        _engine_run_backward(
+            *zip(*pairs, strict=True), False, False, (), allow_unreachable=True, accumulate_grad=True
+        )
 
 
 def _kind(value: object) -> object:

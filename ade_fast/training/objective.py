@@ -22,7 +22,7 @@ from ..potentials.conditioned import Condition, conditioned, first_length
 from ..weights import (
     as_momentum_weight,
     default_momentum_weight,
-    effective_sample_size,
+    log_weight_figures,
     kinetic,
     log_normaliser,
     why_no_weights,
@@ -636,9 +636,10 @@ class ADE(nn.Module):
         if model.log_w is not None:
             if self.bounds.potential == "importance":
                 figures["f_model"] = (model.log_w.softmax(0) * self._together(model.values)).sum()
-            figures["log_z"] = renyi_bound(model.log_w, 1.0, defence)
-            figures["ess"] = effective_sample_size(model.log_w)
-            figures["initial_ess"] = effective_sample_size(self._initial_log_weights(sample, ends))
+            figures["log_z"], figures["ess"] = log_weight_figures(model.log_w)
+            if defence is not None:
+                figures["log_z"] = renyi_bound(model.log_w, 1.0, defence)
+            _, figures["initial_ess"] = log_weight_figures(self._initial_log_weights(sample, ends))
             figures["beta"] = torch.as_tensor(beta)
         return figures
 

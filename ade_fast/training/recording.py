@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._ops import below_autograd
-from .simplify import Written, simplify
+from .simplify import Written, add_together, simplify
 
 _aten = torch.ops.aten
 
@@ -113,6 +113,7 @@ class _Recorder(TorchDispatchMode):
         self._graph.output(nodes)
         for node, constant in simplify(self._graph, self._values, self._written):
             node.replace_all_uses_with(self._give(constant))
+        add_together(self._graph, self._values)
         self._graph.eliminate_dead_code()
         return Replay(self._graph, self._given)
 

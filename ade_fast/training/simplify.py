@@ -5,6 +5,7 @@ Nothing here changes a result but for the sign of a zero.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -74,6 +75,26 @@ def simplify(graph: fx.Graph, values: Mapping[fx.Node, Any], written: Written) -
             node.replace_all_uses_with(first)
     # What is handed out may be written to by who gets it.
     yield from ((node, value) for node, value in constants.items() if node not in outputs)
+
+
+def add_together(graph: fx.Graph, values: Mapping[fx.Node, Any]) -> None:
+    """Sums of two tensors that nothing but the outputs takes, one call for all of those that are of one kind."""
+    kinds: dict[object, list[fx.Node]] = {}
+    outputs = graph.output_node()
+    for node in graph.nodes:
+        if node.target is _aten.add.Tensor and not node.kwargs and node.users.keys() == {outputs}:
+            value, terms = values.get(node), [values.get(t) if isinstance(t, fx.Node) else None for t in node.args]
+            if all(isinstance(t, Tensor) and t.shape == value.shape and t.dtype == value.dtype for t in terms):
+                kinds.setdefault((value.dtype, value.device), []).append(node)
+    for nodes in kinds.values():
+        if len(nodes) == 1:
+            continue
+        with graph.inserting_before(outputs):
+            terms = ([node.args[i] for node in nodes] for i in range(2))
+            sums = graph.call_function(_aten._foreach_add.List, tuple(terms))
+            for i, node in enumerate(nodes):
+                node.replace_all_uses_with(graph.call_function(operator.getitem, (sums, i)))
+                graph.erase_node(node)
 
 
 def _passed_on(node: fx.Node, values: Mapping[fx.Node, Any]) -> fx.Node | None:

@@ -11,10 +11,6 @@ namespace {
 
 using Given = std::optional<Tensor>;
 
-void not_bfloat16(const Op& op, const char* argument) {
-  if (op.dtype() == kBFloat16) op.fail(std::string(argument) + " must be float32 or float64, got bfloat16");
-}
-
 // Momenta of all points; the first that is given says how long they are.
 const void* momenta_of(Op& op, const char* argument, const Given& tensor, int64_t points, int64_t& length) {
   if (!tensor) return nullptr;
@@ -30,7 +26,7 @@ std::tuple<Tensor, Tensor> unroll_figures(const Tensor& value, const Tensor& gra
   Op op("unroll_figures", "value", value);
   UnrollFigures args{};
   args.dtype = op.dtype();
-  not_bfloat16(op, "value");
+  op.not_bfloat16("value");
   args.points = op.rows();
   args.rows = op.cols();
   args.cols = gradient.dim() == 3 ? gradient.size(2) : 0;
@@ -66,7 +62,7 @@ std::tuple<Tensor, Tensor> unroll_figures(const Tensor& value, const Tensor& gra
 
 Tensor adjoint_figures(const Tensor& norm, const Given& other) {
   Op op("adjoint_figures", "norm", norm);
-  not_bfloat16(op, "norm");
+  op.not_bfloat16("norm");
   AdjointFigures args{};
   args.dtype = op.dtype();
   args.points = op.rows();

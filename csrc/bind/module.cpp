@@ -40,6 +40,48 @@ PyObject* release_pool(PyObject*, PyObject*) {
   Py_RETURN_NONE;
 }
 
+// Whether what a dictionary, a list or another mapping holds is `kept`, object by object. passing: keys of a
+// dictionary that do not matter, or None. -1: an error.
+int is_same(PyObject* part, PyObject* passing, PyObject* kept) {
+  const Py_ssize_t size = PyTuple_Size(kept);
+  Py_ssize_t at = 0;
+  const auto next = [&](PyObject* value) { return at < size && PyTuple_GetItem(kept, at++) == value; };
+  if (PyDict_Check(part)) {
+    PyObject *key, *value;
+    for (Py_ssize_t place = 0; PyDict_Next(part, &place, &key, &value);) {
+      const int passes = passing == Py_None ? 0 : PySet_Contains(passing, key);
+      if (passes < 0) return -1;
+      if (!passes && !next(value)) return 0;
+    }
+    return at == size;
+  }
+  PyObject* const values = PyList_Check(part) ? PySequence_List(part) : PyMapping_Values(part);
+  if (values == nullptr) return -1;
+  const Py_ssize_t count = PyList_Size(values);
+  bool same = count == size;
+  for (Py_ssize_t i = 0; same && i < count; ++i) same = next(PyList_GetItem(values, i));
+  Py_DECREF(values);
+  return same;
+}
+
+PyObject* same_values(PyObject*, PyObject* args) {
+  PyObject *parts, *passing, *kept;
+  if (!PyArg_ParseTuple(args, "O!O!O!", &PyTuple_Type, &parts, &PyTuple_Type, &passing, &PyTuple_Type, &kept))
+    return nullptr;
+  const Py_ssize_t count = PyTuple_Size(parts);
+  if (PyTuple_Size(passing) != count || PyTuple_Size(kept) != count)
+    return PyErr_Format(PyExc_ValueError, "same_values: parts, passing and kept must be of one length");
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* const values = PyTuple_GetItem(kept, i);
+    if (!PyTuple_Check(values))
+      return PyErr_Format(PyExc_TypeError, "same_values: kept must be tuples, got %R", values);
+    const int same = is_same(PyTuple_GetItem(parts, i), PyTuple_GetItem(passing, i), values);
+    if (same < 0) return nullptr;
+    if (same == 0) Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
+}
+
 PyMethodDef g_methods[] = {
     {"build_info", build_info, METH_NOARGS,
      "What this extension was built with, and the instruction set it runs in."},
@@ -48,6 +90,10 @@ PyMethodDef g_methods[] = {
     {"pool_bytes", pool_bytes, METH_NOARGS,
      "Bytes of the CPU operators' pool that are in use, and that wait for the next call."},
     {"release_pool", release_pool, METH_NOARGS, "Gives what waits in the pool back to the operating system."},
+    {"same_values", same_values, METH_VARARGS,
+     "same_values(parts, passing, kept): whether the values of each of `parts`, dictionaries, lists and other "
+     "mappings, are the very objects in its tuple of `kept`; `passing` has for each None or a set of keys to "
+     "skip."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -76,11 +76,15 @@ void Op::fail(const std::string& message) const {
   throw std::runtime_error(std::string(name_) + ": " + message);
 }
 
-Op::Op(const char* name, const char* argument, const Tensor& states) : name_(name), like_(argument) {
+Op::Op(const char* name, const char* argument, const Tensor& states, size_t dims)
+    : name_(name), like_(argument) {
   const auto sizes = states.sizes();
-  if (sizes.size() != 2) fail(std::string(argument) + " must be [B, D], got shape " + shape_name(sizes));
+  if (sizes.size() != dims) {
+    fail(std::string(argument) + " must be " + (dims == 1 ? "[B]" : "[B, D]") + ", got shape " +
+         shape_name(sizes));
+  }
   rows_ = sizes[0];
-  cols_ = sizes[1];
+  cols_ = dims == 1 ? 1 : sizes[1];
   torch_dtype_ = torch_dtype_of(states);
   if (torch_dtype_ == aoti_torch_dtype_float32()) {
     dtype_ = kFloat32;
@@ -187,6 +191,10 @@ void Op::range(double lo, double hi) const {
     fail("lo must not exceed hi, got lo " + std::to_string(lo) + " and hi " + std::to_string(hi));
 }
 
+void Op::not_bfloat16(const char* argument) const {
+  if (dtype_ == kBFloat16) fail(std::string(argument) + " must be float32 or float64, got bfloat16");
+}
+
 // Returns the number of entries.
 static int64_t contiguous_strides(std::initializer_list<int64_t> shape, int64_t* strides) {
   const int64_t* const sizes = shape.begin();
@@ -239,6 +247,8 @@ Tensor Op::new_scale(const std::optional<Tensor>& scale) const {
 }
 Tensor Op::absent() const { return empty({0}, accumulate_); }
 Tensor Op::new_of_shape(std::initializer_list<int64_t> shape) const { return empty(shape, torch_dtype_); }
+Tensor Op::new_number() const { return empty({}, torch_dtype_); }
+Tensor Op::new_double() const { return empty({}, aoti_torch_dtype_float64()); }
 Tensor Op::keep_of_shape(std::initializer_list<int64_t> shape) const {
   return pooled(shape, torch_dtype_, dtype_ == kFloat64 ? 8 : dtype_ == kFloat32 ? 4 : 2);
 }

@@ -25,11 +25,11 @@ namespace bind {
 
 using torch::stable::Tensor;
 
-// The checks of one call, against the states [B, D] of its first argument.
+// The checks of one call, against the states [B, D] of its first argument, or its numbers [B].
 class Op {
  public:
-  // `states` decides dtype, device, rows and cols.
-  Op(const char* name, const char* argument, const Tensor& states);
+  // `states` decides dtype, device, rows and cols; dims: 2, or 1, and there is one column.
+  Op(const char* name, const char* argument, const Tensor& states, size_t dims = 2);
 
   Dtype dtype() const { return dtype_; }
   int64_t rows() const { return rows_; }
@@ -52,6 +52,7 @@ class Op {
   ClipArgs clip(const char* argument, int64_t mode, double bound) const;
   double finite(const char* argument, double value) const;
   void range(double lo, double hi) const;
+  void not_bfloat16(const char* argument) const;  // the first one
 
   // The states' device can run the MLP kernels.
   void mlp_device() const;
@@ -63,6 +64,8 @@ class Op {
   Tensor new_scale(const std::optional<Tensor>& scale) const;  // of the scale's shape; absent() without one
   Tensor absent() const;                                       // [0] A
   Tensor new_of_shape(std::initializer_list<int64_t> shape) const;  // S
+  Tensor new_number() const;                                        // [] S
+  Tensor new_double() const;                                        // [] float64
   // For the backward pass: on the CPU from the pool.
   Tensor keep_of_shape(std::initializer_list<int64_t> shape) const;  // S
   Tensor keep_bytes(std::initializer_list<int64_t> shape) const;     // uint8

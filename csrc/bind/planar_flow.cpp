@@ -10,7 +10,7 @@ namespace {
 // What both passes are given: shape, z and the layers.
 template <class Args>
 Args given(Op& op, const Tensor& z, const Tensor& u, const Tensor& w, const Tensor& b) {
-  if (op.dtype() == kBFloat16) op.fail("z must be float32 or float64, got bfloat16");
+  op.not_bfloat16("z");
   if (op.cols() < 1 || op.cols() > kPlanarFlowDims) {
     op.fail("z must have 1 to " + std::to_string(kPlanarFlowDims) + " columns, got " +
             std::to_string(op.cols()));

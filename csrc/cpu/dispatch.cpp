@@ -8,6 +8,8 @@
 #include "launch/generalized_leapfrog.h"
 #include "launch/kink.h"
 #include "launch/leapfrog.h"
+#include "launch/log_weights.h"
+#include "launch/merged_steps.h"
 #include "launch/mlp.h"
 #include "launch/philox.h"
 #include "launch/planar_flow.h"
@@ -30,11 +32,15 @@
   X(LeapfrogDriftBackward)                \
   X(LeapfrogKickDrift)                    \
   X(LeapfrogKickDriftBackward)            \
+  X(LogWeightFigures)                     \
+  X(MergedSteps)                          \
+  X(MergedStepsBackward)                  \
   X(MlpChain)                             \
   X(MlpField)                             \
   X(MlpFieldBackward)                     \
   X(MlpUnroll)                            \
   X(MlpUnrollBackward)                    \
+  X(NormalLogDensity)                     \
   X(PhiloxNormal)                         \
   X(PlanarFlow)                           \
   X(PlanarFlowBackward)                   \
