@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +86,23 @@ def _values(part: _Part, passing: frozenset[str]) -> tuple[object, ...]:
     return tuple(value for name, value in part.items() if name not in passing)
 
 
+class Gradients(NamedTuple):
+    """tensors: all parameters and buffers. learning: those that want a gradient, and these: tensors, or None."""
+
+    tensors: Sequence[Tensor]
+    learning: Sequence[Tensor]
+    gradients: Sequence[Tensor | None]
+
+    def accumulate(self) -> None:
+        """Adds them to the parameters' own as a backward pass does, so that what is hooked to it takes its part."""
+        pairs = [(p, g) for p, g in zip(self.learning, self.gradients, strict=True) if g is not None]
+        if pairs:
+            # `torch.autograd.backward`, whose checks take as long again.
+            _engine_run_backward(
+                *zip(*pairs, strict=True), False, False, (), allow_unreachable=True, accumulate_grad=True
+            )
+
+
 class Captured:
     """The recordings of an objective's gradients, kept apart by what they were computed with.
 
@@ -118,8 +135,8 @@ class Captured:
         refuses: Callable[[], str | None],
         compute: Callable[[Sequence[Tensor]], tuple[Any, Sequence[Tensor | None]]],
         inputs: Sequence[object],
-    ) -> tuple[Any, Sequence[tuple[Tensor, Tensor]]] | None:
-        """What `compute` has found, by itself or by a recording, and pairs of parameters and gradients; or None.
+    ) -> tuple[Any, Gradients] | None:
+        """What `compute` has found, by itself or by a recording, and the parameters' gradients; or None.
 
         Args:
             key: what it depends on besides the inputs' values and `module`.
@@ -138,7 +155,7 @@ class Captured:
         if (replay := self._replays.get(key)) is not None:
             self._replayed += 1
             found, gradients = replay(*inputs)
-            return found, _paired(unchanged.learning, gradients)
+            return found, Gradients(unchanged.tensors, unchanged.learning, gradients)
         if self.why_not is not None or len(self._replays) == _MOST:
             return None
         self._calls[key] = self._calls.get(key, 0) + 1
@@ -149,7 +166,7 @@ class Captured:
             self.why_not = recording
         else:
             self._replays[key] = as_graph(recording, inputs)
-        return found, _paired(unchanged.learning, gradients)
+        return found, Gradients(unchanged.tensors, unchanged.learning, gradients)
 
     def _begin(self, module: nn.Module) -> Unchanged:
         self._patience = _PATIENCE if self._replayed >= _WORTH_IT else self._patience - 1
@@ -160,19 +177,6 @@ class Captured:
         self._replays.clear()
         self._replayed = 0
         return self._unchanged
-
-
-def _paired(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
-    return [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
-
-
-def accumulate(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Adds gradients to parameters' as a backward pass does, so that what is hooked to it takes its part."""
-    if pairs:
-        # `torch.autograd.backward`, whose checks take as long again.
-        _engine_run_backward(
-            *zip(*pairs, strict=True), False, False, (), allow_unreachable=True, accumulate_grad=True
-        )
 
 
 def _kind(value: object) -> object:

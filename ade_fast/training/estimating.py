@@ -18,7 +18,7 @@ from .config import Config
 from .objective import ADE
 from .sampler import DualSampler
 from .streams import stream
-from .updates import clip_grads, forget_gradients, frozen, grad_norm
+from .updates import clip_grads, forget_gradients, frozen, grad_norm, gradients_of
 from .values import unfused_values_and_grad, values_of
 
 Loss = Callable[..., Tensor]
@@ -80,9 +80,9 @@ class Estimation(ADE):
     def _potential_update(self, data: Tensor, generator: torch.Generator | None) -> dict[str, float]:
         penalty = self._penalty(data)
         loss = self.loss(data, generator=generator)
-        forget_gradients(self, self._optimizers())
+        forget_gradients(self.parameters(), self._optimizers())
         (-loss - penalty).backward()  # f's optimizer ascends
-        norm = grad_norm(self.potential_optimizer)
+        norm = grad_norm(gradients_of(self.potential_optimizer))
         found, penalised, length = torch.stack([t.detach().to(loss) for t in (loss, penalty, norm)]).tolist()
         if self.check_finite and not math.isfinite(found + penalised + length):
             raise self._non_finite("the estimator's loss or its gradient", data, None)
@@ -115,13 +115,13 @@ class Estimation(ADE):
                 loss = loss - covering * self._covered(data)
             figures = self._figures(sample, model, 1.0, None)
             if self.sampler_optimizer is not None:
-                forget_gradients(self.sampler, [self.sampler_optimizer])
+                forget_gradients(self.sampler.parameters(), [self.sampler_optimizer])
                 loss.backward(inputs=[p for p in self.sampler_parameters() if p.requires_grad])
         terms: dict[str, Any] = {
             "f_data": f_data, "f_samples": model.f_samples, "kinetic": model.kinetic, "entropy": model.entropy,
         }  # fmt: skip
         if self.sampler_optimizer is not None:
-            terms["sampler_grad_norm"] = grad_norm(self.sampler_optimizer)
+            terms["sampler_grad_norm"] = grad_norm(gradients_of(self.sampler_optimizer))
         terms |= figures
         metrics = dict(zip(terms, torch.stack([t.detach().to(loss) for t in terms.values()]).tolist(), strict=True))
         if self.check_finite and not all(map(math.isfinite, (metrics["f_samples"], metrics["entropy"]))):

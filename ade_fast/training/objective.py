@@ -22,14 +22,14 @@ from ..potentials.conditioned import Condition, conditioned, first_length
 from ..weights import (
     as_momentum_weight,
     default_momentum_weight,
-    log_weight_figures,
     kinetic,
     log_normaliser,
+    log_weight_figures,
     why_no_weights,
 )
 from ._arguments import integer, number
 from .bounds import Bounds, Defence, fraction, renyi_bound, with_other_gradient
-from .capture import Captured, accumulate, refusal, watched_elsewhere
+from .capture import Captured, refusal, watched_elsewhere
 from .divergence import ADVICE, Watch
 from .ranks import Ranks, refuse_wrapped
 from .sampler import DualSample, DualSampler
@@ -39,6 +39,8 @@ from .updates import (
     forget_gradients,
     frozen,
     grad_norm,
+    gradients_of,
+    parameters_of,
     player_optimizer,
     shortened,
     steps_itself,
@@ -61,6 +63,12 @@ class _Terms(NamedTuple):
     kinetic: Tensor
     entropy: Tensor
     penalty: Tensor
+
+
+def _together(terms: _Terms, norms: Mapping[str, Tensor], figures: Mapping[str, Tensor]) -> tuple[list[str], Tensor]:
+    """All metrics' names, and their values in one tensor [n]."""
+    values = [*terms, *norms.values(), *figures.values()]
+    return [*terms._fields, *norms, *figures], torch.stack([t.detach().to(terms.loss) for t in values])
 
 
 class _Model(NamedTuple):
@@ -317,7 +325,8 @@ class ADE(nn.Module):
         with self._given(condition, data), self._weighing(weights, data):
             terms, _, _ = self._objective(data, generator, context, covering=self.coverage / COVERAGE_EVERY)
         if self.check_finite and not math.isfinite(terms.loss.detach().item()):
-            raise self._non_finite("the objective", data, terms)
+            metrics = {name: term.item() for name, term in zip(terms._fields, terms, strict=True)}
+            raise self._non_finite("the objective", data, metrics)
         return terms.loss
 
     def step(
@@ -426,64 +435,73 @@ class ADE(nn.Module):
         self, data: Tensor, generator, context, diagnostics: bool = False, captured: bool = False
     ) -> dict[str, float]:
         """One unroll, one backward pass, one update of each player."""
-        terms, figures, x = self._gradients(data, generator, context, diagnostics, captured)
-        if self._ranks is not None:
-            self._ranks.average_gradients(self._optimizers())
         players = {"potential_grad_norm": self.potential_optimizer, "sampler_grad_norm": self.sampler_optimizer}
-        norms = {name: grad_norm(optimizer) for name, optimizer in players.items() if optimizer is not None}
-        names, values = [*terms._fields, *norms], [*terms, *norms.values()]
+        players = {name: optimizer for name, optimizer in players.items() if optimizer is not None}
+        names, found, x = self._gradients(data, generator, context, diagnostics, captured, players)
         # One transfer for all metrics; it also tells whether to touch the parameters at all.
-        everything = torch.stack([t.detach().to(terms.loss) for t in (*values, *figures.values())])
-        everything = (everything if self._ranks is None else self._ranks.average(everything)).tolist()
-        if self.check_finite and not all(map(math.isfinite, everything[: len(values)])):
-            raise self._non_finite("the objective or its gradient", data, terms)
-        metrics = dict(zip((*names, *figures), everything, strict=True))
+        metrics = dict(zip(names, found.tolist(), strict=True))
+        finite = [*_Terms._fields, *players]
+        if self.check_finite and not all(math.isfinite(metrics[name]) for name in finite):
+            raise self._non_finite("the objective or its gradient", data, metrics)
         if diagnostics and isinstance(found := getattr(self.sampler.dynamics, "diagnostics", None), Diagnostics):
             metrics |= {f"unroll_{name}": value for name, value in found.figures().items()}
         with shortened(self.potential_optimizer, self._pace(metrics)):
-            for name in norms:
-                clip_grads(players[name], metrics[name], self.grad_norm_clip)
-                players[name].step()
+            for name, optimizer in players.items():
+                clip_grads(optimizer, metrics[name], self.grad_norm_clip)
+                optimizer.step()
         self._fill_replay_buffer(x)
         self.updates += 1
         self.watch.metrics(self.updates, metrics)
         return metrics
 
     def _gradients(
-        self, data: Tensor, generator, context, diagnostics: bool, captured: bool
-    ) -> tuple[_Terms, dict[str, Tensor], Tensor]:
-        """The terms, the figures and the end points, with the gradients on all that gets one."""
-        found = None
+        self, data: Tensor, generator, context, diagnostics: bool, captured: bool, players: Mapping[str, Optimizer]
+    ) -> tuple[Sequence[str], Tensor, Tensor]:
+        """The metrics' names and their values [n], and the end points, with the gradients on all that gets one.
+
+        players: the optimizers of those who will move, by the name of their gradient's norm.
+        """
         if captured:
             # The penalties, which schedules change in each update, as tensors.
             penalties = [
                 torch.tensor(p, dtype=data.dtype, device=data.device) if p else 0.0
                 for p in (self.gradient_penalty, self.value_penalty)
             ]
-            compute = self._computing(data, generator, penalties)
-            inputs = [data, generator, *penalties]
-            found = self._captured(self._covering(), self, self._refusing(data), compute, inputs)
-        if found is None:
-            covering = self._covering()
-            terms, sample, figures = self._objective(data, generator, context, True, diagnostics, covering=covering)
-            forget_gradients(self, self._optimizers())
-            terms.loss.backward()
-            return terms, figures, sample.x
-        (terms, figures, x), gradients = found
-        forget_gradients(self, self._optimizers())
-        accumulate(gradients)
-        return _Terms(*terms), figures, x
+            held = {name: parameters_of(optimizer) for name, optimizer in players.items()}
+            key = (self._covering(), *(tuple(map(id, parameters)) for parameters in held.values()))
+            compute = self._computing(data, generator, penalties, held)
+            found = self._captured(key, self, self._refusing(data), compute, [data, generator, *penalties])
+            if found is not None:
+                found, known = found
+                forget_gradients(known.tensors, players.values())
+                known.accumulate()
+                return found
+        terms, sample, figures = self._objective(data, generator, context, True, diagnostics, covering=self._covering())
+        forget_gradients(self.parameters(), players.values())
+        terms.loss.backward()
+        if self._ranks is not None:
+            self._ranks.average_gradients(list(players.values()))
+        norms = {name: grad_norm(gradients_of(optimizer)) for name, optimizer in players.items()}
+        names, values = _together(terms, norms, figures)
+        return names, values if self._ranks is None else self._ranks.average(values), sample.x
 
     def _computing(
-        self, data: Tensor, generator, penalties: Sequence[float | Tensor]
+        self,
+        data: Tensor,
+        generator,
+        penalties: Sequence[float | Tensor],
+        held: Mapping[str, Sequence[Tensor]],
     ) -> Callable[[Sequence[Tensor]], tuple]:
+        """What is recorded of `_gradients`. held: the players' parameters."""
+
         def compute(parameters: Sequence[Tensor]) -> tuple:
-            covering = self._covering()
             terms, sample, figures = self._objective(
-                data, generator, None, True, penalties=penalties, covering=covering
+                data, generator, None, True, penalties=penalties, covering=self._covering()
             )
             gradients = torch.autograd.grad(terms.loss, parameters, allow_unused=True)
-            return (tuple(terms), figures, sample.x), list(gradients)
+            own = {id(p): g for p, g in zip(parameters, gradients, strict=True) if g is not None}
+            norms = {name: grad_norm([own[id(p)] for p in mine if id(p) in own]) for name, mine in held.items()}
+            return (*_together(terms, norms, figures), sample.x), list(gradients)
 
         return compute
 
@@ -524,15 +542,15 @@ class ADE(nn.Module):
             loss = -self.bounds.of_sampler(model.model, model.log_w)
             # Leaves of a potential that is a plain function cannot be frozen: name who gets gradients.
             parameters = [p for p in self.sampler_parameters() if p.requires_grad]
-            forget_gradients(self.sampler, [self.sampler_optimizer])
+            forget_gradients(self.sampler.parameters(), [self.sampler_optimizer])
             loss.backward(inputs=parameters)
         found = loss.detach().clone()
         if self._ranks is not None:
             self._ranks.average_gradients([self.sampler_optimizer])
             found = self._ranks.average(found)
-        found, norm = torch.stack([found, grad_norm(self.sampler_optimizer).to(found)]).tolist()
+        found, norm = torch.stack([found, grad_norm(gradients_of(self.sampler_optimizer)).to(found)]).tolist()
         if self.check_finite and not math.isfinite(found + norm):
-            raise self._non_finite("the sampler's objective or its gradient", data, None)
+            raise self._non_finite("the sampler's objective or its gradient", data, {})
         clip_grads(self.sampler_optimizer, norm, self.grad_norm_clip)
         self.sampler_optimizer.step()
         self._fill_replay_buffer(sample.x)
@@ -681,13 +699,11 @@ class ADE(nn.Module):
             raise ValueError(f"ADE: data must have at least one sample, got shape {tuple(data.shape)}")
         return data.shape[0]
 
-    def _non_finite(self, what: str, data: Tensor, terms: _Terms | None) -> NonFiniteError:
-        """The error for a non-finite value, naming the first part that is at fault."""
+    def _non_finite(self, what: str, data: Tensor, metrics: Mapping[str, float]) -> NonFiniteError:
+        """The error for a non-finite value, naming the parts of the objective that are at fault."""
         if not bool(torch.isfinite(data).all()):
             return NonFiniteError(f"ADE: data holds {int((~torch.isfinite(data)).sum())} non-finite value(s)")
-        bad = (
-            [name for name, t in zip(terms._fields, terms, strict=True) if not math.isfinite(t.item())] if terms else []
-        )
+        bad = [name for name in _Terms._fields if not math.isfinite(metrics.get(name, 0.0))]
         where = f" (non-finite: {', '.join(bad)})" if bad else ""
         return NonFiniteError(f"ADE: {what} is not finite{where}; {ADVICE}")
 

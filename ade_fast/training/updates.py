@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -55,10 +55,19 @@ def steps_itself(
     return optimizer
 
 
-def grad_norm(optimizer: Optimizer) -> Tensor:
-    """The norm of all gradients of one optimizer."""
-    norm = nn.utils.get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
-    return whole(norm)
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """All that it moves."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def gradients_of(optimizer: Optimizer) -> list[Tensor]:
+    """Those of its parameters that have one."""
+    return [p.grad for p in parameters_of(optimizer) if p.grad is not None]
+
+
+def grad_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm of all of them together."""
+    return whole(nn.utils.get_total_norm(gradients))
 
 
 def clip_grads(optimizer: Optimizer, norm: float, limit: float | None) -> None:
@@ -67,17 +76,12 @@ def clip_grads(optimizer: Optimizer, norm: float, limit: float | None) -> None:
     The norm is a number: where it has come off the device for the metrics, most updates have nothing to scale.
     """
     if limit is not None and norm > limit:
-        torch._foreach_mul_([p.grad for p in _parameters(optimizer) if p.grad is not None], limit / (norm + _MARGIN))
+        torch._foreach_mul_(gradients_of(optimizer), limit / (norm + _MARGIN))
 
 
-def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def forget_gradients(module: nn.Module, optimizers: Iterable[Optimizer]) -> None:
-    """No parameter of either has a gradient: optimizers may hold fewer than the module has, or others."""
-    held = (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
-    for parameter in itertools.chain(module.parameters(), held):
+def forget_gradients(parameters: Iterable[Tensor], optimizers: Iterable[Optimizer]) -> None:
+    """None of a module's parameters has a gradient, and none that an optimizer holds: these may be fewer, or others."""
+    for parameter in itertools.chain(parameters, *map(parameters_of, optimizers)):
         parameter.grad = None
 
 
