@@ -137,7 +137,8 @@ def default_momentum_weight(sampler: DualSampler) -> Tensor:
 def log_normaliser(shape: Sequence[int], count: int, momentum_weight: Tensor) -> Tensor:
     """Sum over ``count`` momenta of ``shape`` of l/2 log(2 pi / lambda_i)."""
     size = math.prod(shape)
-    return (0.5 * size * (math.log(2 * math.pi) - momentum_weight.log())).expand(count).sum()
+    each = 0.5 * size * (math.log(2 * math.pi) - momentum_weight.log())
+    return each.expand(count).sum() if each.dim() else count * each
 
 
 # Scales of a deep latent model below which its samples are a sheet that no other sample comes near.

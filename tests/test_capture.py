@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ade_fast as ade
 from ade_fast.training import Config
-from ade_fast.training.capture import RECORDED_AT
+from ade_fast.training.capture import RECORDED_AT, Unchanged
+from ade_fast.training.recording import record
 from ade_fast.training.trainer import Trainer
 
 DIM = 2
@@ -235,6 +236,38 @@ class _Quicker(ade.Leapfrog):
     def forward(self, *args, **options):
         output = super().forward(*args, **options)
         return output._replace(x=output.x * 1.01)
+
+
+@pytest.mark.parametrize("attribute", ["_forward_hooks", "_forward_pre_hooks"])
+def test_what_moves_from_one_part_to_the_next_is_seen(attribute):
+    """The same objects in the same order, of another dictionary: a hook before becomes one behind."""
+    module = nn.Linear(2, 2)
+    getattr(module, attribute)[0] = print
+    unchanged = Unchanged([module])
+    assert unchanged.holds()
+    (other,) = {"_forward_hooks", "_forward_pre_hooks"} - {attribute}
+    getattr(module, other)[0] = getattr(module, attribute).pop(0)
+    assert not unchanged.holds()
+    getattr(module, attribute)[0] = getattr(module, other).pop(0)
+    assert unchanged.holds()
+
+
+def test_sums_are_made_together_where_nobody_looks_in_between():
+    a, b = (torch.randn(3) for _ in range(2))
+
+    def compute():
+        first, second = a + b, a * 2 + b
+        early = a + 3 * b
+        third = early.exp() + b
+        return first, second, third, early
+
+    found, replay = record(compute, [a, b], [])
+    code = replay._run.__self__.code
+    assert code.count("aten._foreach_add.List(") == 1
+    assert code.count("aten.add.Tensor(") == 1  # the one that exp takes
+    a.mul_(0.5)
+    for was, now, again in zip(found, compute(), replay(a, b), strict=True):
+        assert torch.equal(now, again) and not torch.equal(now, was)
 
 
 def _another_class(model, update):

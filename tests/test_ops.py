@@ -34,6 +34,9 @@ TESTED_ELSEWHERE = {
     "rational_quadratic_spline": "test_spline_op.py",
     "unroll_figures": "test_diagnostics.py",
     "adjoint_figures": "test_diagnostics.py",
+    "log_weight_figures": "test_weights.py",
+    "merged_steps": "test_merged_steps.py",
+    "normal_log_density": "test_merged_steps.py",
 }
 
 # ------------------------------------------------------------------------------------------------- formulas

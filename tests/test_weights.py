@@ -71,6 +71,43 @@ def test_figures_are_over_the_last_axis() -> None:
         assert function(log_w).tolist() == pytest.approx([function(row).item() for row in log_w], abs=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [1, 7, 1000])
+def test_one_operator_has_the_figures_of_torchs_own_operations(k: int, dtype: torch.dtype) -> None:
+    log_w = 20 * torch.randn(k, dtype=dtype) - 300
+    log_mean, ess = weights.log_weight_figures(log_w)
+    assert log_mean.dtype == dtype and ess.dtype == torch.float64 and log_mean.shape == ess.shape == ()
+    torch.testing.assert_close(
+        log_mean, weights.log_mean_exp(log_w), rtol=1e-6 if dtype == torch.float32 else 1e-13, atol=0
+    )
+    torch.testing.assert_close(ess, weights.effective_sample_size(log_w), rtol=1e-12, atol=0)
+    torch.library.opcheck(torch.ops.ade_fast.log_weight_figures.default, (log_w,))
+
+
+@pytest.mark.parametrize("log_w", [[], [-math.inf] * 3, [0.0, math.inf], [0.0, math.nan], [-math.inf, 0.0]], ids=str)
+def test_figures_of_weights_that_are_none_are_those_of_torchs_own_operations(log_w: list[float]) -> None:
+    log_w = torch.tensor(log_w)
+    log_mean, ess = weights.log_weight_figures(log_w)
+    if len(log_w):
+        torch.testing.assert_close(log_mean, weights.log_mean_exp(log_w), equal_nan=True)
+        torch.testing.assert_close(ess, weights.effective_sample_size(log_w), equal_nan=True)
+    else:
+        assert log_mean.isnan() and ess.isnan()
+
+
+def test_figures_that_somebody_differentiates_or_maps_come_from_torchs_own_operations() -> None:
+    log_w = torch.randn(3, 5, dtype=torch.float64)
+    found = torch.func.vmap(weights.log_weight_figures)(log_w)
+    torch.testing.assert_close(found, (weights.log_mean_exp(log_w), weights.effective_sample_size(log_w)))
+    op = torch.ops.ade_fast.log_weight_figures
+    with pytest.raises(RuntimeError, match="log_weight_figures has no derivative"):
+        op(log_w[0].requires_grad_())[0].backward()
+    with pytest.raises(RuntimeError, match=r"log_weight_figures: log_w must be \[B\], got shape \(3, 5\)"):
+        op(torch.zeros(3, 5))
+    with pytest.raises(RuntimeError, match="log_w must be float32 or float64"):
+        op(torch.zeros(3, dtype=torch.bfloat16))
+
+
 def test_momentum_weight() -> None:
     assert weights.as_momentum_weight("Layer", None).tolist() == 1.0
     given = torch.tensor([1.0, 2.0], requires_grad=True)

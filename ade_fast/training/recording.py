@@ -113,7 +113,7 @@ class _Recorder(TorchDispatchMode):
         self._graph.output(nodes)
         for node, constant in simplify(self._graph, self._values, self._written):
             node.replace_all_uses_with(self._give(constant))
-        add_together(self._graph, self._values)
+        add_together(self._graph, self._values, self._written)
         self._graph.eliminate_dead_code()
         return Replay(self._graph, self._given)
 

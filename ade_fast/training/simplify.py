@@ -77,24 +77,29 @@ def simplify(graph: fx.Graph, values: Mapping[fx.Node, Any], written: Written) -
     yield from ((node, value) for node, value in constants.items() if node not in outputs)
 
 
-def add_together(graph: fx.Graph, values: Mapping[fx.Node, Any]) -> None:
-    """Sums of two tensors that nothing but the outputs takes, one call for all of those that are of one kind."""
+def add_together(graph: fx.Graph, values: Mapping[fx.Node, Any], written: Written) -> None:
+    """Sums of two tensors that no operator takes before the last of them is made: one call for all of one kind."""
+    place = {node: i for i, node in enumerate(graph.nodes)}
     kinds: dict[object, list[fx.Node]] = {}
-    outputs = graph.output_node()
     for node in graph.nodes:
-        if node.target is _aten.add.Tensor and not node.kwargs and node.users.keys() == {outputs}:
+        if node.target is _aten.add.Tensor and not node.kwargs:
             value, terms = values.get(node), [values.get(t) if isinstance(t, fx.Node) else None for t in node.args]
-            if all(isinstance(t, Tensor) and t.shape == value.shape and t.dtype == value.dtype for t in terms):
+            alike = all(isinstance(t, Tensor) and t.shape == value.shape and t.dtype == value.dtype for t in terms)
+            if alike and not any(t in written for t in (value, *terms)):
                 kinds.setdefault((value.dtype, value.device), []).append(node)
     for nodes in kinds.values():
+        last = place[nodes[-1]]
+        nodes = [node for node in nodes if all(place[user] > last for user in node.users)]
         if len(nodes) == 1:
             continue
-        with graph.inserting_before(outputs):
-            terms = ([node.args[i] for node in nodes] for i in range(2))
-            sums = graph.call_function(_aten._foreach_add.List, tuple(terms))
-            for i, node in enumerate(nodes):
-                node.replace_all_uses_with(graph.call_function(operator.getitem, (sums, i)))
-                graph.erase_node(node)
+        with graph.inserting_after(nodes[-1]):
+            sums = graph.call_function(_aten._foreach_add.List, tuple([n.args[i] for n in nodes] for i in range(2)))
+        behind = sums
+        for i, node in enumerate(nodes):
+            with graph.inserting_after(behind):
+                behind = graph.call_function(operator.getitem, (sums, i))
+            node.replace_all_uses_with(behind)
+            graph.erase_node(node)
 
 
 def _passed_on(node: fx.Node, values: Mapping[fx.Node, Any]) -> fx.Node | None:

@@ -32,7 +32,8 @@ std::tuple<Tensor, Tensor> merged_steps(const Tensor& step, int64_t steps) {
 Tensor merged_steps_backward(const Tensor& dkick, const std::optional<Tensor>& ddrift, bool per_step) {
   Op op("merged_steps_backward", "dkick", dkick);
   op.not_bfloat16("dkick");
-  if (op.rows() < 2) op.fail("dkick must have a row for each point, at least 2, got " + std::to_string(op.rows()));
+  if (op.rows() < 2)
+    op.fail("dkick must have a row for each point, at least 2, got " + std::to_string(op.rows()));
   MergedStepsBackward args{};
   args.dtype = op.dtype();
   args.steps = op.rows() - 1;

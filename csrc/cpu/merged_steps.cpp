@@ -28,7 +28,8 @@ void launch_as(const MergedSteps& args) {
 template <class T>
 void launch_as(const MergedStepsBackward& args) {
   const int64_t cols = args.cols, stride = args.rows == 1 ? 0 : cols;
-  const T *const dkick = static_cast<const T*>(args.dkick), *const ddrift = static_cast<const T*>(args.ddrift);
+  const T *const dkick = static_cast<const T*>(args.dkick), *const ddrift =
+                                                                static_cast<const T*>(args.ddrift);
   T* const dstep = static_cast<T*>(args.dstep);
   for (int64_t i = 0; i < args.rows * cols; ++i) dstep[i] = 0;
   for (int64_t t = 0; t < args.steps; ++t) {

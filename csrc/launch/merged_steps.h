@@ -6,7 +6,8 @@
 
 namespace ade {
 
-// kick: half a step at both ends, and half of the step before and half of the one after at each point between.
+// kick: half a step at both ends, and half of the step before and half of the one after at each point
+// between.
 struct MergedSteps {
   Dtype dtype;                // float32 or float64
   int64_t steps, rows, cols;  // T, T or 1, D
