@@ -96,7 +96,10 @@ DYNAMICS: dict[str, dict[str, Any]] = {
     **_each_length("deterministic Langevin, η = 0.01 fixed", _SMALL),
     "deterministic Langevin, T = 2": {"dynamics": "deterministic"},
     "continuous Langevin, 1000 updates of 128": _CONTINUOUS,
-    "generalized continuous, 1000 updates of 128": {**_CONTINUOUS, "dynamics": "generalized-continuous"},
+    "generalized continuous, 500 updates of 128": {
+        "dynamics": "generalized-continuous",
+        **RECIPES["generalized-continuous"],
+    },
 }
 
 
