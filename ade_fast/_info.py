@@ -84,7 +84,9 @@ def mlp_dtypes(device: str) -> tuple[list[torch.dtype], str | None]:
     with torch.random.fork_rng(devices=()):
         potential = MLPPotential(1, (mlp.WIDTH_STEP,)).to(device)
     for dtype in base._STATE_DTYPES:
-        refusal = MLPField.match(potential.to(dtype)).refuses(torch.zeros(1, 1, dtype=dtype, device=device))
+        field = MLPField.match(potential.to(dtype))
+        assert isinstance(field, MLPField)
+        refusal = field.refuses(torch.zeros(1, 1, dtype=dtype, device=device))
         if refusal is None:
             taken.append(dtype)
         else:

@@ -68,7 +68,7 @@ def _arguments(
 
 def fused_metropolis(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x: Tensor,
     n_transitions: int,
     step_size: Tensor,
@@ -88,7 +88,7 @@ def fused_metropolis(
 
 def fused_langevin(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x: Tensor,
     dynamics: Dynamics,
     n_runs: int,
@@ -114,7 +114,9 @@ def fused_langevin(
     return run(found, x, _seed(x, generator), kick, drift, n, False, **clips, noise_std=std[0])
 
 
-def _known(layer: str, potential: Callable, x: Tensor, options: Options) -> tuple[FusedSum, dict[str, Any]] | None:
+def _known(
+    layer: str, potential: Callable[..., Tensor], x: Tensor, options: Options
+) -> tuple[FusedSum, dict[str, Any]] | None:
     """The potential and the clips as `run_chain_op` takes them, which has no checks at every step, fixed-point states
     or ranges per dimension."""
     if options.check_finite or options.check_potential or options.memory == "reversible":

@@ -43,6 +43,8 @@ from .diagnostics import Observed, Watched
 from .networks import NetworkPair
 
 GradientFunction = Callable[[int, Tensor], Tensor]
+# What the methods of a program take: tensors, or None for what is not there (its docstring says which).
+Args = tuple[Any, ...]
 
 
 class Program(Protocol):
@@ -65,49 +67,53 @@ class Program(Protocol):
     hands_on_momentum: bool
 
     def fused(
-        self, field: MLPField, args: tuple, gaussian: AffineForce | None, **options
+        self, field: MLPField, args: Args, gaussian: AffineForce | None, **options: Any
     ) -> tuple[Tensor, ...] | None: ...
 
-    def as_rows(self, args: tuple) -> tuple[Tensor | None, ...]: ...
+    def as_rows(self, args: Args) -> tuple[Tensor | None, ...]: ...
 
     def networks(self) -> Sequence[NetworkPair]: ...
 
     def prepare(
-        self, known: Sequence[Tensor], behind_known: Ancestry, args: tuple, grad: Tensor, keep: bool
+        self, known: Sequence[Tensor], behind_known: Ancestry, args: Args, grad: Tensor, keep: bool
     ) -> str | None: ...
 
-    def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, ...]: ...
+    def forward(self, grad: GradientFunction, args: Args, saved: list[Tensor] | None) -> tuple[Tensor, ...]: ...
 
     def backward(
         self,
         side: GradientSide,
-        args: tuple,
+        args: Args,
         saved: Sequence[Tensor],
-        cotangents: tuple,
+        cotangents: tuple[Tensor, ...],
         wants: Sequence[bool],
-    ) -> tuple: ...
+    ) -> tuple[Tensor | None, ...]: ...
 
-    def observe(self, record: Record, args: tuple) -> Observed: ...
+    def observe(self, record: Record, args: Args) -> Observed: ...
 
 
 class _Unroll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, program: Program, side: GradientSide, n_args: int, *tensors: Tensor | None):
-        args, saved = tensors[:n_args], []
+    def forward(
+        ctx: Any, program: Program, side: GradientSide, n_args: int, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        args = tensors[:n_args]
+        saved: list[Tensor] = []
         outputs = program.forward(side.grad, args, saved)
         grads = side.end_forward()
         ctx.program, ctx.side, ctx.n_args = program, side, n_args
         # Saved through autograd, everything that the potential depends on included: changes in place before the
         # backward pass, where states are evaluated again, raise instead of giving a wrong gradient. What it possibly
         # depends on may change as long as it does not (`Inputs.derivatives`).
-        possible = {id(t) for part in (side, *program.networks()) for t in part.inputs.possible}
+        parts: list[GradientSide | NetworkPair] = [side, *program.networks()]
+        possible = {id(t) for part in parts for t in part.inputs.possible}
         certain = [None if id(t) in possible else t for t in tensors]
         ctx.save_for_backward(*certain, *saved, *grads, *side.guarded)
         ctx.ends = (len(tensors), len(tensors) + len(saved), len(tensors) + len(saved) + len(grads))
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor):
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         first, second, third = ctx.ends
         args, saved, grads = tensors[: ctx.n_args], tensors[first:second], tensors[second:third]
@@ -134,11 +140,11 @@ class _Unroll(torch.autograd.Function):
 def _adjoint(
     program: Program,
     side: GradientSide,
-    args: tuple,
-    saved: tuple,
-    grads: tuple,
-    cotangents: tuple,
-    wants: tuple,
+    args: Args,
+    saved: tuple[Tensor, ...],
+    grads: tuple[Tensor, ...],
+    cotangents: tuple[Tensor, ...],
+    wants: tuple[bool, ...],
 ) -> list[Tensor | None]:
     with side.backward_context(grads):
         for network in program.networks():
@@ -154,9 +160,9 @@ def _adjoint(
 
 def differentiate(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     program: Program,
-    args: tuple[Tensor | None, ...],
+    args: Args,
     layout: Layout,
     options: Options,
     context: tuple[Tensor, ...],
@@ -178,9 +184,9 @@ def differentiate(
 
 def _differentiate(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     program: Program,
-    args: tuple[Tensor | None, ...],
+    args: Args,
     layout: Layout,
     options: Options,
     context: tuple[Tensor, ...],
@@ -255,13 +261,17 @@ def _differentiate(
         return _Unroll.apply(program, side, len(args), *args, *network_inputs, *inputs.tensors), plan
 
 
-def savable(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def savable(tensors: Args) -> Args:
     """Tensors that were made in inference mode as copies: autograd may not save those."""
     return tuple([t.clone() if t is not None and t.is_inference() else t for t in tensors])
 
 
 def _without_gradients(
-    field: AutogradField, program: Program, args: tuple, functions: dict[str, Callable], record: Record | None
+    field: AutogradField,
+    program: Program,
+    args: Args,
+    functions: dict[str, Callable[..., Tensor]],
+    record: Record | None,
 ) -> tuple[Tensor, ...]:
     surroundings = Surroundings(field.layer, functions, args[0].device, differentiable=False)
 
@@ -322,10 +332,10 @@ def refuse_transforms(layer: str, args: Sequence[Tensor | None]) -> None:
 
 def _fused(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     base: AffineForce | None,
     program: Program,
-    args: tuple,
+    args: Args,
     layout: Layout,
     options: Options,
     record: Record | None,
@@ -342,7 +352,9 @@ def _fused(
     why = field if isinstance(field, str) else field.refuses(args[0])
     if why is None and options.range_of(layer, layout).per_dimension:
         why = "a sample_range per dimension"
-    if why is not None or options.check_finite:  # the operator does not look at its states one by one
+    if (
+        isinstance(field, str) or why is not None or options.check_finite
+    ):  # the operator does not look at its states one by one
         if why is not None and type(potential) is MLPPotential:
             note_slow_path(f"mlp {why}", f"{layer}: the fused MLP kernels do not take this call ({why}): autograd does")
         return None
@@ -361,10 +373,12 @@ def _fused(
     if outputs is None:
         return None
     if record is not None and base is not None:
-        record.value = record.value + base.log_density(record.x)
-        record.gradient = base.added_to(record.gradient, record.x)
-    memory = "graph" if keep else "states"
-    return outputs, Plan(memory, "mlp", field.spec.piecewise_linear) if differentiable else None
+        made = record.whole
+        assert made is not None  # by the operator
+        record.whole = made._replace(
+            value=made.value + base.log_density(made.x), gradient=base.added_to(made.gradient, made.x)
+        )
+    return outputs, Plan("graph" if keep else "states", "mlp", field.spec.piecewise_linear) if differentiable else None
 
 
 def _keeps_products(field: MLPField, program: Program, x0: Tensor, options: Options) -> bool:
@@ -379,14 +393,14 @@ class _TruncatedGradient(torch.autograd.Function):
     """∇f(x) as a function of x alone, eq. (38), and f(x) without a derivative."""
 
     @staticmethod
-    def forward(ctx: Any, field: AutogradField, rows: Tensor) -> Tensor:
+    def forward(ctx: Any, field: AutogradField, rows: Tensor) -> tuple[Tensor, Tensor]:
         ctx.field, ctx.evaluation = field, field.evaluate(rows, keep_graph=True)
         ctx.mark_non_differentiable(ctx.evaluation.value)
         return ctx.evaluation.grad, ctx.evaluation.value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, u: Tensor, _: Tensor):
+    def backward(ctx: Any, u: Tensor, _: Tensor) -> tuple[None, Tensor | None]:
         return None, ctx.field.vjp(ctx.evaluation, u, (), want_x=True, retain_graph=True)[0]
 
 
@@ -394,7 +408,7 @@ def _under_autograd(
     layer: str,
     field: AutogradField,
     program: Program,
-    args: tuple,
+    args: Args,
     layout: Layout,
     mode: str,
     why: str,

@@ -6,7 +6,7 @@ import contextlib
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -39,8 +39,8 @@ class Evaluation:
     grad: Tensor
     graph: tuple[Tensor, Tensor] | None = None
     kinks: Sequence[Tensor] | None = None
-    value: Tensor | None = None
     kept: Kept | None = None
+    value: Tensor = field(kw_only=True)
 
 
 class NotPiecewiseLinear(Exception):
@@ -257,7 +257,7 @@ class AutogradField:
         if grad is None:
             raise self._independent_of_x()
         graph = (x, grad) if keep_graph and grad.requires_grad else None
-        return Evaluation(self.layout.rows(grad.detach()), graph, kinks, y.detach())
+        return Evaluation(self.layout.rows(grad.detach()), graph, kinks, value=y.detach())
 
     def value(self, x: Tensor, watch: Watch | None = None) -> Tensor:
         """f at events x, checked, [B]."""

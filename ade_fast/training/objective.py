@@ -164,6 +164,7 @@ class ADE(nn.Module):
         ValueError, TypeError: on an argument that cannot be meant; see the messages.
     """
 
+    momentum_weight: Tensor
     passing = frozenset({"updates", "gradient_penalty", "value_penalty"})  # see `Unchanged`
 
     def __init__(
