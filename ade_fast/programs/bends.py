@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,13 @@ class Kink(Step):
     is_own = True
 
     def __init__(
-        self, follow: Following, func: Callable, args: tuple, kwargs: dict, result: Tensor, memory: torch.memory_format
+        self,
+        follow: Following,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: Tensor,
+        memory: torch.memory_format,
     ) -> None:
         super().__init__(follow, func, args, kwargs, result)
         self._memory = memory
@@ -61,7 +68,13 @@ class Rectifier(Kink):
     """ReLU and leaky ReLU."""
 
     def __init__(
-        self, follow: Following, func: Callable, args: tuple, kwargs: dict, result: Tensor, memory: torch.memory_format
+        self,
+        follow: Following,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: Tensor,
+        memory: torch.memory_format,
     ) -> None:
         super().__init__(follow, func, args, kwargs, result, memory)
         self._slope = slope_of(func, args, kwargs)
@@ -97,7 +110,13 @@ class MaxPool(Kink):
     that autograd would save, and back a scatter."""
 
     def __init__(
-        self, follow: Following, func: Callable, args: tuple, kwargs: dict, result: Tensor, memory: torch.memory_format
+        self,
+        follow: Following,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: Tensor,
+        memory: torch.memory_format,
     ) -> None:
         super().__init__(follow, func, args, kwargs, result, memory)
         n = 1 if func in _IN_ONE_DIMENSION else 2
