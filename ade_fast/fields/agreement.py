@@ -113,6 +113,7 @@ class Checksum:
             along = torch.mv(rows, _directions(rows.shape[1], rows.dtype, rows.device))
             self._sum.add_(along, alpha=_weight(t))
             if want_size:
+                assert self._size is not None
                 self._size.addcmul_(along, along)
 
     def compare(self, later: Checksum, error: OtherGradient) -> None:
@@ -122,6 +123,7 @@ class Checksum:
         device = self._sum.device
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return
+        assert self._size is not None
         wrong = _differs(later._sum - self._sum, self._size.sqrt(), _precision(self._dtypes, device) ** _AS_IT_WAS)
         if device.type == "cuda":
             _PENDING.append(_Flag(wrong, error))

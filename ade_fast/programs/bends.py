@@ -7,14 +7,13 @@ largest entry within its window.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .following import Following, Unsupported, slope_of
+from .following import Arguments, Following, Function, Keywords, Unsupported, slope_of
 from .kinks import bend, bent_, bits_of
 from .linear_steps import Step, each
 
@@ -30,9 +29,9 @@ class Kink(Step):
     def __init__(
         self,
         follow: Following,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        func: Function,
+        args: Arguments,
+        kwargs: Keywords,
         result: Tensor,
         memory: torch.memory_format,
     ) -> None:
@@ -70,9 +69,9 @@ class Rectifier(Kink):
     def __init__(
         self,
         follow: Following,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        func: Function,
+        args: Arguments,
+        kwargs: Keywords,
         result: Tensor,
         memory: torch.memory_format,
     ) -> None:
@@ -112,9 +111,9 @@ class MaxPool(Kink):
     def __init__(
         self,
         follow: Following,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        func: Function,
+        args: Arguments,
+        kwargs: Keywords,
         result: Tensor,
         memory: torch.memory_format,
     ) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from . import following
 from .bends import Kink, MaxPool, Rectifier
-from .following import Following, T
+from .following import Arguments, Following, Function, Keywords, T
 from .linear_steps import Concatenation, Convolution, Linear, Map, Pool, Reshape, Same, Scale, Step, Sum
 
 _SAME = {T.contiguous, T.clone}
@@ -33,9 +32,9 @@ _IN_MEMORY: list[tuple[Collection[object], type[Convolution] | type[Kink]]] = [
 
 def step_of(
     follow: Following,
-    func: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    func: Function,
+    args: Arguments,
+    kwargs: Keywords,
     result: Tensor,
     memory: torch.memory_format,
 ) -> Step:

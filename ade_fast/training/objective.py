@@ -32,7 +32,7 @@ from .bounds import Bounds, Defence, fraction, renyi_bound, with_other_gradient
 from .capture import Captured, accumulate, refusal, watched_elsewhere
 from .divergence import ADVICE, Watch
 from .ranks import Ranks, refuse_wrapped
-from .sampler import DualSample, DualSampler
+from .sampler import Cut, DualSample, DualSampler
 from .updates import (
     OptimizerOrFactory,
     clip_grads,
@@ -329,7 +329,7 @@ class ADE(nn.Module):
         context: tuple[Tensor, ...] | None = None,
         condition: Condition | None = None,
         weights: Tensor | None = None,
-        phase: Callable[[str], AbstractContextManager[None]] = nullcontext,
+        phase: Callable[[str], AbstractContextManager[object]] = nullcontext,
         diagnostics: bool = False,
     ) -> dict[str, float]:
         """One update of the potential and ``sampler_steps`` of the sampler.
@@ -388,7 +388,7 @@ class ADE(nn.Module):
         if first_length(condition) not in (None, n):
             raise ValueError(f"ADE: condition must have a row for each of the {n} data, got {first_length(condition)}")
         whole, has_weights = self.potential, self._has_weights
-        place = self._modules if "potential" in self._modules else self.__dict__
+        place: dict[str, Any] = self._modules if "potential" in self._modules else self.__dict__
         place["potential"], self._has_weights = conditioned("ADE", whole, condition, n, data.device), False
         try:
             yield
@@ -424,34 +424,45 @@ class ADE(nn.Module):
         return (weights[::every] * values).mean()
 
     def _joint_update(
-        self, data: Tensor, generator, context, diagnostics: bool = False, captured: bool = False
+        self,
+        data: Tensor,
+        generator: torch.Generator | None,
+        context: tuple[Tensor, ...] | None,
+        diagnostics: bool = False,
+        captured: bool = False,
     ) -> dict[str, float]:
         """One unroll, one backward pass, one update of each player."""
         terms, figures, x = self._gradients(data, generator, context, diagnostics, captured)
         if self._ranks is not None:
             self._ranks.average_gradients(self._optimizers())
         players = {"potential_grad_norm": self.potential_optimizer, "sampler_grad_norm": self.sampler_optimizer}
-        norms = {name: grad_norm(optimizer) for name, optimizer in players.items() if optimizer is not None}
+        optimizers = {name: optimizer for name, optimizer in players.items() if optimizer is not None}
+        norms = {name: grad_norm(optimizer) for name, optimizer in optimizers.items()}
         names, values = [*terms._fields, *norms], [*terms, *norms.values()]
         # One transfer for all metrics; it also tells whether to touch the parameters at all.
-        everything = torch.stack([t.detach().to(terms.loss) for t in (*values, *figures.values())])
-        everything = (everything if self._ranks is None else self._ranks.average(everything)).tolist()
+        stacked = torch.stack([t.detach().to(terms.loss) for t in (*values, *figures.values())])
+        everything = (stacked if self._ranks is None else self._ranks.average(stacked)).tolist()
         if self.check_finite and not all(map(math.isfinite, everything[: len(values)])):
             raise self._non_finite("the objective or its gradient", data, terms)
         metrics = dict(zip((*names, *figures), everything, strict=True))
         if diagnostics and isinstance(found := getattr(self.sampler.dynamics, "diagnostics", None), Diagnostics):
             metrics |= {f"unroll_{name}": value for name, value in found.figures().items()}
         with shortened(self.potential_optimizer, self._pace(metrics)):
-            for name in norms:
-                clip_grads(players[name], metrics[name], self.grad_norm_clip)
-                players[name].step()
+            for name, optimizer in optimizers.items():
+                clip_grads(optimizer, metrics[name], self.grad_norm_clip)
+                optimizer.step()
         self._fill_replay_buffer(x)
         self.updates += 1
         self.watch.metrics(self.updates, metrics)
         return metrics
 
     def _gradients(
-        self, data: Tensor, generator, context, diagnostics: bool, captured: bool
+        self,
+        data: Tensor,
+        generator: torch.Generator | None,
+        context: tuple[Tensor, ...] | None,
+        diagnostics: bool,
+        captured: bool,
     ) -> tuple[_Terms, dict[str, Tensor], Tensor]:
         """The terms, the figures and the end points, with the gradients on all that gets one."""
         found = None
@@ -476,9 +487,9 @@ class ADE(nn.Module):
         return _Terms(*terms), figures, x
 
     def _computing(
-        self, data: Tensor, generator, penalties: Sequence[float | Tensor]
-    ) -> Callable[[Sequence[Tensor]], tuple]:
-        def compute(parameters: Sequence[Tensor]) -> tuple:
+        self, data: Tensor, generator: torch.Generator | None, penalties: Sequence[float | Tensor]
+    ) -> Callable[[Sequence[Tensor]], tuple[Any, list[Tensor | None]]]:
+        def compute(parameters: Sequence[Tensor]) -> tuple[Any, list[Tensor | None]]:
             covering = self._covering()
             terms, sample, figures = self._objective(
                 data, generator, None, True, penalties=penalties, covering=covering
@@ -516,8 +527,12 @@ class ADE(nn.Module):
     def _optimizers(self) -> list[Optimizer]:
         return [o for o in (self.potential_optimizer, self.sampler_optimizer) if o is not None]
 
-    def _sampler_update(self, data: Tensor, generator, context) -> None:
+    def _sampler_update(
+        self, data: Tensor, generator: torch.Generator | None, context: tuple[Tensor, ...] | None
+    ) -> None:
         """One update of the sampler alone: f is frozen, so the unroll spends nothing on its parameters."""
+        optimizer = self.sampler_optimizer
+        assert optimizer is not None
         with frozen(self.potential_parameters()), pinned(self.potential):
             n = self._batch_size(data) * self.samples_per_point
             sample = self.sampler.sample(self.potential, n, generator, context)
@@ -525,17 +540,17 @@ class ADE(nn.Module):
             loss = -self.bounds.of_sampler(model.model, model.log_w)
             # Leaves of a potential that is a plain function cannot be frozen: name who gets gradients.
             parameters = [p for p in self.sampler_parameters() if p.requires_grad]
-            forget_gradients(self.sampler, [self.sampler_optimizer])
+            forget_gradients(self.sampler, [optimizer])
             loss.backward(inputs=parameters)
         found = loss.detach().clone()
         if self._ranks is not None:
-            self._ranks.average_gradients([self.sampler_optimizer])
+            self._ranks.average_gradients([optimizer])
             found = self._ranks.average(found)
-        found, norm = torch.stack([found, grad_norm(self.sampler_optimizer).to(found)]).tolist()
+        found, norm = torch.stack([found, grad_norm(optimizer).to(found)]).tolist()
         if self.check_finite and not math.isfinite(found + norm):
             raise self._non_finite("the sampler's objective or its gradient", data, None)
-        clip_grads(self.sampler_optimizer, norm, self.grad_norm_clip)
-        self.sampler_optimizer.step()
+        clip_grads(optimizer, norm, self.grad_norm_clip)
+        optimizer.step()
         self._fill_replay_buffer(sample.x)
 
     def _fill_replay_buffer(self, x: Tensor) -> None:
@@ -547,8 +562,8 @@ class ADE(nn.Module):
     def _objective(
         self,
         data: Tensor,
-        generator,
-        context,
+        generator: torch.Generator | None,
+        context: tuple[Tensor, ...] | None,
         want_figures: bool = False,
         diagnostics: bool = False,
         penalties: Sequence[float | Tensor] | None = None,
@@ -564,22 +579,27 @@ class ADE(nn.Module):
         apart = self.bounds.differ and torch.is_grad_enabled()
         weights, ends = WeightGradients(), Ends()
         with pinned(self.potential):
-            draw = self.sampler.sample_cut if apart else self.sampler.sample
+            draw: Callable[..., Any] = self.sampler.sample_cut if apart else self.sampler.sample
             with weights.as_current(), ends.as_current():
                 drawn = draw(self.potential, n * self.samples_per_point, generator, context, diagnostics=diagnostics)
+                sample: DualSample
+                cut: Cut | None
                 sample, cut = drawn if apart else (drawn, None)
             _check_like(data, sample.x)
             base = self._draw_base(len(sample.x), generator)
             end = ends.end_of(self.potential, sample.x)
-            wanted = [isinstance(factor, Tensor) or factor != 0 for factor in penalties]
-            f = evaluate(self.potential, data, base, sample.x, *wanted, apart, context is not None, end)
+            slope, square = (isinstance(factor, Tensor) or factor != 0 for factor in penalties)
+            f = evaluate(self.potential, data, base, sample.x, slope, square, apart, context is not None, end)
             model = self._model_terms(sample, f.samples)
             f_data = self._over_data(f.data)
-            parts = [p * mean for p, mean in zip(penalties, (f.slope, f.square), strict=True) if mean is not None]
+            parts: list[Any] = [
+                p * mean for p, mean in zip(penalties, (f.slope, f.square), strict=True) if mean is not None
+            ]
             penalty = sum(parts) if parts else torch.zeros((), dtype=sample.x.dtype, device=sample.x.device)
             defence = None
             if base is not None:
-                defence = Defence(self._together(f.base - self.potential.log_base(base)), self.bounds.defensive)
+                potential: Any = self.potential  # a `WithBase`
+                defence = Defence(self._together(f.base - potential.log_base(base)), self.bounds.defensive)
             beta = self.bounds.beta(model.log_w)
             loss = f_data - self.bounds.of_potential(model.model, model.log_w, beta, defence) - penalty
             if apart:
@@ -612,13 +632,14 @@ class ADE(nn.Module):
         weighted = self.bounds.potential != "elbo" or self.bounds.sampler != "elbo" or self.ess_pace is not None
         return self._ranks.joint(log_w) if self._ranks is not None and weighted else log_w
 
-    def _draw_base(self, n: int, generator) -> Tensor | None:
+    def _draw_base(self, n: int, generator: torch.Generator | None) -> Tensor | None:
         """Defensive samples, so many that they are the fraction asked for beside n of the dual sampler's."""
         share = self.bounds.defensive
         if not share:
             return None
         count = max(round(n * share / (1 - share)), 1)
-        return self.potential.sample_base(count, self.sampler.initial.event, generator=generator)
+        potential: Any = self.potential  # a `WithBase`
+        return potential.sample_base(count, self.sampler.initial.event, generator=generator)
 
     @torch.no_grad()
     def _figures(
@@ -647,6 +668,7 @@ class ADE(nn.Module):
         """log f(x^0) - log q^0(x^0) of the first samples, up to a constant: the momenta, where N(0, I), are no part of
         the matter."""
         rows = slice(_INITIAL_ROWS)
+        assert sample.log_q0 is not None
         log_q = sample.log_q0[rows]
         if sample.v0 is not None and getattr(self.sampler.initial, "momentum", None) is None:
             log_q = log_q - standard_normal_log_density(sample.v0[rows])

@@ -19,7 +19,7 @@ _CONSTANT = {
     _aten.new_zeros.default, _aten.new_ones.default, _aten.new_full.default, _aten.scalar_tensor.default,
 }  # fmt: skip
 """Operators whose results depend on the shapes of their arguments alone."""
-_NEUTRAL = {
+_NEUTRAL: dict[object, int] = {
     _aten.add.Tensor: 0, _aten.sub.Tensor: 0, _aten.mul.Tensor: 1, _aten.div.Tensor: 1, _aten.mul.Scalar: 1,
     _aten.div.Scalar: 1, _aten.pow.Tensor_Scalar: 1,
 }  # fmt: skip
@@ -35,7 +35,7 @@ class Written:
     def __init__(self) -> None:
         self._storages: set[int] = set()
 
-    def by(self, func: torch._ops.OpOverload, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    def by(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Notes what this call writes to."""
         if func._schema.is_mutable:
             self._storages |= {_storage(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
@@ -79,7 +79,9 @@ def simplify(graph: fx.Graph, values: Mapping[fx.Node, Any], written: Written) -
 def _passed_on(node: fx.Node, values: Mapping[fx.Node, Any]) -> fx.Node | None:
     """The argument that this node's value is, or None."""
     first, *others = node.args
-    before, after = values.get(first) if isinstance(first, fx.Node) else None, values[node]
+    if not isinstance(first, fx.Node):
+        return None
+    before, after = values.get(first), values[node]
     if not isinstance(before, Tensor) or node.kwargs or before.dtype != after.dtype:
         return None
     if before.shape != after.shape or before.stride() != after.stride():
