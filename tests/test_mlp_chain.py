@@ -14,8 +14,8 @@ from test_philox import as_seed, philox4x32
 from torch import Tensor, nn
 
 import ade_fast as ade
-from ade_fast import estimators as E
 from ade_fast import _slow_paths, reference
+from ade_fast import estimators as E
 from ade_fast._mlp_chain_op import mlp_chain
 from ade_fast._philox_op import draw_seed, philox_normal
 from ade_fast.dynamics import base, fused_chain
@@ -255,7 +255,7 @@ def test_a_chain_of_an_mlp_that_the_operators_do_not_know_says_why(wrapped: bool
     f, x = ade.MLPPotential(2, (33,)).to(DOUBLE), draws(1, 8, 2)[0]
     layer = ade.Leapfrog(2, torch.tensor(0.1, dtype=DOUBLE))
     with pytest.warns(ade.SlowPathWarning, match=r"Leapfrog.chain: the operators .*\(33,\) are not multiples of 32"):
-        layer.chain(ade.WithBase(f).to(DOUBLE) if wrapped else f, x, 3)
+        layer.chain(ade.WithBase(f, 0.0, 1.0).to(DOUBLE) if wrapped else f, x, 3)
 
 
 @pytest.mark.parametrize("test", [True, False])
