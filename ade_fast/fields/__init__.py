@@ -2,7 +2,7 @@
 
 from .affine import AffineForce, without_base
 from .agreement import Checksum, Dependence, OtherGradient, raise_pending
-from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear
+from .autograd import AutogradField, Evaluation, FirstValue
 from .contents import Contents, contents_of, modules_of
 from .graph import Ancestry
 from .layout import Layout
@@ -16,7 +16,6 @@ from .unroll import (
     Plan,
     Sum,
     choose_plan,
-    keeps_kinks,
     kept_per_gradient,
     refuse_observed,
     what_is_kept,
@@ -38,7 +37,6 @@ __all__ = [
     "Inputs",
     "Layout",
     "MLPField",
-    "NotPiecewiseLinear",
     "OtherGradient",
     "Plan",
     "Schedule",
@@ -53,7 +51,6 @@ __all__ = [
     "generalized_kicks",
     "is_observed",
     "is_tampered_with",
-    "keeps_kinks",
     "kept_per_gradient",
     "memory_budget",
     "memory_in_use",

@@ -98,6 +98,9 @@ class Checksum:
         self._size: Tensor | None = None
         self._dtypes: set[torch.dtype] = set()
 
+    def __bool__(self) -> bool:
+        return self._sum is not None
+
     def add(self, t: int, *parts: Tensor | None, want_size: bool = True) -> None:
         """Notes what was found at step t. Sizes are wanted of one of two checksums to be compared."""
         for part in parts:
@@ -117,7 +120,7 @@ class Checksum:
 
     def compare(self, later: Checksum, error: OtherGradient) -> None:
         """Raises `error` if what was found later is something else; on CUDA, when the next unroll begins."""
-        if self._sum is None or later._sum is None or len(self._sum) == 0:
+        if not self or not later or len(self._sum) == 0:
             return
         device = self._sum.device
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():

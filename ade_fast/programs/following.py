@@ -63,9 +63,6 @@ class Following(TorchFunctionMode):
 
     Args:
         x: what is followed, [N, *event].
-
-    Attributes:
-        used: every other tensor that a function was called with, by its id.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -75,7 +72,6 @@ class Following(TorchFunctionMode):
         self._n_values = 0
         self._rows = x.shape[0]
         self._hooks = _saving_hooks()
-        self.used: dict[int, Tensor] = {}
         self._follow(x)
 
     def apply(self, func: Callable, args: tuple, kwargs: dict) -> Tensor:
@@ -100,14 +96,8 @@ class Following(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        involved = False
-        for value in (*args, *kwargs.values()):
-            for tensor in value if isinstance(value, (list, tuple)) else (value,):
-                if self.depends(tensor):
-                    involved = True
-                elif isinstance(tensor, Tensor):
-                    self.used[id(tensor)] = tensor
-        if not involved:
+        values = (v if isinstance(v, (list, tuple)) else (v,) for v in (*args, *kwargs.values()))
+        if not any(self.depends(tensor) for value in values for tensor in value):
             return self.apart(func, args, kwargs)
         if func in QUERIES or getattr(func, "__name__", "") == "__get__":
             result = func(*args, **kwargs)
