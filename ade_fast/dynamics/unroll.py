@@ -25,12 +25,10 @@ from ..fields import (
     Inputs,
     Layout,
     MLPField,
-    NotPiecewiseLinear,
     Plan,
     Surroundings,
     choose_plan,
     is_observed,
-    keeps_kinks,
     memory_budget,
     possible_inputs,
     raise_pending,
@@ -122,16 +120,7 @@ class _Unroll(torch.autograd.Function):
         refuse_batched(*cotangents)
         raise_pending()
         with torch.no_grad():
-            try:
-                derivatives = _adjoint(program, side, args, saved, grads, cotangents, wants)
-            except NotPiecewiseLinear:
-                note_slow_path(
-                    "not piecewise linear",
-                    "a potential was piecewise linear at the first step of an unroll and is not at a later one "
-                    "(control flow that depends on x): its backward pass runs step by step",
-                )
-                side.as_smooth()
-                derivatives = _adjoint(program, side, args, saved, grads, cotangents, wants)
+            derivatives = _adjoint(program, side, args, saved, grads, cotangents, wants)
         if torch.is_grad_enabled():  # create_graph=True: these gradients have no derivative
             derivatives = refuse_derivative(derivatives, [*tensors[:first], *cotangents])
         return None, None, None, *derivatives
@@ -230,17 +219,16 @@ def _differentiate(
         inputs = Inputs()
         if mode == "full":
             inputs = Inputs(reached, possible_inputs(surroundings.contents["potential"], reached, known, behind_known))
-        if draws or (mode == "full" and not first_value.trains_only(inputs.tensors)):
+        if draws or (mode == "full" and not first_value.suits(inputs)):
             first_value.program = None
         if options.memory == "reversible":
             first_value.as_later()
         plan = choose_plan(first_value, options.memory, program.n_kicks)
-        kinks = keeps_kinks(plan, mode, inputs.tensors)
         tape = plan.memory == "graph" and not plan.piecewise_linear and mode != "stopped"
         # See GradientSide._evaluate.
         tape = tape or (plan.memory == "reversible" and first_value.program is None)
         kept = what_is_kept(plan, mode, inputs.tensors)
-        first = first_value.gradient(keep_graph=tape, keep_kinks=kinks, keep=kept)
+        first = first_value.gradient(keep_graph=tape, keep=kept)
         grad = field.whole(first.grad, x0)
         captured = program.prepare(known, behind_known, args, grad, plan.memory == "graph")
         if mode == "full":

@@ -3,7 +3,7 @@
 from .._mlp_ops import Schedule
 from .affine import AffineForce, without_base
 from .agreement import Checksum, Dependence, OtherGradient, raise_pending
-from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear
+from .autograd import AutogradField, Evaluation, FirstValue
 from .contents import Contents, contents_of, modules_of
 from .graph import Ancestry
 from .layout import Layout
@@ -17,7 +17,6 @@ from .unroll import (
     Plan,
     Sum,
     choose_plan,
-    keeps_kinks,
     kept_per_gradient,
     refuse_observed,
     what_is_kept,
@@ -39,7 +38,6 @@ __all__ = [
     "Inputs",
     "Layout",
     "MLPField",
-    "NotPiecewiseLinear",
     "OtherGradient",
     "Plan",
     "Schedule",
@@ -54,7 +52,6 @@ __all__ = [
     "generalized_kicks",
     "is_observed",
     "is_tampered_with",
-    "keeps_kinks",
     "kept_per_gradient",
     "memory_budget",
     "memory_in_use",

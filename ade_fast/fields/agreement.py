@@ -98,6 +98,9 @@ class Checksum:
         self._size: Tensor | None = None
         self._dtypes: set[torch.dtype] = set()
 
+    def __bool__(self) -> bool:
+        return self._sum is not None
+
     def add(self, t: int, *parts: Tensor | None, want_size: bool = True) -> None:
         """Notes what was found at step t. Sizes are wanted of one of two checksums to be compared."""
         for part in parts:

@@ -7,8 +7,8 @@ Three questions are answered in one walk over ``y.grad_fn``:
 * Does the graph run into nodes that existed before the evaluation? These belong to non-leaf tensors that the
   potential captured: gradients for them can only travel through autograd's own graph.
 * Is y a piecewise-linear function of x? Then its x-Hessian is zero almost everywhere, exactly as autograd computes
-  it, and back-propagation through time needs no Hessian-vector products. If its kinks are all ReLU, leaky ReLU
-  or max pooling, what autograd saved there tells the slopes that the tangent pass needs (programs/tangent.py).
+  it: where its functions are known one by one, it is run as a program, and back-propagation through time needs no
+  Hessian-vector products. What autograd saved at its kinks tells the program their slopes.
 """
 
 from __future__ import annotations

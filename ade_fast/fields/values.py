@@ -49,16 +49,26 @@ class FusedSum(NamedTuple):
 
 def fused_sum(potential: Callable[..., Tensor], x: Tensor) -> FusedSum | None:
     """A potential as the operators take it at x [B, *event], or None where they do not know it."""
+    found = fused_sum_or_why(potential, x)
+    return None if isinstance(found, str) else found
+
+
+def fused_sum_or_why(potential: Callable[..., Tensor], x: Tensor) -> FusedSum | str:
+    """The same, or the reason why they do not know it."""
     whole = potential if type(potential) is WithBase else None
     if whole is not None:
-        if why_whole(whole) is not None:
-            return None
+        if (why := why_whole(whole)) is not None:
+            return why
         potential = whole.potential
     field = MLPField.match(potential)
-    if isinstance(field, str) or tuple(x.shape[1:]) != (field.spec.dim,) or field.refuses(x) is not None:
-        return None
+    if isinstance(field, str):
+        return field
+    if tuple(x.shape[1:]) != (field.spec.dim,):
+        return f"its events have shape {tuple(x.shape[1:])}, and the potential takes {field.spec.dim} numbers"
+    if (why := field.refuses(x)) is not None:
+        return why
     if not in_reverse_mode_alone():
-        return None  # transforms that do not see through the operators
+        return "a transform of torch.func or forward mode is on, which does not see through the operators"
     if whole is None:
         return FusedSum(field, None, None)
     pull, centre, normaliser = whole.precision(x.shape[1:], x.dtype)

@@ -68,9 +68,6 @@ class Following(TorchFunctionMode):
 
     Args:
         x: what is followed, [N, *event].
-
-    Attributes:
-        used: every other tensor that a function was called with, by its id.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -80,7 +77,6 @@ class Following(TorchFunctionMode):
         self._n_values = 0
         self._rows = x.shape[0]
         self._hooks = _saving_hooks()
-        self.used: dict[int, Tensor] = {}
         self._follow(x)
 
     def apply(self, func: Function, args: Arguments, kwargs: Keywords) -> Tensor:
@@ -107,14 +103,8 @@ class Following(TorchFunctionMode):
         self, func: Function, types: Any, args: Arguments = (), kwargs: Keywords | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        involved = False
-        for value in (*args, *kwargs.values()):
-            for tensor in value if isinstance(value, (list, tuple)) else (value,):
-                if self.depends(tensor):
-                    involved = True
-                elif isinstance(tensor, Tensor):
-                    self.used[id(tensor)] = tensor
-        if not involved:
+        values = (v if isinstance(v, (list, tuple)) else (v,) for v in (*args, *kwargs.values()))
+        if not any(self.depends(tensor) for value in values for tensor in value):
             return self.apart(func, args, kwargs)
         if func in QUERIES or getattr(func, "__name__", "") == "__get__":
             result = func(*args, **kwargs)

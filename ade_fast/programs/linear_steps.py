@@ -32,7 +32,7 @@ class Step:
     the result. over_input: the result is the first argument itself, written to or not.
     """
 
-    weight: Tensor | None = None  # of an affine step, as the potential has it
+    weight: Tensor | None = None  # of an affine step, or a factor: as the potential has it
     is_fresh = True  # the result of a call is in memory of its own
     is_own = False  # so are those of tangent and transpose
 
@@ -243,13 +243,17 @@ class Scale(Step):
         super().__init__(follow, func, args, kwargs, result)
         self._by = args[1] if follow.depends(args[0]) else args[0]
         if isinstance(self._by, Tensor):
-            if self._by.requires_grad:
-                raise Unsupported("a factor that requires grad")
             if self._by.dim() > len(self.event) and self._by.shape[0] != 1:
                 raise Unsupported("a factor with a batch dimension")
+            self.weight = self._by
 
     def transpose(self, d: Tensor) -> Sequence[Tensor]:
         return (_summed(d / self._by if self.func in following.DIVISIONS else d * self._by, self.events[0]),)
+
+    def product(self, d: Tensor, u: Tensor) -> Tensor:
+        """The derivative of ⟨d, tangent(u)⟩ by the factor."""
+        found = -d * u / self._by.square() if self.func in following.DIVISIONS else d * u
+        return found.sum_to_size(self._by.shape).to(self._by.dtype)
 
 
 def _summed(d: Tensor, event: tuple[int, ...]) -> Tensor:

@@ -39,7 +39,7 @@ class Kept:
     grad, by these values' numbers, or None.
     """
 
-    bits: list[Tensor] = field(default_factory=list)
+    bits: Sequence[Tensor] = field(default_factory=list)
     deltas: dict[int, Tensor] | None = None
 
 
@@ -48,7 +48,7 @@ class Watch(Following):
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
-        self._memory = image_memory(x)
+        self._memory, self._device = image_memory(x), x.device
         self._steps: list[Step] = []
         self._results: list[Tensor] = []  # held, so that no other tensor gets their ids
         self._made: set[int] = set()
@@ -102,7 +102,7 @@ class Watch(Following):
         """What leads to the result, if all of it is known."""
         if self._gave_up or not self._output:
             return None
-        return Program(self._steps, self._output)
+        return Program(self._steps, self._output, self._device)
 
 
 class _Run(Following):
@@ -144,8 +144,8 @@ class Program:
         constants: every tensor that takes part.
     """
 
-    def __init__(self, steps: list[Step], output: int) -> None:
-        self.steps, self.output = steps, output
+    def __init__(self, steps: list[Step], output: int, device: torch.device) -> None:
+        self.steps, self.output, self._device = steps, output, device
         self.kinks = [step for step in steps if isinstance(step, Kink)]
         self._trained = {n: s for n, s in enumerate(steps, 1) if s.weight is not None and s.weight.requires_grad}
         self.weights = list({id(s.weight): s.weight for s in self._trained.values()}.values())
@@ -204,7 +204,7 @@ class Program:
         deltas: dict[int, Tensor] = {}
         found: list[tuple[Tensor, bool] | None] = [None] * (len(self.steps) + 1)  # a cotangent, and whether it is ours
         last = self.steps[self.output - 1]
-        found[self.output] = torch.ones(rows, *last.event, dtype=last.dtype, device=bits[0].device), True
+        found[self.output] = torch.ones(rows, *last.event, dtype=last.dtype, device=self._device), True
         for number in range(len(self.steps), 0, -1):
             step, at = self.steps[number - 1], found[number]
             found[number] = None
