@@ -13,7 +13,10 @@ They have no derivative.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from ._ops import _library, below_autograd, ops
 
@@ -25,26 +28,28 @@ ROWS = (
 _unroll, _adjoint = ops.unroll_figures.default, ops.adjoint_figures.default
 
 
-def unroll_figures(*values):
+def unroll_figures(*values: Any) -> tuple[Tensor, Tensor]:
     """The operator without a graph, whatever requires grad."""
     with below_autograd():
         return _unroll(*values)
 
 
-def adjoint_figures(*values):
+def adjoint_figures(*values: Tensor | None) -> Tensor:
     """The operator without a graph, whatever requires grad."""
     with below_autograd():
         return _adjoint(*values)
 
 
 def _register() -> None:
-    @torch.library.register_fake("ade_fast::unroll_figures")
-    def fake(value, gradient, force, v, drifting, *rest):
+    @torch.library.register_fake("ade_fast::unroll_figures")  # type: ignore[untyped-decorator]
+    def fake(
+        value: Tensor, gradient: Tensor, force: Tensor | None, v: Tensor | None, drifting: Tensor | None, *rest: Any
+    ) -> tuple[Tensor, Tensor]:
         drifts = 0 if drifting is None else len(drifting)
         return value.new_empty((len(ROWS), len(value))), value.new_empty((drifts,))
 
-    @torch.library.register_fake("ade_fast::adjoint_figures")
-    def fake_of_adjoint(norm, other):
+    @torch.library.register_fake("ade_fast::adjoint_figures")  # type: ignore[untyped-decorator]
+    def fake_of_adjoint(norm: Tensor, other: Tensor | None) -> Tensor:
         return norm.new_empty((2, len(norm)))
 
     _library.impl("unroll_figures", unroll_figures, "Autograd")

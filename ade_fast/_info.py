@@ -84,7 +84,9 @@ def mlp_dtypes(device: str) -> tuple[list[torch.dtype], str | None]:
     with torch.random.fork_rng(devices=()):
         potential = MLPPotential(1, (mlp.WIDTH_STEP,)).to(device)
     for dtype in base._STATE_DTYPES:
-        refusal = MLPField.match(potential.to(dtype)).refuses(torch.zeros(1, 1, dtype=dtype, device=device))
+        field = MLPField.match(potential.to(dtype))
+        assert isinstance(field, MLPField)
+        refusal = field.refuses(torch.zeros(1, 1, dtype=dtype, device=device))
         if refusal is None:
             taken.append(dtype)
         else:
@@ -117,7 +119,12 @@ def _step_kernels(device: str) -> str:
 
 
 def _chain_kernel(device: str) -> str:
-    return "on" if has_kernel("mlp_chain", device) else "not in this build; transition by transition instead"
+    if not has_kernel("mlp_chain", device):
+        return "not in this build; transition by transition instead"
+    return (
+        "on; transition by transition, which is said, with check_finite, check_potential, memory='reversible', a "
+        "sample_range per dimension, or shifts, step_size or noise_std per step of Langevin"
+    )
 
 
 def _mlp_kernels(device: str, usable: bool) -> str:

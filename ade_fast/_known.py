@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,17 +19,17 @@ def with_derivatives(total: Tensor, derivatives: Sequence[Tensor], inputs: Seque
 
 class _Known(_Function):
     @staticmethod
-    def forward(ctx, known: tuple[Tensor, Sequence[Tensor]], *inputs: Tensor):
+    def forward(ctx: Any, known: tuple[Tensor, Sequence[Tensor]], *inputs: Tensor) -> Tensor:
         total, ctx.derivatives = known
         ctx.save_for_backward(*inputs)  # changes in place before the backward pass raise
         return total
 
     @staticmethod
-    def backward(ctx, dtotal: Tensor):
+    def backward(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, ...]:
         refuse_batched(dtotal)
         inputs = ctx.saved_tensors
         with torch.no_grad():
-            derivatives = list(torch._foreach_mul(ctx.derivatives, dtotal))
+            derivatives: list[Tensor | None] = list(torch._foreach_mul(ctx.derivatives, dtotal))
         if torch.is_grad_enabled():
             derivatives = refuse_derivative(derivatives, [*inputs, dtotal])
         wanted = ctx.needs_input_grad[1:]

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ FILES_KEPT = 50
 """Of one process; the oldest are removed."""
 
 log = logging.getLogger("ade_fast")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _level() -> int:
@@ -45,7 +47,7 @@ if LEVEL:
     log.setLevel(logging.INFO)
 
 
-def logged(run: Callable, level: int = LEVEL, folder: Path | None = None) -> Callable:
+def logged(run: Callable[P, R], level: int = LEVEL, folder: Path | None = None) -> Callable[P, R]:
     """`run(layer, potential, x0, ...)` itself at level 0, else written down wherever nobody else writes it down."""
     if level == 0:
         return run
@@ -53,7 +55,7 @@ def logged(run: Callable, level: int = LEVEL, folder: Path | None = None) -> Cal
     named = inspect.signature(run)
 
     @functools.wraps(run)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if getattr(_within, "call", False):  # another, of which this is a part
             return run(*args, **kwargs)
         given = named.bind(*args, **kwargs).arguments
@@ -65,7 +67,7 @@ def logged(run: Callable, level: int = LEVEL, folder: Path | None = None) -> Cal
         started = time.perf_counter()
         _within.call = True
         try:
-            found = run(*args, **kwargs)
+            found: Any = run(*args, **kwargs)
         finally:
             _within.call = False
         log.info("call %d: %s, %.1f ms", number, _route(found), 1e3 * (time.perf_counter() - started))
@@ -111,7 +113,7 @@ def _route(found: Any) -> str:
     return "no plan: nothing to be differentiated, or not by one" if plan is None else f"{plan}"
 
 
-def _record(run: Callable, given: dict[str, Any]) -> dict[str, Any]:
+def _record(run: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
     """The call as it begins: each argument by itself, as what cannot be pickled is left out, with why."""
     arguments, why = {}, {}
     for name, value in given.items():

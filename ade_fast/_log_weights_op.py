@@ -31,11 +31,11 @@ def log_weight_figures(log_w: Tensor) -> tuple[Tensor, Tensor]:
 
 def _register() -> None:
     @torch.library.register_fake("ade_fast::normal_log_density")
-    def fake(noise):
+    def fake(noise: Tensor) -> Tensor:
         return noise.new_empty(noise.shape[:1])
 
     @torch.library.register_fake("ade_fast::log_weight_figures")
-    def fake_of_figures(log_w):
+    def fake_of_figures(log_w: Tensor) -> tuple[Tensor, Tensor]:
         return log_w.new_empty(()), log_w.new_empty((), dtype=torch.float64)
 
     for op in (_density, _figures):

@@ -16,34 +16,59 @@ evaluation of its own where the chains begin. It has no derivative; `ade_fast._k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from ._ops import _library, below_autograd, ops
 
 _chain, _contrast = ops.mlp_chain.default, ops.mlp_contrast.default
 
 
-def mlp_chain(*values):
+def mlp_chain(*values: Any) -> tuple[Tensor, Tensor]:
     """The operator without a graph, whatever requires grad."""
     with below_autograd():
         return _chain(*values)
 
 
-def mlp_contrast(*values):
+def mlp_contrast(*values: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
     """The operator without a graph, whatever requires grad."""
     with below_autograd():
         return _contrast(*values)
 
 
 def _register() -> None:
-    @torch.library.register_fake("ade_fast::mlp_chain")
-    def fake(x0, seed, kick, drift, weights, biases, activation, parameter, precision, transitions, test, *rest):
+    @torch.library.register_fake("ade_fast::mlp_chain")  # type: ignore[untyped-decorator]
+    def fake(
+        x0: Tensor,
+        seed: Tensor,
+        kick: Tensor,
+        drift: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        activation: int,
+        parameter: float,
+        precision: int,
+        transitions: int,
+        test: bool,
+        *rest: Any,
+    ) -> tuple[Tensor, Tensor]:
         return x0.new_empty(x0.shape), x0.new_empty((transitions,) if test else (0,))
 
-    @torch.library.register_fake("ade_fast::mlp_contrast")
-    def fake_contrast(x0, seed, kick, drift, weights, biases, *rest):
-        like = [[t.new_empty(t.shape) for t in tensors] for tensors in (weights, biases)]
-        return *fake(x0, seed, kick, drift, weights, biases, *rest), x0.new_empty((2, len(x0))), *like
+    @torch.library.register_fake("ade_fast::mlp_contrast")  # type: ignore[untyped-decorator]
+    def fake_contrast(
+        x0: Tensor,
+        seed: Tensor,
+        kick: Tensor,
+        drift: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        *rest: Any,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+        dweights, dbiases = ([t.new_empty(t.shape) for t in tensors] for tensors in (weights, biases))
+        return *fake(x0, seed, kick, drift, weights, biases, *rest), x0.new_empty((2, len(x0))), dweights, dbiases
 
     _library.impl("mlp_chain", mlp_chain, "Autograd")
     _library.impl("mlp_contrast", mlp_contrast, "Autograd")

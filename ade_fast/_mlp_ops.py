@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -57,12 +57,13 @@ def hidden_columns(dim: int, widths: Sequence[int], piecewise_linear: bool) -> i
 
 
 def _register_fakes() -> None:
-    @torch.library.register_fake("ade_fast::mlp_unroll")
+    @torch.library.register_fake("ade_fast::mlp_unroll")  # type: ignore[untyped-decorator]
     def mlp_unroll(
-        x0, v0, kick, drift, log_decay, log_stretch, weights, biases, activation, parameter, precision, damping,
-        grad_clip, grad_bound, momentum_clip, momentum_bound, lo, hi, stopped, keep_states, keep_bits, keep_products,
-        *optional,
-    ):  # fmt: skip
+        x0: Tensor, v0: Tensor, kick: Tensor, drift: Tensor, log_decay: Tensor | None, log_stretch: Tensor | None,
+        weights: Tensors, biases: Tensors, activation: int, parameter: float, precision: int, damping: float,
+        grad_clip: int, grad_bound: float, momentum_clip: int, momentum_bound: float, lo: float, hi: float,
+        stopped: bool, keep_states: bool, keep_bits: bool, keep_products: bool, *optional: Any,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         steps, rows, dim = drift.shape[0], *x0.shape
         x, v = (x0.new_empty((steps + 1, rows, dim) if keep_states else (0,)) for _ in range(2))
         linear, widths = activation in _PIECEWISE_LINEAR, [w.shape[0] for w in weights[:-1]]
@@ -80,23 +81,28 @@ def _register_fakes() -> None:
             x0.new_empty((hidden, rows) if want_ends and keep_products and linear else (0,)),
         )  # fmt: skip
 
-    @torch.library.register_fake("ade_fast::mlp_unroll_backward")
+    @torch.library.register_fake("ade_fast::mlp_unroll_backward")  # type: ignore[untyped-decorator]
     def mlp_unroll_backward(
-        dx_end, dv_end, v0, kick, drift, log_decay, log_stretch, weights, biases, x, v, bits, products, activation,
-        parameter, precision, damping, grad_clip, grad_bound, momentum_clip, momentum_bound, lo, hi, stopped,
-        want_weights, dv_all=None, scale=None, pull=None, centre=None, noise_v=None, noise_x=None, noise=None,
-        want_adjoint=False, dend_value=None, dend_gradient=None, hidden=None,
-    ):  # fmt: skip
+        dx_end: Tensor, dv_end: Tensor, v0: Tensor, kick: Tensor, drift: Tensor, log_decay: Tensor | None,
+        log_stretch: Tensor | None, weights: Tensors, biases: Tensors, x: Tensor, v: Tensor, bits: Tensor,
+        products: Tensor, activation: int, parameter: float, precision: int, damping: float, grad_clip: int,
+        grad_bound: float, momentum_clip: int, momentum_bound: float, lo: float, hi: float, stopped: bool,
+        want_weights: bool, dv_all: Tensor | None = None, scale: Tensor | None = None, pull: Tensor | None = None,
+        centre: Tensor | None = None, noise_v: Tensor | None = None, noise_x: Tensor | None = None,
+        noise: Tensor | None = None, want_adjoint: bool = False, dend_value: Tensor | None = None,
+        dend_gradient: Tensor | None = None, hidden: Tensor | None = None,
+    ) -> tuple[Tensor | Tensors, ...]:  # fmt: skip
         inputs = (dx_end, dv_end, kick, drift, log_decay, log_stretch, scale, pull, centre, noise_v, noise_x)
         like = [_empty_like(t, dx_end) for t in inputs]
         adjoint = dx_end.new_empty((len(kick), 2, len(dx_end)) if want_adjoint else (0,))
         return (*like, adjoint, *_gradients_like(weights, biases, want_weights))
 
-    @torch.library.register_fake("ade_fast::mlp_field")
+    @torch.library.register_fake("ade_fast::mlp_field")  # type: ignore[untyped-decorator]
     def mlp_field(
-        x, weights, biases, activation, parameter, precision, want_value, want_grad, pull=None, centre=None,
-        value_shift=0.0, keep=False,
-    ):  # fmt: skip
+        x: Tensor, weights: Tensors, biases: Tensors, activation: int, parameter: float, precision: int,
+        want_value: bool, want_grad: bool, pull: Tensor | None = None, centre: Tensor | None = None,
+        value_shift: float = 0.0, keep: bool = False,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         rows, dim = x.shape
         linear, widths = activation in _PIECEWISE_LINEAR, [w.shape[0] for w in weights[:-1]]
         keep = keep and x.device.type != "cuda"
@@ -106,10 +112,11 @@ def _register_fakes() -> None:
             x.new_empty((field_columns(dim, widths, linear), rows) if keep else (0,)),
         )  # fmt: skip
 
-    @torch.library.register_fake("ade_fast::mlp_field_backward")
+    @torch.library.register_fake("ade_fast::mlp_field_backward")  # type: ignore[untyped-decorator]
     def mlp_field_backward(
-        dvalue, dgrad, x, weights, biases, activation, parameter, precision, want_weights, *optional
-    ):
+        dvalue: Tensor | None, dgrad: Tensor | None, x: Tensor, weights: Tensors, biases: Tensors, activation: int,
+        parameter: float, precision: int, want_weights: bool, *optional: Any,
+    ) -> tuple[Tensor | Tensors, ...]:  # fmt: skip
         return (x.new_empty(x.shape), *_gradients_like(weights, biases, wanted=want_weights))
 
 
@@ -176,7 +183,9 @@ class _Unroll(_Function):
     pull, centre, noise_v, noise_x, noise, weights, biases. With keep_states, v is differentiable; x is not."""
 
     @staticmethod
-    def forward(ctx, numbers: Sequence[float], figures: tuple[bool, bool], *tensors: Tensor | None):
+    def forward(
+        ctx: Any, numbers: Sequence[float], figures: tuple[bool, bool], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
         inputs, weights, biases = _split(tensors, _UNROLL_TENSORS)
         steps, bridge = inputs[:_STEP_TENSORS], inputs[_STEP_TENSORS:]
         *rest, keep_states, keep_bits, keep_products = numbers
@@ -199,7 +208,9 @@ class _Unroll(_Function):
         return x_end, v_end, x, v, *kept, start, value, gradient, hidden
 
     @staticmethod
-    def backward(ctx, dx_end: Tensor | None, dv_end: Tensor | None, _dx: None, dv_all: Tensor | None, *others):
+    def backward(
+        ctx: Any, dx_end: Tensor | None, dv_end: Tensor | None, _dx: None, dv_all: Tensor | None, *others: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         *_, dend_value, dend_gradient, _ = others
         refuse_batched(dx_end, dv_end, dend_value, dend_gradient)
         *saved, x, v, bits, products, hidden = ctx.saved_tensors
@@ -227,15 +238,15 @@ class _ScheduledUnroll(_Function):
 
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         numbers: Sequence[float],
-        vjp: Callable,
+        vjp: Callable[..., Any],
         kick: Tensor,
         drift: Tensor,
         gaussian: Sequence[Tensor],
         want_ends: bool,
         *tensors: Tensor | None,
-    ):
+    ) -> tuple[Tensor, ...]:
         (x0, v0, *steps), weights, biases = _split(tensors, _SCHEDULED_TENSORS)
         *rest, keep_bits, keep_products = numbers
         ctx.record = Record.current()
@@ -256,13 +267,13 @@ class _ScheduledUnroll(_Function):
 
     @staticmethod
     def backward(
-        ctx,
+        ctx: Any,
         dx_end: Tensor | None,
         dv_end: Tensor | None,
         _start: None = None,
         dend_value: Tensor | None = None,
         dend_gradient: Tensor | None = None,
-    ):
+    ) -> tuple[Tensor | None, ...]:
         refuse_batched(dx_end, dv_end, dend_value, dend_gradient)
         saved = list(ctx.saved_tensors)
         gaussian = [saved.pop() for _ in range(ctx.gaussian)][::-1]
@@ -280,7 +291,7 @@ class _ScheduledUnroll(_Function):
         return None, None, None, None, None, None, *_where(wanted, derivatives)
 
 
-def _are_wanted(ctx, weights: Sequence[bool]) -> bool:
+def _are_wanted(ctx: Any, weights: Sequence[bool]) -> bool:
     return any(weights) and (ctx.decides is None or ctx.decides.wanted)
 
 
@@ -299,10 +310,10 @@ def _go_back(
     kept: Sequence[Tensor],
     numbers: Sequence[float],
     want_weights: bool,
-    *optional: Tensor | None,
+    *optional: Tensor | bool | None,
     record: Record | None = None,
     ends: Sequence[Tensor | None] = (None, None, None),
-) -> tuple:
+) -> tuple[Any, ...]:
     """``mlp_unroll_backward``; `steps` and `kept` are kick to log_stretch, and x to products; ends: the cotangents of
     value and gradient, and what was kept for them."""
     at_ends = any(t is not None for t in ends[:2])
@@ -320,7 +331,7 @@ def _go_back(
     return *dinputs, dweights, dbiases
 
 
-def _recorded(record: Record | None, want_ends: bool, *values) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+def _recorded(record: Record | None, want_ends: bool, *values: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """``mlp_unroll`` by its values up to those of the bridge: its outputs up to the products, and from the ends' on;
     kept states, f and ∇f go to the record too."""
     if record is None and not want_ends:
@@ -338,7 +349,9 @@ class _Field(_Function):
     biases."""
 
     @staticmethod
-    def forward(ctx, numbers: Sequence[float], optional: Sequence[Tensor | float | None], *tensors: Tensor):
+    def forward(
+        ctx: Any, numbers: Sequence[float], optional: Sequence[Tensor | float | None], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         (x,), weights, biases = _split(tensors, 1)
         with below_autograd():
             value, grad, *kept = _field(x, weights, biases, *numbers, *optional)
@@ -350,7 +363,7 @@ class _Field(_Function):
         return value, grad, *kept
 
     @staticmethod
-    def backward(ctx, dvalue: Tensor | None, dgrad: Tensor | None, *_: None):
+    def backward(ctx: Any, dvalue: Tensor | None, dgrad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         refuse_batched(dvalue, dgrad)
         *saved, pull, centre, bits, products = ctx.saved_tensors
         (x,), weights, biases = _split(saved, 1)
@@ -363,13 +376,13 @@ class _Field(_Function):
         return None, None, *_where(wanted, [dx, *dweights, *dbiases])
 
 
-def _split(tensors: Sequence[Tensor | None], first: int) -> tuple[tuple[Tensor | None, ...], Tensors, Tensors]:
-    """(the first tensors, weights, biases)."""
+def _split(tensors: Sequence[Any], first: int) -> tuple[tuple[Any, ...], Tensors, Tensors]:
+    """(the first tensors, or None, weights, biases)."""
     layers = (len(tensors) - first) // 2
     return tuple(tensors[:first]), list(tensors[first : first + layers]), list(tensors[first + layers :])
 
 
-def _where(wanted: Sequence[bool], derivatives: Sequence[Tensor]) -> list[Tensor | None]:
+def _where(wanted: Sequence[bool], derivatives: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The derivatives that are wanted; those of the weights are missing at the end where none is."""
     derivatives = [*derivatives, *[None] * (len(wanted) - len(derivatives))]
     return [d if want else None for d, want in zip(derivatives, wanted, strict=True)]
@@ -410,7 +423,8 @@ def scheduled_unroll(
             record, False, x0, v0, kick, drift, None, None, weights, biases, *numbers[:-2], record is not None, False,
             False, *_as_bridge(gaussian),
         )  # fmt: skip
-    return outputs[:2]
+    x_end, v_end, *_ = outputs
+    return x_end, v_end
 
 
 def _refuse_gradients(name: str, **constants: Sequence[Tensor | float | None]) -> None:
@@ -421,7 +435,10 @@ def _refuse_gradients(name: str, **constants: Sequence[Tensor | float | None]) -
 
 
 def _register_derivatives() -> None:
-    def unroll(x0, v0, kick, drift, log_decay, log_stretch, weights, biases, *rest):
+    def unroll(
+        x0: Tensor, v0: Tensor, kick: Tensor, drift: Tensor, log_decay: Tensor | None, log_stretch: Tensor | None,
+        weights: Tensors, biases: Tensors, *rest: Any,
+    ) -> Any:  # fmt: skip
         numbers, bridge = rest[:_UNROLL_NUMBERS], rest[_UNROLL_NUMBERS:]
         bridge, figures = bridge[:_BRIDGE_TENSORS], (*bridge[_BRIDGE_TENSORS:], False, False)[:2]
         steps = (x0, v0, kick, drift, log_decay, log_stretch)
@@ -433,7 +450,7 @@ def _register_derivatives() -> None:
         with below_autograd():
             return _unroll(*steps, weights, biases, *rest)
 
-    def field(x, weights, biases, *rest):
+    def field(x: Tensor, weights: Tensors, biases: Tensors, *rest: Any) -> Any:
         numbers, optional = rest[:_FIELD_NUMBERS], rest[_FIELD_NUMBERS:]
         _refuse_gradients("mlp_field", pull_and_centre=optional)
         if wants_grad(x, *weights, *biases):
@@ -447,26 +464,26 @@ def _register_derivatives() -> None:
         _library.impl(name, _refusing(getattr(ops, name), name), "Autograd")
 
 
-def _refusing(op: Callable, name: str) -> Callable:
+def _refusing(op: Any, name: str) -> Callable[..., Any]:
     """An Autograd kernel for an op whose outputs are known to depend on its inputs, but have no derivative."""
 
     want_weights = [argument.name for argument in op.default._schema.arguments].index("want_weights")
 
     class Refusal(_Function):
         @staticmethod
-        def forward(ctx, values: tuple, *_tensors: Tensor):
+        def forward(ctx: Any, values: tuple[Any, ...], *_tensors: Tensor) -> tuple[Tensor, ...]:
             with below_autograd():
                 *singles, dweights, dbiases = op(*values)
             return (*singles, *dweights, *dbiases)
 
         @staticmethod
-        def backward(ctx, *grads):
+        def backward(ctx: Any, *grads: Tensor) -> NoReturn:
             raise RuntimeError(
                 f"ade_fast::{name} is differentiable only once: its derivative would need third derivatives of the "
                 "potential. ade_fast.reference has the same equations in eager code, which can be differentiated again."
             )
 
-    def call(*values):
+    def call(*values: Any) -> Any:
         tensors = [
             t for value in values for t in (value if isinstance(value, list) else [value]) if isinstance(t, Tensor)
         ]

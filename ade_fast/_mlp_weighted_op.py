@@ -8,6 +8,7 @@ contrastive divergence is one. On the CPU alone. The operator has no derivative;
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,12 +42,14 @@ def weighted_value(
 
 
 def _register() -> None:
-    @torch.library.register_fake("ade_fast::mlp_weighted_value")
-    def fake(x, factor, weights, biases, *rest):
-        like = [[t.new_empty(t.shape) for t in tensors] for tensors in (weights, biases)]
-        return x.new_empty(x.shape[:1]), x.new_empty(x.shape), *like
+    @torch.library.register_fake("ade_fast::mlp_weighted_value")  # type: ignore[untyped-decorator]
+    def fake(
+        x: Tensor, factor: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *rest: Any
+    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+        dweights, dbiases = ([t.new_empty(t.shape) for t in tensors] for tensors in (weights, biases))
+        return x.new_empty(x.shape[:1]), x.new_empty(x.shape), dweights, dbiases
 
-    def without_graph(*values):
+    def without_graph(*values: Any) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
         with below_autograd():
             return _weighted_value(*values)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -22,11 +22,11 @@ def refuse_batched(*cotangents: Tensor | None) -> None:
 
 class _Refusal(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, n: int, *tensors: Tensor):
+    def forward(ctx: Any, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(t.view_as(t) for t in tensors[:n])
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor):
+    def backward(ctx: Any, *cotangents: Tensor) -> NoReturn:
         raise RuntimeError(
             "the dynamics are differentiable only once: there is no derivative of these gradients. "
             "ade_fast.reference has the same equations in eager code, which can be differentiated again"

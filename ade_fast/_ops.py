@@ -13,9 +13,13 @@ Every operator is differentiable once. Differentiating twice raises, since a wro
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._functorch.autograd_function import enable_single_level_autograd_function  # type: ignore[attr-defined]
+from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
 OLDEST_TORCH = (2, 11)
@@ -39,7 +43,10 @@ _library = torch.library.Library("ade_fast", "IMPL")
 below_autograd = torch._C._AutoDispatchBelowAutograd
 # An autograd.Function that leaves the transforms of torch.func to the dispatcher, which has dealt with them
 # by the time it comes to the Autograd key.
-_Function = torch.autograd.function._SingleLevelFunction
+if TYPE_CHECKING:
+    _Function = torch.autograd.Function  # which has `apply`, unlike the other in torch's stubs
+else:
+    _Function = torch.autograd.function._SingleLevelFunction
 
 
 def build_info() -> dict[str, str | bool]:
@@ -71,10 +78,10 @@ def release_pool() -> None:
 class _WithoutAutograd:
     """The operators below autograd, by name: for callers whose derivatives are their own, at half the call's cost."""
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Callable[..., Any]:
         op = getattr(ops, name).default
 
-        def call(*values):
+        def call(*values: Any) -> Any:
             with below_autograd():
                 return op(*values)
 
@@ -105,22 +112,22 @@ def is_plain_on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and has_kernels_for(tensor) and in_reverse_mode_alone()
 
 
-def _arguments(op) -> list[str]:
+def _arguments(op: OpOverload) -> list[str]:
     return [argument.name for argument in op._schema.arguments]
 
 
-def _returns(op) -> list[str]:
+def _returns(op: OpOverload) -> list[str]:
     return [output.name for output in op._schema.returns]
 
 
-def _as_tuple(outputs) -> tuple:
+def _as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def _register_fake(op) -> None:
+def _register_fake(op: OpOverload) -> None:
     names, returns = _arguments(op), _returns(op)
 
-    def shape_like(output: str, given: dict) -> Tensor:
+    def shape_like(output: str, given: dict[str, Any]) -> Tensor:
         states = given[names[0]]
         accumulate = torch.float64 if states.dtype == torch.float64 else torch.float32
         if output == "log_det":
@@ -132,14 +139,14 @@ def _register_fake(op) -> None:
             return states.new_empty((0,), dtype=accumulate)
         return given[source].new_empty(given[source].shape)
 
-    def fake(*values):
+    def fake(*values: Any) -> Tensor | tuple[Tensor, ...]:
         outputs = tuple(shape_like(output, dict(zip(names, values, strict=True))) for output in returns)
         return outputs if len(outputs) > 1 else outputs[0]
 
     torch.library.register_fake(op._schema.name, fake)
 
 
-def _register_derivative(op, backward_op) -> None:
+def _register_derivative(op: OpOverload, backward_op: OpOverload) -> None:
     """The derivative at the Autograd key itself: ``torch.library.register_autograd`` does the same, but walks
     the schema on every call, which costs several times what the rest of a small call does."""
     names, returns = _arguments(op), _returns(op)
@@ -162,7 +169,7 @@ def _register_derivative(op, backward_op) -> None:
 
     class Derivative(_Function):
         @staticmethod
-        def forward(ctx, *inputs):
+        def forward(ctx: Any, *inputs: Any) -> Any:
             with below_autograd():
                 outputs = op(*inputs)
             values = inputs + _as_tuple(outputs)
@@ -171,7 +178,7 @@ def _register_derivative(op, backward_op) -> None:
             return outputs
 
         @staticmethod
-        def backward(ctx, *grads):
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
             cotangents_of = call_backward(*grads, *ctx.saved_tensors, *ctx.constants)
             return tuple(
                 cotangents_of[k] if k is not None and wanted else None
@@ -182,17 +189,19 @@ def _register_derivative(op, backward_op) -> None:
     _library.impl(op._schema.name, _through(op, Derivative), "Autograd")
 
 
-def _refuse_derivative(backward_op, why: str = "is differentiable only once: there is no derivative of this gradient"):
+def _refuse_derivative(
+    backward_op: OpOverload, why: str = "is differentiable only once: there is no derivative of this gradient"
+) -> None:
     name = backward_op._schema.name
 
     class Refusal(_Function):
         @staticmethod
-        def forward(ctx, *inputs):
+        def forward(ctx: Any, *inputs: Any) -> Any:
             with below_autograd():
                 return backward_op(*inputs)
 
         @staticmethod
-        def backward(ctx, *grads):
+        def backward(ctx: Any, *grads: Tensor) -> NoReturn:
             raise RuntimeError(
                 f"{name} {why}. "
                 "ade_fast.reference has the same equations in eager code, which can be differentiated again."
@@ -201,10 +210,10 @@ def _refuse_derivative(backward_op, why: str = "is differentiable only once: the
     _library.impl(name, _through(backward_op, Refusal), "Autograd")
 
 
-def _skipping_autograd(op):
+def _skipping_autograd(op: OpOverload) -> Callable[..., Any]:
     """The op without its Autograd kernel where no gradient of it can be wanted: that is half a small call."""
 
-    def call(*values):
+    def call(*values: Any) -> Any:
         if torch.is_grad_enabled():
             return op(*values)
         with below_autograd():
@@ -213,10 +222,10 @@ def _skipping_autograd(op):
     return call
 
 
-def _through(op, function: type):
+def _through(op: OpOverload, function: type[Any]) -> Callable[..., Any]:
     """An Autograd kernel: the function where a gradient is wanted, else the op itself."""
 
-    def call(*values):
+    def call(*values: Any) -> Any:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*values):
             if torch._C._are_functorch_transforms_active():
                 with enable_single_level_autograd_function():

@@ -28,8 +28,8 @@ def philox_normal(x: Tensor, seed: Tensor, step: int) -> Tensor:
 
 
 def _register() -> None:
-    @torch.library.register_fake("ade_fast::philox_normal")
-    def fake(x, seed, step):
+    @torch.library.register_fake("ade_fast::philox_normal")  # type: ignore[untyped-decorator]
+    def fake(x: Tensor, seed: Tensor, step: int) -> Tensor:
         return x.new_empty(x.shape)
 
     _library.impl("philox_normal", philox_normal, "Autograd")

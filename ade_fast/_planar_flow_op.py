@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ _flow_backward = _skipping_autograd(ops.planar_flow_backward.default)
 
 class _PlanarFlow(_Function):
     @staticmethod
-    def forward(ctx, *inputs: Tensor):
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with below_autograd():
             x, log_det, heights = _flow(*inputs)
         ctx.save_for_backward(*inputs, heights)
@@ -39,7 +41,7 @@ class _PlanarFlow(_Function):
         return x, log_det, heights
 
     @staticmethod
-    def backward(ctx, dx: Tensor | None, dlog_det: Tensor | None, _dheights: None):
+    def backward(ctx: Any, dx: Tensor | None, dlog_det: Tensor | None, _dheights: None) -> tuple[Tensor | None, ...]:
         z, *rest = ctx.saved_tensors
         dx = torch.zeros_like(z) if dx is None else dx
         dlog_det = z.new_zeros(len(z)) if dlog_det is None else dlog_det
@@ -48,12 +50,14 @@ class _PlanarFlow(_Function):
 
 
 def _register() -> None:
-    @torch.library.register_fake("ade_fast::planar_flow")
-    def planar_flow(z, u, w, b):
+    @torch.library.register_fake("ade_fast::planar_flow")  # type: ignore[untyped-decorator]
+    def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return z.new_empty(z.shape), z.new_empty(z.shape[:1]), z.new_empty((b.shape[0], z.shape[0]))
 
-    @torch.library.register_fake("ade_fast::planar_flow_backward")
-    def planar_flow_backward(dx, dlog_det, z, u, w, b, heights):
+    @torch.library.register_fake("ade_fast::planar_flow_backward")  # type: ignore[untyped-decorator]
+    def planar_flow_backward(
+        dx: Tensor, dlog_det: Tensor, z: Tensor, u: Tensor, w: Tensor, b: Tensor, heights: Tensor
+    ) -> tuple[Tensor, ...]:
         return tuple(t.new_empty(t.shape) for t in (z, u, w, b))
 
     _library.impl("planar_flow", _through(_flow, _PlanarFlow), "Autograd")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,31 +11,40 @@ from torch import Tensor
 from ._current import Current
 
 
+class Unrolled(NamedTuple):
+    """What one operator made of a whole unroll, by steps: x, momenta, gradient [n, B, D]; value [n, B]."""
+
+    x: Tensor
+    momenta: Tensor
+    value: Tensor
+    gradient: Tensor
+
+
 class Record(Current):
     """One unroll: what every evaluation of ∇f and every kick was, and the adjoint's norms of the backward pass.
 
     x, gradient: [B, D] of each evaluation at t = 0 … n - 1; value: [B]. momenta: v after each kick, [B, L]. kicks: the
-    (S_v, g_v) of each kick where there are networks. Tensors instead of lists where one operator makes them all.
+    (S_v, g_v) of each kick where there are networks. whole: in place of those lists, where one operator makes them all.
     gains: log-determinants of drifts by a network, [B]. with_momentum: whether the state that steps hand on has one.
     """
 
     _place = threading.local()
 
     def __init__(self) -> None:
-        self.x: Sequence[Tensor] | Tensor = []
-        self.value: Sequence[Tensor] | Tensor = []
-        self.gradient: Sequence[Tensor] | Tensor = []
-        self.momenta: Sequence[Tensor] | Tensor = []
+        self.x: list[Tensor] = []
+        self.value: list[Tensor] = []
+        self.gradient: list[Tensor] = []
+        self.momenta: list[Tensor] = []
+        self.whole: Unrolled | None = None
         self.kicks: list[tuple[Tensor | None, Tensor]] = []
-        self.gains: list[tuple[Tensor, Tensor | None]] = []
+        self.gains: list[Tensor] = []
         self.with_momentum = True
         self._norms: dict[int, Tensor] = {}
 
     def stacked(self, name: str) -> Tensor:
         """x, value, gradient or momenta as one tensor, at least in float32."""
-        values = getattr(self, name)
-        if not isinstance(values, Tensor):
-            values = torch.stack(list(values))
+        values: Tensor
+        values = torch.stack(getattr(self, name)) if self.whole is None else getattr(self.whole, name)
         return values.float() if values.dtype == torch.bfloat16 else values
 
     def evaluated(self, x: Tensor, value: Tensor, gradient: Tensor) -> None:
@@ -56,7 +65,7 @@ class Record(Current):
 
     def unrolled(self, x: Tensor, momenta: Tensor, value: Tensor, gradient: Tensor) -> None:
         """All of it from one operator, by steps."""
-        self.x, self.momenta, self.value, self.gradient = x, momenta, value, gradient
+        self.whole = Unrolled(x, momenta, value, gradient)
 
     def end_fused_backward(self, norms: Tensor) -> None:
         """norms: of dx and of dv before each kick, [n, 2, B]."""
@@ -69,5 +78,5 @@ class Record(Current):
 
     def forget(self) -> None:
         """What the forward pass has written down: the backward pass keeps the record alive, and needs none of it."""
-        self.x = self.value = self.gradient = self.momenta = ()
+        self.x, self.value, self.gradient, self.momenta, self.whole = [], [], [], [], None
         self.kicks, self.gains = [], []

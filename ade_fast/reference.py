@@ -85,7 +85,7 @@ def clip_sample(x: Tensor, sample_range: Range | None) -> Tensor:
 
 def _clamped(u: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """`torch.clamp`, whose derivative on the bounds is 1 up to torch 2.13 and 0 since."""
-    return torch.where((u >= low) & (u <= high), u, u.detach().clamp(low, high))
+    return torch.where((u >= low) & (u <= high), u, u.detach().clamp(low, high))  # type: ignore[arg-type]  # a number and a tensor too
 
 
 # --- The gradient field, and how much of it is differentiated: (21), (38) -----------------------------------
@@ -548,6 +548,7 @@ def deterministic_langevin(
         else:
             expansion = {"taylor": taylor_log_det, "chebyshev": chebyshev_log_det}[log_det]
             z = None if probes is None else probes[:, t].flatten(2)
+            assert spectral_bound is not None
             total = total + expansion(a, eta.abs().max() * spectral_bound, order, z)
         x = x + eta * gradient_field(potential, x, gradient)
     return (x.detach(), total.detach()) if gradient == "none" else (x, total)

@@ -68,7 +68,7 @@ def composite_likelihood(potential: Potential, data: Tensor, blocks: Sequence[Se
     for x in data:
         total = torch.zeros_like(at(potential, x))
         for block in blocks:
-            normaliser = 0
+            normaliser: float | Tensor = 0
             for values in itertools.product(states.tolist(), repeat=len(block)):
                 other = x.clone()
                 for site, number in zip(block, values, strict=True):

@@ -27,7 +27,9 @@ class ReplayError(RuntimeError):
     """The file cannot be replayed; the message says why, and what is missing."""
 
 
-def read(file: str, potential: Callable | None = None) -> tuple[dict[str, Any], Callable, dict[str, Any]]:
+def read(
+    file: str, potential: Callable[..., Tensor] | None = None
+) -> tuple[dict[str, Any], Callable[..., Any], dict[str, Any]]:
     """The record, the function that was called, and its arguments; `potential` stands in for one that is missing."""
     try:
         record = torch.load(file, weights_only=False)
@@ -52,7 +54,9 @@ def read(file: str, potential: Callable | None = None) -> tuple[dict[str, Any], 
     return record, getattr(importlib.import_module(module), function), arguments
 
 
-def replayed(record: dict[str, Any], run: Callable, arguments: dict[str, Any]) -> tuple[list[Tensor], dict]:
+def replayed(
+    record: dict[str, Any], run: Callable[..., Any], arguments: dict[str, Any]
+) -> tuple[list[Tensor], dict[str, Tensor | None]]:
     """Outputs and gradients of one functional of them, by name: of arguments, of parameters and of what they hold."""
     torch.set_rng_state(record["random_state"])
     arguments = {k: v.generator() if isinstance(v, GeneratorState) else v for k, v in arguments.items()}
@@ -99,7 +103,7 @@ def _off(a: Tensor | None, b: Tensor | None) -> str:
     return f"off by {(a - b).abs().max().item():.2e} of {b.abs().max().item():.2e}"
 
 
-def report(file: str, potential: Callable | None = None) -> list[str]:
+def report(file: str, potential: Callable[..., Tensor] | None = None) -> list[str]:
     """The lines that are printed."""
     record, run, arguments = read(file, potential)
     lines = [record["shown"], f"logged with torch {record['torch']}, replayed with {torch.__version__}"]

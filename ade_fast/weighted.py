@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from .fields import pinned
 from .potentials._checks import per_sample
 from .potentials.conditioned import Condition, conditioned, first_length
 from .weights import as_momentum_weight, default_momentum_weight, log_weights, warn_of_thin_sheet, why_no_weights
+
+if TYPE_CHECKING:
+    from .training.sampler import DualSampler
 
 # At most so many elements of x, and so many rows, at a time: 64 MiB for each hidden layer of 1,000 units in float64.
 _CHUNK_ELEMENTS = 1 << 18
@@ -26,13 +30,13 @@ def chunk_rows(event: tuple[int, ...]) -> int:
 
 
 @contextmanager
-def evaluating(potential: Callable) -> Iterator[None]:
+def evaluating(potential: Callable[..., Tensor]) -> Iterator[None]:
     """Within this block, f is one function (a parametrised weight is computed once), and nothing is differentiated."""
     with torch.no_grad(), pinned(potential):
         yield
 
 
-def evaluate(layer: str, potential: Callable, x: Tensor) -> Tensor:
+def evaluate(layer: str, potential: Callable[..., Tensor], x: Tensor) -> Tensor:
     """f(x) in chunks, [n, *event] -> [n] float64; inside `evaluating`.
 
     Raises: ValueError for an output of another shape; NonFiniteError for a NaN or +inf.
@@ -43,7 +47,9 @@ def evaluate(layer: str, potential: Callable, x: Tensor) -> Tensor:
     return values
 
 
-def at_one_condition(layer: str, potential: Callable, condition: Condition | None) -> Callable:
+def at_one_condition(
+    layer: str, potential: Callable[..., Tensor], condition: Condition | None
+) -> Callable[..., Tensor]:
     """f at a condition of one row: every condition has a density and a log Z of its own."""
     if (rows := first_length(condition)) not in (None, 1):
         raise ValueError(f"{layer}: condition must be one row, [1, ...], whose density this is, got {rows} rows")
@@ -65,7 +71,9 @@ class WeightedSampler:
     Raises: TypeError, ValueError where there are no weights: no density, a clip, lambda = 0.
     """
 
-    def __init__(self, layer: str, potential: Callable, sampler, momentum_weight: float | Tensor | None) -> None:
+    def __init__(
+        self, layer: str, potential: Callable[..., Tensor], sampler: DualSampler, momentum_weight: float | Tensor | None
+    ) -> None:
         if not callable(potential):
             raise TypeError(f"{layer}: potential must be callable, [B, *event] -> [B], got {type(potential).__name__}")
         if not all(hasattr(sampler, name) for name in ("initial", "dynamics", "draws_own_momenta", "has_momentum")):

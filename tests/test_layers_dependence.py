@@ -4,6 +4,7 @@ import types
 import warnings
 
 import pytest
+import situations
 import torch
 import torch.nn.functional as F
 from cases import DOUBLE as D
@@ -45,7 +46,7 @@ def fresh_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_slow_paths, "_TAKEN", {})
 
 
-# --- Piecewise-linear potentials that the tangent pass cannot follow ---------------------------------------------
+# --- Piecewise-linear potentials that are hard to follow ----------------------------------------------------------
 
 
 def in_place(a, b, c, x):
@@ -95,18 +96,8 @@ def test_a_scripted_layer_has_eager_gradients(memory: str) -> None:
     assert_eager(lambda x: last(F.relu(a(x))), [*a.parameters(), *last.parameters()], memory=memory)
 
 
-def test_what_the_tangent_pass_missed_is_said_once(fresh_warnings: None) -> None:
-    (a, _, c), tilt = layers(), torch.randn(4, dtype=D, requires_grad=True)
-    potential = lambda x: c(F.relu(a(x))).squeeze(1) + torch.vmap(lambda r: (r * tilt).sum())(x)  # noqa: E731
-    with pytest.warns(ade.SlowPathWarning, match="calls functions that cannot be seen through"):
-        assert_eager(potential, [a.weight, c.weight, tilt])
-    with warnings.catch_warnings():  # known by now
-        warnings.simplefilter("error")
-        assert_eager(potential, [a.weight, c.weight, tilt])
-
-
 @every_memory
-def test_control_flow_on_a_single_sample_is_not_evaluated_with_other_steps(memory: str, fresh_warnings: None) -> None:
+def test_control_flow_on_a_single_sample_has_eager_gradients(memory: str) -> None:
     a, _, c = layers()
     x0, v0 = start(1)
     threshold = (reference.leapfrog(lambda x: c(F.relu(a(x))), x0, v0, STEP, 1)[0] + x0)[0, 0].item() / 2
@@ -116,21 +107,29 @@ def test_control_flow_on_a_single_sample_is_not_evaluated_with_other_steps(memor
         side.append(bool(x[0, 0] > threshold))
         return (1.0 if side[-1] else 3.0) * c(F.relu(a(x))).squeeze(1)
 
-    with pytest.warns(ade.SlowPathWarning, match="on the rows of several steps at once"):
-        assert_eager(potential, [a.weight, c.weight], batch=1, memory=memory)
+    assert_eager(potential, [a.weight, c.weight], batch=1, memory=memory)
     assert {True, False} <= set(side)
 
 
 @every_memory
-def test_a_random_potential_with_its_own_generator_is_noticed_in_the_backward_pass(memory: str) -> None:
+def test_a_random_potential_with_its_own_generator_is_noticed_where_it_is_evaluated_again(memory: str) -> None:
+    """Or has the gradient of what it drew, where nothing is."""
     a, _, c = layers()
     x0, v0 = start()
-    own = torch.Generator().manual_seed(0)
-    out = ade.functional.leapfrog(
-        lambda x: c(F.relu(a(x))).squeeze(1) * torch.rand((), generator=own), x0, v0, STEP, 3, memory=memory
-    )
-    with pytest.raises(RuntimeError, match=r"leapfrog: potential's gradient at the same x is another .* random"):
-        out.x.sum().backward()
+    own = torch.Generator()
+
+    def potential(x: Tensor) -> Tensor:
+        return c(F.relu(a(x))).squeeze(1) * torch.rand((), generator=own)
+
+    own.manual_seed(0)
+    loss = situations.ours(potential, x0, v0, memory=memory)
+    if memory == "states":
+        with pytest.raises(RuntimeError, match=r"Leapfrog: potential's gradient at the same x is another .* random"):
+            loss.backward()
+        return
+    own.manual_seed(0)
+    exact = situations.eager(potential, x0, v0)
+    assert_close(*(torch.autograd.grad(found, a.weight)[0] for found in (loss, exact)), "a")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, "autocast"])

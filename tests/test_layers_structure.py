@@ -170,9 +170,9 @@ def test_the_count_of_products_sees_hessian_vector_products(memory: str) -> None
     [
         (lambda: mlp((3, 8, 1), nn.ReLU), True),
         (lambda: mlp((3, 8, 1), lambda: nn.LeakyReLU(0.2)), True),
-        (lambda: mlp((3, 8, 1), nn.Hardtanh), True),
+        (lambda: mlp((3, 8, 1), nn.Hardtanh), False),
         (lambda: nn.Linear(3, 1), True),
-        (lambda: nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)).eval(), True),
+        (lambda: nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)).eval(), False),
         (lambda: mlp((3, 8, 1), nn.SiLU), False),
         (lambda: mlp((3, 8, 1), nn.ELU), False),
         (lambda: nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 1)), False),
@@ -180,9 +180,10 @@ def test_the_count_of_products_sees_hessian_vector_products(memory: str) -> None
     ids=["relu", "leaky_relu", "hardtanh", "linear", "batch_norm_eval", "silu", "elu", "layer_norm"],
 )
 @every_memory
-def test_piecewise_linear_potentials_are_recognised_and_right(
+def test_potentials_of_known_piecewise_linear_functions_are_recognised_and_all_are_right(
     build: Callable[[], nn.Module], linear: bool, memory: str
 ) -> None:
+    """Of other functions (hardtanh, batch norm) they go the way of smooth ones."""
     potential = build().double()
     layer = ade.Leapfrog(4, torch.tensor(0.2, dtype=DOUBLE), memory=memory)
     x0, v0 = inputs()
@@ -629,12 +630,12 @@ def _call(net: nn.Module, x: Tensor) -> Tensor:
 @every_memory
 @pytest.mark.parametrize("smooth", [True, False], ids=["smooth", "piecewise_linear"])
 def test_leaves_captured_by_a_lambda_get_gradients(memory: str, smooth: bool) -> None:
-    weight = normal(3, 8, seed=5).requires_grad_()
+    weight = normal(8, 3, seed=5).requires_grad_()
     bias = normal(8, seed=6).requires_grad_()
     activation = torch.tanh if smooth else torch.relu
 
     def potential(x: Tensor) -> Tensor:
-        return activation(x @ weight + bias).sum(1)
+        return activation(nn.functional.linear(x, weight) + bias).sum(1)
 
     layer = ade.Leapfrog(4, torch.tensor(0.2, dtype=DOUBLE), memory=memory)
     x0, v0 = inputs()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from functools import partial
 
@@ -13,8 +14,8 @@ from test_philox import as_seed, philox4x32
 from torch import Tensor, nn
 
 import ade_fast as ade
+from ade_fast import _slow_paths, reference
 from ade_fast import estimators as E
-from ade_fast import reference
 from ade_fast._mlp_chain_op import mlp_chain
 from ade_fast._philox_op import draw_seed, philox_normal
 from ade_fast.dynamics import base, fused_chain
@@ -217,6 +218,44 @@ def test_step_by_step_where_the_operator_does_not_know_the_chain() -> None:
         torch.testing.assert_close(end.x, layer(f, x, generator=seeded()).x.detach(), rtol=0.0, atol=1e-15)
     opaque = ade.Leapfrog(2, torch.tensor(0.5, dtype=DOUBLE)).chain(Opaque(f), x, 3, generator=seeded())
     assert opaque.acceptance.shape == (3,) and not torch.equal(opaque.x, x)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"check_finite": True}, "check_finite=True"),
+        ({"check_potential": True}, "check_potential=True"),
+        ({"memory": "reversible"}, "memory='reversible'"),
+        ({"sample_range": (-3.0, torch.tensor([3.0, 4.0], dtype=DOUBLE))}, "sample_range per dimension"),
+        ({"shift_v": lambda force, _: 2 * force}, "shift_v or shift_x"),
+        ({"step_size": torch.full((3, 1), 0.1, dtype=DOUBLE)}, "step_size or noise_std per step"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_chain_that_the_operator_might_have_taken_says_once_why_not(
+    options: dict, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_slow_paths, "_TAKEN", {})
+    x, options = draws(1, 8, 2)[0], {"step_size": torch.tensor(0.1, dtype=DOUBLE)} | options
+    kind = ade.Leapfrog if options.get("memory") == "reversible" else ade.Langevin
+    chain = E.Chain(kind(3, **options), accept_reject=kind is ade.Leapfrog)
+    with pytest.warns(ade.SlowPathWarning, match=f"Chain: the operators that run whole chains .*{why}"):
+        chain.run(make("silu"), x)
+    assert any(why in said for said in ade.slow_paths())
+    with warnings.catch_warnings():  # once, and not of a potential that nobody expects them to know
+        warnings.simplefilter("error", ade.SlowPathWarning)
+        chain.run(make("silu"), x)
+        monkeypatch.setattr(_slow_paths, "_TAKEN", {})
+        chain.run(Opaque(make("silu")), x)
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["on a base", "alone"])
+def test_a_chain_of_an_mlp_that_the_operators_do_not_know_says_why(wrapped: bool, monkeypatch) -> None:
+    monkeypatch.setattr(_slow_paths, "_TAKEN", {})
+    f, x = ade.MLPPotential(2, (33,)).to(DOUBLE), draws(1, 8, 2)[0]
+    layer = ade.Leapfrog(2, torch.tensor(0.1, dtype=DOUBLE))
+    with pytest.warns(ade.SlowPathWarning, match=r"Leapfrog.chain: the operators .*\(33,\) are not multiples of 32"):
+        layer.chain(ade.WithBase(f, 0.0, 1.0).to(DOUBLE) if wrapped else f, x, 3)
 
 
 @pytest.mark.parametrize("test", [True, False])

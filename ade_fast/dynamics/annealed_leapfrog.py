@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from . import base
 from .base import Clip, Dynamics, Options
 from .diagnostics import Observed, Watched
 from .networks import NetworkPair
-from .unroll import GradientFunction, differentiate
+from .unroll import Args, GradientFunction, differentiate
 
 
 class AnnealedOutput(NamedTuple):
@@ -71,7 +71,7 @@ class AnnealedProgram:
         self._kick = (1.0, *base.clip_code(options.grad_clip))
 
     def fused(
-        self, field: MLPField, args: tuple, gaussian: AffineForce | None = None, **options
+        self, field: MLPField, args: Args, gaussian: AffineForce | None = None, **options: Any
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         x, v, kick, drift, log_decay, noise_x, noise_v, scale, pull, centre, noise = args
         if self.n_steps == 1:  # the operator has a drift at least, and one kick is no unroll
@@ -89,11 +89,12 @@ class AnnealedProgram:
             noise_x=noise_x, log_decay=functional.pad(log_decay, (0, 0, 1, 0)), grad_clip=self._kick[1:],
             want_momenta=True, **options,
         )  # fmt: skip
+        assert end.momenta is not None  # they were wanted
         before = end.momenta[:-1]
         after = _refreshed(before, log_decay.exp().unsqueeze(1), noise_v.unsqueeze(1), noise)
         return end.x, end.v, (before.square() - after.square()).sum((0, 2)) / 2
 
-    def as_rows(self, args: tuple) -> tuple[Tensor, ...]:
+    def as_rows(self, args: Args) -> tuple[Tensor, ...]:
         before, log_decay, after = args[:4], args[4], args[5:]
         return *before, log_decay.exp(), *after
 
@@ -101,11 +102,11 @@ class AnnealedProgram:
         return ()
 
     def prepare(
-        self, known: Sequence[Tensor], behind_known: Ancestry, args: tuple, grad: Tensor, keep: bool
+        self, known: Sequence[Tensor], behind_known: Ancestry, args: Args, grad: Tensor, keep: bool
     ) -> str | None:
         return None  # no networks
 
-    def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, grad: GradientFunction, args: Args, saved: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         x, v, kick, drift, decay, noise_x, noise_v, scale, pull, centre, noise = args
         log_noise = base.zero_log_det(x)
         run = ops if torch.is_grad_enabled() else ops_without_autograd
@@ -126,9 +127,9 @@ class AnnealedProgram:
     def backward(
         self,
         side: GradientSide,
-        args: tuple,
+        args: Args,
         saved: Sequence[Tensor],
-        cotangents: tuple,
+        cotangents: tuple[Tensor, ...],
         wants: Sequence[bool],
     ) -> tuple[Tensor | None, ...]:
         _, _, kick, drift, decay, noise_x, noise_v, scale, pull, centre, noise = args
@@ -170,7 +171,7 @@ class AnnealedProgram:
         rows = (dkick, ddrift, ddecay, dnoise_x, dnoise_v, dscale, dpull, dcentre)
         return dx.to(dtype), dv, *rows, dnoise
 
-    def observe(self, record: Record, args: tuple) -> Observed:
+    def observe(self, record: Record, args: Args) -> Observed:
         """The potential changes from step to step, and the momenta are refreshed: no energy is conserved."""
         *_, scale, pull, centre, _ = args
         gradient, x, v = map(record.stacked, ("gradient", "x", "momenta"))
@@ -257,7 +258,7 @@ def even_bridges(n_steps: int) -> Tensor:
 @base.outside_of_graphs
 def run_annealed_leapfrog(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     v0: Tensor | None,
     step_size: Tensor,
@@ -363,6 +364,8 @@ class AnnealedLeapfrog(Dynamics):
         grad_clip: `Clip` of the force F_t; weights stay exact.
     """
 
+    refresh_logit: Tensor | None
+    bridge_logits: Tensor
     anneals = True
     """Whether calls need `initial`."""
 
@@ -386,11 +389,11 @@ class AnnealedLeapfrog(Dynamics):
         options = Options(grad_clip, None, None, gradient, memory, check_finite, check_potential)
         super().__init__(n_steps, step_size, learn_step_size, options, step_size_positive)
         layer = "AnnealedLeapfrog"
-        refresh = torch.tensor(check_refresh(layer, refresh), dtype=torch.float64)
-        increments = check_bridges(layer, bridges, self.n_steps).diff(prepend=refresh.new_zeros(1))
+        share = torch.tensor(check_refresh(layer, refresh), dtype=torch.float64)
+        increments = check_bridges(layer, bridges, self.n_steps).diff(prepend=share.new_zeros(1))
         dtype = self.step_size.dtype
-        if refresh < 1:
-            self._register_step("refresh_logit", refresh.logit().to(dtype), learn_refresh)
+        if share < 1:
+            self._register_step("refresh_logit", share.logit().to(dtype), learn_refresh)
         else:
             self.register_buffer("refresh_logit", None)
         self._register_step("bridge_logits", increments.log().to(dtype), learn_bridges)
@@ -409,7 +412,7 @@ class AnnealedLeapfrog(Dynamics):
     @base.conditional
     def forward(
         self,
-        potential: Callable,
+        potential: Callable[..., Tensor],
         x0: Tensor,
         v0: Tensor | None = None,
         *,

@@ -7,12 +7,12 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from .._log import logged
+from .._log import P, R, logged
 from .._merged_steps_op import merged_steps, merged_steps_vjp
 from .._ops import is_plain_on_cpu
 from .._tensors import tensor
@@ -212,7 +212,7 @@ def draw_momentum(layer: str, x0: Tensor, momentum: tuple[int, ...], generator: 
     return torch.randn((x0.shape[0], *momentum), generator=generator, dtype=x0.dtype, device=x0.device)
 
 
-def check_potential(layer: str, potential: object, x0: Tensor, probe: bool) -> Callable:
+def check_potential(layer: str, potential: object, x0: Tensor, probe: bool) -> Callable[..., Tensor]:
     if not callable(potential):
         raise TypeError(f"{layer}: potential must be callable, (B, *event) -> (B,), got {type(potential).__name__}")
     if isinstance(potential, nn.Module):
@@ -349,6 +349,7 @@ class MergedSteps:
                 rows = add_merged_kicks_vjp(torch.zeros_like(ddrift) if own is None else own, dkick)
             dstep = self._summed(rows, self.step_size)
         if wanted[1]:
+            assert self.drift_step is not None  # it is wanted
             ddrift_step = self._summed(ddrift, self.drift_step)
         return dstep, ddrift_step
 
@@ -373,30 +374,40 @@ def check_finite(enabled: bool, layer: str, t: int, n_steps: int, *states: Tenso
         )
 
 
-def outside_of_graphs(run: Callable) -> Callable:
+def outside_of_graphs(run: Callable[P, R]) -> Callable[P, R]:
     """`torch.compile` leaves `run` to Python: its graphs have no second derivatives, which an unroll of a potential
     takes. And where ADE_FAST_LOG asks for it, calls are written down."""
     run = logged(run)
-    eager = torch._disable_dynamo(run)
+    eager: Callable[P, R] = torch._disable_dynamo(run)  # type: ignore[attr-defined]
 
     @functools.wraps(run)
-    def call(*args, **kwargs):
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
         return (eager if torch.compiler.is_dynamo_compiling() else run)(*args, **kwargs)
 
     return call
 
 
-def conditional(forward: Callable) -> Callable:
+def conditional(forward: Callable[..., R]) -> Callable[..., R]:
     """Gives a layer's ``forward`` an argument ``condition=``, of a potential that is called as f(x, condition)."""
 
     @functools.wraps(forward)
-    def call(layer: nn.Module, potential: Callable, x0: Tensor, v0: Tensor | None = None, *, condition=None, **options):
+    def call(
+        layer: nn.Module,
+        potential: Callable[..., Tensor],
+        x0: Tensor,
+        v0: Tensor | None = None,
+        *,
+        condition: Condition | None = None,
+        **options: Any,
+    ) -> R:
         return forward(layer, at_condition(type(layer).__name__, potential, condition, x0), x0, v0, **options)
 
     return call
 
 
-def at_condition(layer: str, potential: Callable, condition: Condition | None, x0: Tensor) -> Callable:
+def at_condition(
+    layer: str, potential: Callable[..., Tensor], condition: Condition | None, x0: Tensor
+) -> Callable[..., Tensor]:
     """The potential as a function of x alone, for states like `x0`."""
     if condition is None:
         return potential
@@ -416,7 +427,7 @@ class Dynamics(nn.Module):
     """
 
     has_momentum = True
-    estimates_log_det = False
+    step_size: Tensor
     passing = frozenset({"last_plan", "_latest"})  # of the latest call, and nothing depends on them
 
     def __init__(
@@ -441,6 +452,11 @@ class Dynamics(nn.Module):
         self._alarm = Alarm()
 
     @property
+    def estimates_log_det(self) -> bool:
+        """Whether log_det is only an estimate, so that there are no weights."""
+        return False
+
+    @property
     def diagnostics(self) -> Diagnostics | None:
         """Those of the latest call that asked for them, computed when they are first read; else None."""
         return None if self._latest is None else self._latest.diagnostics
@@ -452,7 +468,7 @@ class Dynamics(nn.Module):
             raise TypeError(f"{layer}: diagnostics must be True or False, got {diagnostics!r}")
         return Watched(layer, self._alarm, self.options) if diagnostics else None
 
-    def _planned(self, output: DynamicsOutput, plan: Plan | None, watched: Watched | None = None) -> DynamicsOutput:
+    def _planned(self, output: R, plan: Plan | None, watched: Watched | None = None) -> R:
         if watched is not None:
             self.__dict__["_latest"] = watched
         if plan is not None:
@@ -467,7 +483,7 @@ class Dynamics(nn.Module):
         else:
             self.register_buffer(name, step)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
         if name in _STEPS and self.__dict__.get("_step_size_positive"):
             for part in (self._parameters, self._buffers):
                 if (log_step := part.get(f"log_{name}")) is not None:

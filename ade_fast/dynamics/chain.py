@@ -34,12 +34,15 @@ class Chain(NamedTuple):
             "acceptance, whose density has no closed form. Call the layer itself (or DualSampler.sample) for a density"
         )
 
-    log_det = log_q
+    @property
+    def log_det(self) -> Tensor:
+        """There is none."""
+        return self.log_q
 
 
 @base.outside_of_graphs
 def run_chain(
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     n_transitions: int,
     step_size: Tensor,
@@ -69,7 +72,7 @@ def run_chain(
 @torch.no_grad()
 def metropolis(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x: Tensor,
     n_transitions: int,
     step_size: Tensor,
@@ -94,7 +97,7 @@ def metropolis(
 
 def metropolis_by_steps(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x: Tensor,
     n_transitions: int,
     step_size: Tensor,
@@ -109,6 +112,7 @@ def metropolis_by_steps(
         v, u = draw(k)
         out, _ = run_leapfrog(layer, potential, x, v, step_size, n_steps, options, context=context)
         proposed = _value(layer, potential, out.x)
+        assert out.v is not None
         log_ratio = proposed - _kinetic(out.v) - value + _kinetic(v)
         moves = u.log() < log_ratio  # no move where the ratio is NaN
         x = torch.where(moves.view(-1, *[1] * (x.dim() - 1)), out.x, x)
@@ -125,7 +129,7 @@ def check_n_transitions(layer: str, n: object) -> int:
     return int(n)
 
 
-def _value(layer: str, potential: Callable, x: Tensor) -> Tensor:
+def _value(layer: str, potential: Callable[..., Tensor], x: Tensor) -> Tensor:
     """f(x), [B], at least in float32."""
     value = fused_value(potential, x) if callable(potential) else None
     if value is None:

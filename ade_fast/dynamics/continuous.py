@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,14 +76,14 @@ class Divergence(NamedTuple):
 @base.outside_of_graphs
 def run_continuous(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     v0: None,
     time: Tensor,
     options: SolverOptions,
     divergence: Divergence,
     *,
-    h: Callable | None = None,
+    h: Callable[..., Tensor] | None = None,
     probes: Tensor | None = None,
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
@@ -119,7 +119,7 @@ def run_continuous(
 
 def _run(
     layer: str,
-    functions: dict[str, Callable],
+    functions: dict[str, Callable[..., Tensor]],
     rows: Tensor,
     time: Tensor,
     layout: Layout,
@@ -157,7 +157,7 @@ def check_scalar_time(layer: str, time: Tensor) -> Tensor:
     return time
 
 
-def check_h(layer: str, h: object) -> Callable:
+def check_h(layer: str, h: object) -> Callable[..., Tensor]:
     if not callable(h):
         raise TypeError(f"{layer}: h must be callable, h(grad, value, x), got {type(h).__name__}")
     return h
@@ -203,7 +203,9 @@ class _Continuous(nn.Module):
         """There is no momentum."""
         return None
 
-    def _solve(self, potential: Callable, x0: Tensor, v0: None, h: Callable | None, **options) -> DynamicsOutput:
+    def _solve(
+        self, potential: Callable[..., Tensor], x0: Tensor, v0: None, h: Callable[..., Tensor] | None, **options: Any
+    ) -> DynamicsOutput:
         output, self.last_steps = run_continuous(
             type(self).__name__, potential, x0, v0, self.time, self.solver_options,
             Divergence(self.divergence, self.n_probes), h=h, check_potential=self._check_potential, **options,
@@ -273,7 +275,7 @@ class ContinuousLangevin(_Continuous):
     @base.conditional
     def forward(
         self,
-        potential: Callable,
+        potential: Callable[..., Tensor],
         x0: Tensor,
         v0: None = None,
         *,
@@ -299,7 +301,7 @@ class GeneralizedContinuousLangevin(_Continuous):
 
     def __init__(
         self,
-        h: Callable,
+        h: Callable[..., Tensor],
         time: float | Tensor = 1.0,
         *,
         learn_time: bool = True,
@@ -319,7 +321,7 @@ class GeneralizedContinuousLangevin(_Continuous):
     @base.conditional
     def forward(
         self,
-        potential: Callable,
+        potential: Callable[..., Tensor],
         x0: Tensor,
         v0: None = None,
         *,

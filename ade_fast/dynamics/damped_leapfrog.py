@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..fields import Plan
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
 from .diagnostics import Watched
@@ -26,7 +27,7 @@ def check_damping(layer: str, damping: object) -> float:
 @base.outside_of_graphs
 def run_damped_leapfrog(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     v0: Tensor | None,
     step_size: Tensor,
@@ -38,7 +39,7 @@ def run_damped_leapfrog(
     generator: torch.Generator | None = None,
     context: Tensor | Sequence[Tensor] | None = None,
     watched: Watched | None = None,
-):
+) -> tuple[DynamicsOutput, Plan | None]:
     """`run_leapfrog` with damping, and the log-determinant that damping costs: (T + 1) d log m."""
     output, plan = run_leapfrog(
         layer, potential, x0, v0, step_size, n_steps, options, damping=damping, drift_step=drift_step,
@@ -61,6 +62,8 @@ class DampedLeapfrog(Dynamics):
         damping: m in (0, 1].
         drift_step: δ > 0 of the drifts: a number, or a tensor broadcastable like `step_size`. Not learned.
     """
+
+    drift_step: Tensor
 
     def __init__(
         self,
@@ -88,7 +91,7 @@ class DampedLeapfrog(Dynamics):
     @base.conditional
     def forward(
         self,
-        potential: Callable,
+        potential: Callable[..., Tensor],
         x0: Tensor,
         v0: Tensor | None = None,
         *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from .log_det import LogDet
 from .log_det_along import Drawn, log_det_along
 from .networks import NetworkPair
 from .trace import rademacher
-from .unroll import GradientFunction, differentiate
+from .unroll import Args, GradientFunction, differentiate
 
 
 class DeterministicLangevinProgram:
@@ -35,7 +35,7 @@ class DeterministicLangevinProgram:
         self._check_finite = options.check_finite
 
     def fused(
-        self, field: MLPField, args: tuple, gaussian: AffineForce | None, **options
+        self, field: MLPField, args: Args, gaussian: AffineForce | None, **options: Any
     ) -> tuple[Tensor, Tensor] | None:
         """Kicks of a momentum that is forgotten at once, the last drift outside."""
         x, eta = args
@@ -48,21 +48,22 @@ class DeterministicLangevinProgram:
             x, torch.zeros_like(x), eta, torch.ones_like(eta[1:]), log_decay=torch.full_like(eta, -torch.inf),
             want_momenta=True, **base_rows, **options,
         )  # fmt: skip
+        assert end.momenta is not None  # they were wanted
         states = torch.cat([x.unsqueeze(0), x + end.momenta[:-1].cumsum(0)])
         return end.x + end.v, states
 
-    def as_rows(self, args: tuple) -> tuple[Tensor, ...]:
+    def as_rows(self, args: Args) -> tuple[Tensor, ...]:
         return args
 
     def networks(self) -> Sequence[NetworkPair]:
         return ()
 
     def prepare(
-        self, known: Sequence[Tensor], behind_known: Ancestry, args: tuple, grad: Tensor, keep: bool
+        self, known: Sequence[Tensor], behind_known: Ancestry, args: Args, grad: Tensor, keep: bool
     ) -> str | None:
         return None  # no networks
 
-    def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+    def forward(self, grad: GradientFunction, args: Args, saved: list[Tensor] | None) -> tuple[Tensor, Tensor]:
         x, eta = args
         states = []
         for t in range(self.n_steps):
@@ -77,9 +78,9 @@ class DeterministicLangevinProgram:
     def backward(
         self,
         side: GradientSide,
-        args: tuple,
+        args: Args,
         saved: Sequence[Tensor],
-        cotangents: tuple,
+        cotangents: tuple[Tensor, ...],
         wants: Sequence[bool],
     ) -> tuple[Tensor, Tensor]:
         _, eta = args
@@ -94,7 +95,7 @@ class DeterministicLangevinProgram:
                 side.record.went_back(t, dx)
         return dx, deta
 
-    def observe(self, record: Record, args: tuple) -> Observed:
+    def observe(self, record: Record, args: Args) -> Observed:
         """There is no momentum; the log-determinants of all steps are computed later, together."""
         return Observed(record.stacked("gradient"))
 
@@ -149,7 +150,7 @@ def _draw(
 @base.outside_of_graphs
 def run_deterministic_langevin(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     v0: None,
     step_size: Tensor,
@@ -261,7 +262,7 @@ class DeterministicLangevin(Dynamics):
     @base.conditional
     def forward(
         self,
-        potential: Callable,
+        potential: Callable[..., Tensor],
         x0: Tensor,
         v0: None = None,
         *,

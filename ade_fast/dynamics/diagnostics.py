@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class Alarm:
         if finite and (start is None or max(norms) <= GROWTH * start):
             return
         self.fired = True
-        what = f"grows {max(norms) / start:.2g} times" if finite else "is not finite"
+        what = f"grows {max(norms) / start:.2g} times" if finite and start is not None else "is not finite"
         warnings.warn(
             f"{layer}: the adjoint {what} on its way back through {len(norms)} kicks (more than {GROWTH:g} times "
             f"counts as exploding): the gradients are those of the steepest places on the way. Reduce step_size or "
@@ -150,6 +150,7 @@ class Observed(NamedTuple):
         """At x_t, [n, B, L]."""
         if self.step is None:
             return self.v
+        assert self.v is not None and self.force is not None and self.v0 is not None
         before = self.v[:-1] if self.damping == 1 else self.damping * self.v[:-1]
         ended = torch.addcmul(before, 0.5 * self.step.unsqueeze(1), clipped(self.force[1:], clip))
         return torch.cat([self.v0.to(ended).unsqueeze(0), ended])
@@ -193,7 +194,7 @@ class Watched(Record):
         self._observe: Callable[[], Observed] | None = None
         self._adjoint: Sequence[Tensor] | None = None  # mean and largest norms
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return Watched, (self._layer, self._alarm, self._options, self.diagnostics)
 
     def observe_by(self, observe: Callable[[], Observed]) -> None:
@@ -271,7 +272,7 @@ class Watched(Record):
             self._alarm.check(self._layer, self._adjoint[0].tolist())
 
     def _fill_in(self) -> None:
-        if self._adjoint is not None:
+        if self._adjoint is not None and self._found is not None:
             self._found.adjoint_norm, self._found.adjoint_max = self._adjoint
 
 

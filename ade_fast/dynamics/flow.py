@@ -38,12 +38,15 @@ class Flow:
         mlp: f where it is an MLP, and the base beside it or None; None where it is anything else.
     """
 
+    _at: Tensor  # since `end_forward`
+    _found: tuple[Checksum, Dependence]
+
     def __init__(
         self,
         layer: str,
         options: SolverOptions,
         field: AutogradField,
-        h: Callable | None,
+        h: Callable[..., Tensor] | None,
         probes: Tensor | None,
         surroundings: Surroundings,
         mlp: tuple[MLPField, Base | None] | None = None,
@@ -51,8 +54,6 @@ class Flow:
         self.layer, self.options, self.inputs, self.n_steps = layer, options, Inputs(), 0
         self._field, self._h, self._layout = field, h, field.layout
         self._probes, self._surroundings, self._mlp = probes, surroundings, mlp
-        self._at: Tensor | None = None
-        self._found: tuple[Checksum, Dependence] | None = None
 
     def rate(self, x: Tensor) -> Tensor:
         """(dx/dt, tr ∂(dx/dt)/∂x) at rows x [B, D], [B, D + 1]; differentiable where gradients are on."""
@@ -69,6 +70,7 @@ class Flow:
 
     def _rate_of_mlp(self, x: Tensor, learning: bool) -> Tensor:
         """The same of an MLP's ∇f: a solver's step is several of them, and many are taken to sample alone."""
+        assert self._mlp is not None
         field, base = self._mlp
         if learning:
             grad, trace = gradient_and_laplacian(field, x, base)
@@ -146,7 +148,7 @@ class Flow:
 
 
 def match_mlp(
-    layer: str, functions: dict[str, Callable], layout: Layout, x: Tensor
+    layer: str, functions: dict[str, Callable[..., Tensor]], layout: Layout, x: Tensor
 ) -> tuple[MLPField, Base | None] | None:
     """f as a smooth MLP that has kernels at rows like x, and its base as those take it; or None."""
     inner, base = without_base(layer, functions["potential"], layout, x, x.dtype)
@@ -156,7 +158,9 @@ def match_mlp(
     return field, None if base is None else (base.pull, base.centre)
 
 
-def refuse_kinks(layer: str, potential: Callable, layout: Layout, x: Tensor, surroundings: Surroundings) -> None:
+def refuse_kinks(
+    layer: str, potential: Callable[..., Tensor], layout: Layout, x: Tensor, surroundings: Surroundings
+) -> None:
     """∇f of a piecewise-linear f jumps, and where it does log_det jumps too, which no derivative of f can tell."""
     inner, _ = without_base(layer, potential, layout, x, x.dtype)
     with surroundings.held():

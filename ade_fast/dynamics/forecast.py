@@ -65,8 +65,7 @@ def memory_forecast(
         surroundings = Surroundings(layer, {"potential": potential}, rows.device)
         with surroundings.held(), torch.enable_grad():
             first = AutogradField(layer, inner, layout, surroundings.weights, gaussian).first_value(rows)
-        linear = first.facts.piecewise_linear
-        grads = rows.numel() * rows.element_size() if linear else 0  # ∇f(x_t) is kept beside the states
+        grads = 0 if first.program is None else rows.numel() * rows.element_size()  # ∇f(x_t) is kept beside the states
         found = {
             "graph": (kept_per_gradient(first) + state + grads) * kicks,
             "masks": (kept_per_gradient(first, "masks") + state + grads) * kicks,

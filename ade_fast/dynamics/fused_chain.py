@@ -19,7 +19,8 @@ from .._mlp_chain_op import mlp_chain, mlp_contrast
 from .._philox_op import draw_seed
 from .._slow_paths import note_slow_path
 from ..fields import Layout
-from ..fields.values import FusedSum, fused_sum
+from ..fields.values import FusedSum, fused_sum_or_why
+from ..potentials import MLPPotential, WithBase
 from . import base
 from .base import Clip, Dynamics, Options
 from .langevin import Langevin, check_noise_std
@@ -68,7 +69,7 @@ def _arguments(
 
 def fused_metropolis(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x: Tensor,
     n_transitions: int,
     step_size: Tensor,
@@ -88,7 +89,7 @@ def fused_metropolis(
 
 def fused_langevin(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x: Tensor,
     dynamics: Dynamics,
     n_runs: int,
@@ -96,11 +97,14 @@ def fused_langevin(
     run: Callable[..., Any] = run_chain_op,
 ) -> Any:
     """`n_runs` runs of a Langevin layer with the same step at all times; of one run, the layer's own x."""
-    if type(dynamics) is not Langevin or dynamics.shift_v is not None or dynamics.shift_x is not None:
+    if type(dynamics) is not Langevin:
         return None
-    if any(step.dim() == x.dim() for step in (dynamics.step_size, dynamics.noise_std)):
-        return None  # one per step
-    known = _known(layer, potential, x, dynamics.options)
+    why = None
+    if dynamics.shift_v is not None or dynamics.shift_x is not None:
+        why = "shift_v or shift_x"
+    elif any(step.dim() == x.dim() for step in (dynamics.step_size, dynamics.noise_std)):
+        why = "a step_size or noise_std per step"
+    known = _known(layer, potential, x, dynamics.options, why)
     if known is None:
         return None
     found, clips = known
@@ -114,22 +118,43 @@ def fused_langevin(
     return run(found, x, _seed(x, generator), kick, drift, n, False, **clips, noise_std=std[0])
 
 
-def _known(layer: str, potential: Callable, x: Tensor, options: Options) -> tuple[FusedSum, dict[str, Any]] | None:
-    """The potential and the clips as `run_chain_op` takes them, which has no checks at every step, fixed-point states
-    or ranges per dimension."""
-    if options.check_finite or options.check_potential or options.memory == "reversible":
+def _known(
+    layer: str, potential: Callable[..., Tensor], x: Tensor, options: Options, why: str | None = None
+) -> tuple[FusedSum, dict[str, Any]] | None:
+    """The potential and the clips as `run_chain_op` takes them, or None, said aloud where the operators might have
+    taken the chain: they would have, but for what was asked for (`why`), or the potential is the package's own MLP."""
+    found = fused_sum_or_why(potential, x)
+    if isinstance(found, str):
+        inner = potential.potential if type(potential) is WithBase else potential
+        if type(inner) is MLPPotential:
+            _note(layer, found)
         return None
     within = options.range_of(layer, Layout.of(x))
-    found = None if within.per_dimension else fused_sum(potential, x)
-    if found is None:
-        return None
+    why = why or _asked_for(options, within.per_dimension)
     if x.device.type != "cpu":
-        why = f"{layer}: chains in one operator are of the CPU alone as yet: on {x.device.type} each transition is"
-        note_slow_path(f"chains on {x.device.type}", f"{why} an unroll and an evaluation of its own")
+        why = f"they are of the CPU alone as yet, the states on {x.device.type}"
+    if why is not None:
+        _note(layer, why)
         return None
     return found, {
         "grad_clip": options.grad_clip, "momentum_clip": options.momentum_clip, "bounds": within.numbers,
     }  # fmt: skip
+
+
+def _asked_for(options: Options, per_dimension: bool) -> str | None:
+    """What the operators do not do: checks at every step, fixed-point states, ranges per dimension."""
+    asked = {
+        "check_finite=True": options.check_finite,
+        "check_potential=True": options.check_potential,
+        "memory='reversible'": options.memory == "reversible",
+        "a sample_range per dimension": per_dimension,
+    }
+    return next((what for what, is_asked in asked.items() if is_asked), None)
+
+
+def _note(layer: str, why: str) -> None:
+    message = f"{layer}: the operators that run whole chains do not take this one ({why})"
+    note_slow_path(f"chains: {why}", f"{message}: each transition is an unroll and an evaluation of its own")
 
 
 def _seed(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,9 @@ from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
 from .diagnostics import Observed, Watched, clipped
 from .networks import NetworkPair
-from .unroll import GradientFunction, differentiate
+from .unroll import Args, GradientFunction, differentiate
 
-Scale = float | Tensor | Callable | None
+Scale = float | Tensor | Callable[..., Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Couplings:
 
     scale_v: Scale = None
     scale_x: Scale = None
-    shift_v: Callable | None = None
-    shift_x: Callable | None = None
+    shift_v: Callable[..., Tensor] | None = None
+    shift_x: Callable[..., Tensor] | None = None
 
 
 class GeneralizedLeapfrogProgram:
@@ -72,7 +72,7 @@ class GeneralizedLeapfrogProgram:
         self._tempered = tempered
 
     def fused(
-        self, field: MLPField, args: tuple, gaussian: AffineForce | None, **options
+        self, field: MLPField, args: Args, gaussian: AffineForce | None, **options: Any
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         if self._kick_nets.functions or self._drift_nets.functions:
             return None
@@ -87,7 +87,7 @@ class GeneralizedLeapfrogProgram:
             grad_clip=self._force_clip, momentum_clip=momentum_clip, bounds=(lo, hi), **options,
         )[:3]  # fmt: skip
 
-    def as_rows(self, args: tuple) -> tuple[Tensor | None, ...]:
+    def as_rows(self, args: Args) -> tuple[Tensor | None, ...]:
         if not self._tempered:
             return args
         x, v, half_steps, drift_steps, scale_v, scale_x = args
@@ -98,7 +98,7 @@ class GeneralizedLeapfrogProgram:
         return (self._kick_nets, self._drift_nets)
 
     def prepare(
-        self, known: Sequence[Tensor], behind_known: Ancestry, args: tuple, grad: Tensor, keep: bool
+        self, known: Sequence[Tensor], behind_known: Ancestry, args: Args, grad: Tensor, keep: bool
     ) -> str | None:
         """Finds the networks' inputs by evaluating them at the first step's arguments."""
         kick_captured = self._kick_nets.prepare(known, behind_known, (grad, args[0]), keep)
@@ -116,7 +116,7 @@ class GeneralizedLeapfrogProgram:
             return kicks[0], None
         return kicks[t - 1], kicks[t] if t < self.n_steps else None
 
-    def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, grad: GradientFunction, args: Args, saved: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         x, v, kick_steps, drift_steps, const_v, const_x = args
         kicks, drifts = kick_steps.unbind(), drift_steps.unbind()
         consts_v, consts_x = _each(const_v, self.n_kicks), _each(const_x, self.n_steps)
@@ -157,9 +157,9 @@ class GeneralizedLeapfrogProgram:
     def backward(
         self,
         side: GradientSide,
-        args: tuple,
+        args: Args,
         saved: Sequence[Tensor],
-        cotangents: tuple,
+        cotangents: tuple[Tensor, ...],
         wants: Sequence[bool],
     ) -> tuple[Tensor | None, ...]:
         _, _, kick_steps, drift_steps, const_v, const_x = args
@@ -215,17 +215,16 @@ class GeneralizedLeapfrogProgram:
             dkicks = torch.stack([dbegins[t] + dends[t + 1] for t in range(self.n_steps)])
         return dx, dv, dkicks, torch.stack(ddrifts), _of_each(dconsts_v, const_v), _of_each(dconsts_x, const_x)
 
-    def observe(self, record: Record, args: tuple) -> Observed:
+    def observe(self, record: Record, args: Args) -> Observed:
         """v_t is what the half kick that ends a step leaves."""
         _, v0, half, _, const_v, const_x = args
         force, after = record.stacked("gradient"), record.stacked("momenta")
         scale = after.new_zeros(1, 1, 1) if const_v is None else const_v.detach().unsqueeze(1)
         begins = ends = scale.expand(self.n_steps, 1, half.shape[1])  # S_v of both half kicks of each step
         if record.kicks:
-            scales, forces = zip(*record.kicks, strict=True)
-            force = torch.stack(forces).to(after)
+            force = torch.stack([force for _, force in record.kicks]).to(after)
             if "scale_v" in self._kick_nets.functions:
-                both = torch.stack(scales).to(after)
+                both = torch.stack([scale for scale, _ in record.kicks if scale is not None]).to(after)
                 begins, ends = both[:-1], both[1:]
         kicked = half.detach().unsqueeze(1) * clipped(force[1:], self._grad_clip)
         v = torch.cat([v0.detach().to(after).unsqueeze(0), after[:-1] * ends.exp() + kicked])
@@ -254,9 +253,9 @@ class GeneralizedLeapfrogProgram:
         drift: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """(dx, dv, d constant S_x or None, d drift step) of a drift whose S_x or g_x is a network."""
-        scale_x, u = self._drift_nets.recall(t, v)
-        learned_scale, learned_u = scale_x is not None, u is not None
-        scale_x, u = scale_x if learned_scale else const_x, u if learned_u else v
+        scale_x, found = self._drift_nets.recall(t, v)
+        learned_scale, learned_u = scale_x is not None, found is not None
+        scale_x, u = scale_x if learned_scale else const_x, v if found is None else found
         dx = self._pulled_to_before(dx, x, u, scale_x, drift)
         dx, du, dscale, ddrift = ops_without_autograd.generalized_leapfrog_drift_backward(
             dx, dlog_det, x, u, scale_x, drift, *self._drift
@@ -275,7 +274,7 @@ def _each(constant: Tensor | None, n: int) -> Sequence[Tensor | None]:
 
 def _of_each(terms: Sequence[Tensor | None], constant: Tensor | None) -> Tensor | None:
     """The cotangent of a constant S from those at each of its places."""
-    return None if constant is None else torch.cat(list(terms)).sum_to_size(constant.shape)
+    return None if constant is None else torch.cat(cast("list[Tensor]", list(terms))).sum_to_size(constant.shape)
 
 
 def _scale_rows(layer: str, name: str, scale: Scale, n_steps: int, layout: Layout, x0: Tensor) -> Tensor | None:
@@ -289,7 +288,7 @@ def _scale_rows(layer: str, name: str, scale: Scale, n_steps: int, layout: Layou
 @base.outside_of_graphs
 def run_generalized_leapfrog(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     v0: Tensor | None,
     step_size: Tensor,
@@ -377,7 +376,7 @@ def check_momentum_shape(layer: str, momentum_shape: object) -> tuple[int, ...] 
         return None
     shape = (momentum_shape,) if isinstance(momentum_shape, numbers.Integral) else momentum_shape
     sizes = shape if isinstance(shape, (tuple, list)) else (None,)
-    if not all(isinstance(n, numbers.Integral) and not isinstance(n, bool) and n > 0 for n in sizes):
+    if not all(isinstance(n, numbers.Integral) and not isinstance(n, bool) and int(n) > 0 for n in sizes):
         raise ValueError(
             f"{layer}: momentum_shape must be a positive integer or a tuple of them, got {momentum_shape!r}"
         )
@@ -414,8 +413,8 @@ class GeneralizedLeapfrog(Dynamics):
         *,
         scale_v: Scale = None,
         scale_x: Scale = None,
-        shift_v: Callable | None = None,
-        shift_x: Callable | None = None,
+        shift_v: Callable[..., Tensor] | None = None,
+        shift_x: Callable[..., Tensor] | None = None,
         momentum_shape: int | tuple[int, ...] | None = None,
         momentum_step_size: float | Tensor | None = None,
         learn_step_size: bool = True,
@@ -463,7 +462,7 @@ class GeneralizedLeapfrog(Dynamics):
     @base.conditional
     def forward(
         self,
-        potential: Callable,
+        potential: Callable[..., Tensor],
         x0: Tensor,
         v0: Tensor | None = None,
         *,

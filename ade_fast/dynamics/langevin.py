@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from .base import Clip, Dynamics, Options
 from .diagnostics import Observed, Watched
 from .generalized_leapfrog import check_momentum_shape
 from .networks import NetworkPair
-from .unroll import GradientFunction, differentiate
+from .unroll import Args, GradientFunction, differentiate
 
 
 class LangevinOutput(NamedTuple):
@@ -38,8 +38,8 @@ class LangevinOutput(NamedTuple):
 class Shifts(NamedTuple):
     """g_v(F, x) and g_x(v): None for the identity in F and v, or a callable."""
 
-    v: Callable | None = None
-    x: Callable | None = None
+    v: Callable[..., Tensor] | None = None
+    x: Callable[..., Tensor] | None = None
 
 
 class LangevinProgram:
@@ -66,7 +66,7 @@ class LangevinProgram:
         self._size = momentum.size
 
     def fused(
-        self, field: MLPField, args: tuple, gaussian: AffineForce | None, **options
+        self, field: MLPField, args: Args, gaussian: AffineForce | None, **options: Any
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         """Kicks of a momentum that is forgotten at once and drawn anew, the last drift outside."""
         x, kick, std, noise, _ = args
@@ -95,14 +95,15 @@ class LangevinProgram:
                 want_momenta=True, **options,
             )  # fmt: skip
         x = ops.leapfrog_drift(end.x, end.v, one[0], *self._drift)
+        assert end.momenta is not None  # they were wanted
         return x, end.momenta, noise.square().sum((0, 2)) / 2
 
-    def _all_noise(self, args: tuple) -> Tensor:
+    def _all_noise(self, args: Args) -> Tensor:
         return torch.stack([self._noise(args, t) for t in range(self.n_steps)])
 
-    def _drawn_again(self, args: tuple, later: Tensor) -> contextlib.AbstractContextManager:
+    def _drawn_again(self, args: Args, later: Tensor) -> contextlib.AbstractContextManager[None]:
         """Where autograd would keep the noise of all steps but the first, it keeps the seed."""
-        if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # the caller wants none
+        if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]  # the caller wants none
             return contextlib.nullcontext()
         x, *others = args
         like, place = x.detach(), (later.data_ptr(), later.shape)
@@ -115,14 +116,14 @@ class LangevinProgram:
 
         return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
-    def as_rows(self, args: tuple) -> tuple[Tensor | None, ...]:
+    def as_rows(self, args: Args) -> tuple[Tensor | None, ...]:
         return args
 
     def networks(self) -> Sequence[NetworkPair]:
         return (self._kick_nets, self._drift_nets)
 
     def prepare(
-        self, known: Sequence[Tensor], behind_known: Ancestry, args: tuple, grad: Tensor, keep: bool
+        self, known: Sequence[Tensor], behind_known: Ancestry, args: Args, grad: Tensor, keep: bool
     ) -> str | None:
         """Finds the networks' inputs by evaluating them at the first step's x and ξ."""
         kick_captured = self._kick_nets.prepare(known, behind_known, (grad, args[0]), keep)
@@ -133,7 +134,7 @@ class LangevinProgram:
         drift_captured = self._drift_nets.prepare(known, behind_known, (xi,), keep)
         return kick_captured or drift_captured
 
-    def _noise(self, args: tuple, t: int) -> Tensor:
+    def _noise(self, args: Args, t: int) -> Tensor:
         """ξ_t, rows [B, L]: as given, or by the seed."""
         x, _, _, noise, seed = args
         if noise is not None:
@@ -141,11 +142,11 @@ class LangevinProgram:
         like = x if x.shape[1] == self._size else x.new_empty(len(x), self._size)
         return philox_normal(like, seed, t)
 
-    def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, grad: GradientFunction, args: Args, saved: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         x, kick, std, _, _ = args
         one = std.new_ones(x.shape[1])
         run = ops if torch.is_grad_enabled() else ops_without_autograd
-        energy, momenta = base.zero_log_det(x), []
+        energy, drawn = base.zero_log_det(x), []
         for t in range(self.n_steps):
             if saved is not None:
                 saved.append(x)
@@ -162,12 +163,12 @@ class LangevinProgram:
             else:
                 x, v = run.leapfrog_kick_drift(x, xi, force, kick[t], one, *self._kick, *self._drift)
             x = self._range.clamp(x)
-            momenta.append(v)
+            drawn.append(v)
             if self.record is not None:
                 self.record.momenta.append(v.detach())
             energy = energy + noise.to(energy.dtype).square().sum(1) / 2
             base.check_finite(self._check_finite, self._layer, t, self.n_steps, x, v)
-        momenta = torch.stack(momenta)
+        momenta = torch.stack(drawn)
         if saved is not None:
             saved.append(momenta)
         return x, momenta, energy
@@ -175,9 +176,9 @@ class LangevinProgram:
     def backward(
         self,
         side: GradientSide,
-        args: tuple,
+        args: Args,
         saved: Sequence[Tensor],
-        cotangents: tuple,
+        cotangents: tuple[Tensor, ...],
         wants: Sequence[bool],
     ) -> tuple[Tensor | None, ...]:
         _, kick, std, given, _ = args
@@ -216,7 +217,7 @@ class LangevinProgram:
                 side.record.went_back(t, dx)
         return dx, dkick, dstd if wants[2] else None, dgiven, None
 
-    def observe(self, record: Record, args: tuple) -> Observed:
+    def observe(self, record: Record, args: Args) -> Observed:
         """Every step has a momentum of its own: there is no energy from one to the next."""
         force, v = record.stacked("gradient"), record.stacked("momenta")
         if record.kicks:
@@ -230,13 +231,14 @@ class LangevinProgram:
     def _drift_backward(self, t: int, dx: Tensor, x: Tensor, v: Tensor, one: Tensor) -> tuple[Tensor, Tensor | None]:
         """(dx, dv) of a drift by g_x."""
         _, u = self._drift_nets.recall(t, v)
+        assert u is not None
         dx = self._pulled_to_before(dx, x, u, one)
         dx, du, _ = ops_without_autograd.leapfrog_drift_backward(dx, x, u, one, *self._drift)
         (dv,) = self._drift_nets.pull(t, None, du)
         return dx, dv
 
 
-def _scaled(args: tuple, t: int, noise: Tensor) -> Tensor:
+def _scaled(args: Args, t: int, noise: Tensor) -> Tensor:
     """σ_t ξ_t, rows [B, L]."""
     x, _, std, _, _ = args
     return (std[t] * noise).to(x.dtype)
@@ -276,7 +278,7 @@ def _log_density_of_noise(energy: Tensor, std: Tensor) -> Tensor:
 @base.outside_of_graphs
 def run_langevin(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     v0: None,
     step_size: Tensor,
@@ -359,6 +361,8 @@ class Langevin(Dynamics):
         momentum_shape: shape of one sample's momentum at a step; None is the event's.
     """
 
+    log_noise_std: Tensor | None
+
     def __init__(
         self,
         n_steps: int,
@@ -368,8 +372,8 @@ class Langevin(Dynamics):
         learn_noise_std: bool = False,
         learn_step_size: bool = True,
         step_size_positive: bool = False,
-        shift_v: Callable | None = None,
-        shift_x: Callable | None = None,
+        shift_v: Callable[..., Tensor] | None = None,
+        shift_x: Callable[..., Tensor] | None = None,
         momentum_shape: int | tuple[int, ...] | None = None,
         grad_clip: Clip | None = None,
         momentum_clip: Clip | None = None,
@@ -415,7 +419,7 @@ class Langevin(Dynamics):
     @base.conditional
     def forward(
         self,
-        potential: Callable,
+        potential: Callable[..., Tensor],
         x0: Tensor,
         v0: None = None,
         *,

@@ -30,7 +30,7 @@ def gradient_and_laplacian(field: MLPField, x: Tensor, base: Base | None = None)
     dim, last = x.shape[1], len(weights) - 2
     z = F.linear(x, weights[0], biases[0])
     slope = weights[0].t().unsqueeze(1)  # ∇z, [D, 1 or B, n]
-    curvature = None  # ∇²z, [B, n]
+    curvature: Tensor | None = None  # ∇²z, [B, n]
     for layer, weight in enumerate(weights[1:]):
         value, first, second = jet(z, field.spec.parameter)
         bent = second * slope.square().sum(0)
@@ -40,6 +40,7 @@ def gradient_and_laplacian(field: MLPField, x: Tensor, base: Base | None = None)
             break
         swept = torch.cat([value.unsqueeze(0), slope, curvature.unsqueeze(0)]) @ weight.t()
         z, slope, curvature = swept[0] + biases[layer + 1], swept[1 : dim + 1], swept[dim + 1]
+    assert curvature is not None  # there is a hidden layer
     gradient, laplacian = (slope @ weights[-1][0]).t(), curvature @ weights[-1][0]
     if base is None:
         return gradient, laplacian

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
 from .diagnostics import Observed, Watched
 from .networks import NetworkPair
-from .unroll import GradientFunction, differentiate
+from .unroll import Args, GradientFunction, differentiate
 
 if TYPE_CHECKING:
     from .chain import Chain
@@ -42,7 +42,9 @@ class LeapfrogProgram:
         self._range = options.range_of(layer, steps.layout)
         self._drift = (*base.clip_code(options.momentum_clip), *self._range.numbers)
 
-    def fused(self, field: MLPField, args: tuple, gaussian: AffineForce | None, **options) -> tuple[Tensor, Tensor]:
+    def fused(
+        self, field: MLPField, args: Args, gaussian: AffineForce | None, **options: Any
+    ) -> tuple[Tensor, Tensor] | None:
         damping, *grad_clip = self._kick
         *momentum_clip, lo, hi = self._drift
         x, v, *_ = args
@@ -51,7 +53,7 @@ class LeapfrogProgram:
             bounds=(lo, hi), base=None if gaussian is None else (gaussian.pull, gaussian.centre), **options,
         )  # fmt: skip
 
-    def as_rows(self, args: tuple) -> tuple[Tensor, ...]:
+    def as_rows(self, args: Args) -> tuple[Tensor, ...]:
         x, v, *_ = args
         return x, v, *self._steps.rows(x)
 
@@ -59,11 +61,11 @@ class LeapfrogProgram:
         return ()
 
     def prepare(
-        self, known: Sequence[Tensor], behind_known: Ancestry, args: tuple, grad: Tensor, keep: bool
+        self, known: Sequence[Tensor], behind_known: Ancestry, args: Args, grad: Tensor, keep: bool
     ) -> str | None:
         return None  # no networks
 
-    def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+    def forward(self, grad: GradientFunction, args: Args, saved: list[Tensor] | None) -> tuple[Tensor, Tensor]:
         x, v, kick_steps, drift_steps = args
         kicks, drifts = kick_steps.unbind(), drift_steps.unbind()
         run = ops if torch.is_grad_enabled() else ops_without_autograd
@@ -87,9 +89,9 @@ class LeapfrogProgram:
     def backward(
         self,
         side: GradientSide,
-        args: tuple,
+        args: Args,
         saved: Sequence[Tensor],
-        cotangents: tuple,
+        cotangents: tuple[Tensor, ...],
         wants: Sequence[bool],
     ) -> tuple[Tensor, ...]:
         _, _, kick_steps, drift_steps = args
@@ -119,7 +121,7 @@ class LeapfrogProgram:
         """The cotangent of what a drift from x by v left, before a range per dimension clamped it."""
         return self._range.pulled(dx, lambda: ops_without_autograd.leapfrog_drift(x, v, drift, *self._drift))
 
-    def observe(self, record: Record, args: tuple) -> Observed:
+    def observe(self, record: Record, args: Args) -> Observed:
         """v_t is what the half kick that ends a step leaves."""
         x0, v0, step_size, _ = args
         force, after = record.stacked("gradient"), record.stacked("momenta")
@@ -137,7 +139,7 @@ class LeapfrogProgram:
 @base.outside_of_graphs
 def run_leapfrog(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     x0: Tensor,
     v0: Tensor | None,
     step_size: Tensor,
@@ -231,7 +233,7 @@ class Leapfrog(Dynamics):
     @base.conditional
     def forward(
         self,
-        potential: Callable,
+        potential: Callable[..., Tensor],
         x0: Tensor,
         v0: Tensor | None = None,
         *,
@@ -247,7 +249,12 @@ class Leapfrog(Dynamics):
         return self._planned(output, plan, watched)
 
     def chain(
-        self, potential: Callable, x0: Tensor, n_transitions: int, *, generator: torch.Generator | None = None
+        self,
+        potential: Callable[..., Tensor],
+        x0: Tensor,
+        n_transitions: int,
+        *,
+        generator: torch.Generator | None = None,
     ) -> Chain:
         """Samples of p_f by Hamiltonian Monte Carlo: `n_transitions` times T steps from a new v ~ N(0, I).
 

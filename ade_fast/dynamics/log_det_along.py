@@ -67,7 +67,13 @@ class LogDetField:
     """log|det(I + diag(η) H(x))| of one potential, at any rows. See `log_det_along` for the arguments."""
 
     def __init__(
-        self, layer: str, potential: Callable, how: LogDet, layout: Layout, x0: Tensor, context: Sequence[Tensor]
+        self,
+        layer: str,
+        potential: Callable[..., Tensor],
+        how: LogDet,
+        layout: Layout,
+        x0: Tensor,
+        context: Sequence[Tensor],
     ) -> None:
         self.layer, self._how, self._layout = layer, how, layout
         self.surroundings = Surroundings(layer, {"potential": potential}, x0.device)
@@ -136,8 +142,9 @@ class LogDetField:
         self.folded.append(folds(hessian.detach(), at.eta.detach()))
         return exact(hessian, at.eta)
 
-    def _expanded(self, hessian_times: Callable, at: Points) -> Tensor:
+    def _expanded(self, hessian_times: Callable[..., Tensor], at: Points) -> Tensor:
         if at.start is None:
+            assert self._how.spectral_bound is not None
             bound = at.eta.abs().amax(1) * self._how.spectral_bound
         else:
             eta = at.eta.detach()
@@ -148,7 +155,9 @@ class LogDetField:
         def product(u: Tensor) -> Tensor:
             return at.eta * hessian_times(u)
 
-        return sum(self._how.expand(product, z, bound) for z in at.probes) / len(at.probes)
+        assert at.probes is not None
+        total: Any = sum(self._how.expand(product, z, bound) for z in at.probes.unbind())
+        return total / len(at.probes)
 
     def warn(self) -> None:
         """Says where a step is no one-to-one map, as far as was seen."""
@@ -186,7 +195,7 @@ class _LogDet(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor):
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         field, (x, eta, *_) = ctx.field, ctx.saved_tensors
         refuse_batched(cotangent)
         refuse_observed(field.layer, ctx.inputs)
@@ -207,6 +216,7 @@ class _LogDet(torch.autograd.Function):
                 at, tape = ctx.tape
                 ctx.tape = ctx.tape if retain else None
             found = derivatives([tape], [at.x, at.eta, *ctx.inputs.tensors], [cotangent], retain_graph=retain)
+        totals: list[Tensor | None]
         totals = [torch.zeros_like(t) if d is None else d for t, d in zip((at.x, at.eta), found[:2], strict=True)]
         totals += ctx.inputs.derivatives(field.layer, found[2:])
         wanted = ctx.needs_input_grad[6:]
@@ -218,7 +228,7 @@ class _LogDet(torch.autograd.Function):
 
 def log_det_along(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     states: Tensor,
     eta: Tensor,
     how: LogDet,

@@ -23,6 +23,8 @@ from ..fields import (
 )
 from ..fields.graph import inspect_graph, sequence_number
 
+Pair = tuple[Tensor | None, Tensor | None]
+
 
 class NetworkPair:
     """A scale S and a shift g of the same arguments, each a module, a callable, or None.
@@ -35,12 +37,14 @@ class NetworkPair:
         arguments: layouts of the arguments. result: layout of S and g.
     """
 
+    _draws: Draws  # since `prepare`
+
     def __init__(
         self,
         layer: str,
         names: tuple[str, str],
-        scale: Callable | None,
-        shift: Callable | None,
+        scale: Callable[..., Tensor] | None,
+        shift: Callable[..., Tensor] | None,
         arguments: tuple[Layout, ...],
         result: Layout,
     ) -> None:
@@ -51,9 +55,8 @@ class NetworkPair:
         self._arguments, self._result = arguments, result
         self._keep: bool | None = None  # None: there is no backward pass
         self._retain = False
-        self._tapes: dict[int, tuple[list[Tensor], tuple[Tensor | None, Tensor | None]]] = {}
+        self._tapes: dict[int, tuple[list[Tensor], Pair]] = {}
         self._total = Sum(0)
-        self._draws: Draws | None = None
         self._frozen: set[int] = set()
         self._met = Dependence(layer, "a network", self.inputs, self._frozen)
         self._found, self._found_again = Checksum(), Checksum()
@@ -83,7 +86,7 @@ class NetworkPair:
         self._met = Dependence(self._layer, "a network", self.inputs, self._frozen)
         return captured
 
-    def __call__(self, t: int, *rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def __call__(self, t: int, *rows: Tensor) -> Pair:
         if self._keep is None or torch.is_grad_enabled():  # not differentiable, or under autograd's own graph
             return self._evaluate([layout.events(r) for layout, r in zip(self._arguments, rows, strict=True)])
         if not self.functions:
@@ -95,7 +98,7 @@ class NetworkPair:
         else:
             self._found.add(t, *tape[1])
             self._met.note([o for o in tape[1] if o is not None], *tape[0])
-        return tuple(None if o is None else o.detach() for o in tape[1])
+        return _detached(tape[1])
 
     def begin_backward(self) -> None:
         """Another backward pass may have come before, and stopped midway."""
@@ -108,7 +111,7 @@ class NetworkPair:
         # Freed as the pass goes, unless autograd retains its graph. (A tape that is gone is recorded again.)
         self._retain = bool(self._keep) and torch._C._autograd._get_current_graph_task_keep_graph()
 
-    def recall(self, t: int, *rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def recall(self, t: int, *rows: Tensor) -> Pair:
         """S and g at step t in the backward pass: from the tape, or evaluated again."""
         if t not in self._tapes and self.functions:
             with torch.enable_grad(), self._draws.repeated(t):
@@ -116,15 +119,18 @@ class NetworkPair:
             leaves, outputs = self._tapes[t]
             self._found_again.add(t, *outputs, want_size=False)
             self._dependence.note([o for o in outputs if o is not None], *leaves)
-        _, outputs = self._tapes.get(t, ((), (None, None)))
-        return tuple(None if o is None else o.detach() for o in outputs)
+        return _detached(self._tapes[t][1]) if t in self._tapes else (None, None)
 
     def pull(self, t: int, dscale: Tensor | None, dshift: Tensor | None) -> list[Tensor | None]:
         """Cotangents of the arguments, rows, from those of S and g at step t."""
         if not self.functions:
             return [None] * len(self._arguments)
         leaves, outputs = self._tapes[t] if self._retain else self._tapes.pop(t)
-        pairs = [(o, d) for o, d in zip(outputs, (dscale, dshift), strict=True) if o is not None and o.requires_grad]
+        pairs = [
+            (output, cotangent)
+            for output, cotangent in zip(outputs, (dscale, dshift), strict=True)
+            if output is not None and cotangent is not None and output.requires_grad
+        ]
         if not pairs:
             return [None] * len(leaves)
         targets, cotangents = [*leaves, *self.inputs.tensors], [d for _, d in pairs]
@@ -138,12 +144,12 @@ class NetworkPair:
             self._dependence.check(self._met)
         return self.inputs.derivatives(self._layer, self._total.terms)
 
-    def _tape(self, rows: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Tensor | None, Tensor | None]]:
+    def _tape(self, rows: Sequence[Tensor]) -> tuple[list[Tensor], Pair]:
         leaves = [layout.events(r.detach()).requires_grad_() for layout, r in zip(self._arguments, rows, strict=True)]
         return leaves, self._evaluate(leaves)
 
-    def _evaluate(self, events: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
-        outputs = []
+    def _evaluate(self, events: Sequence[Tensor]) -> Pair:
+        outputs: list[Tensor | None] = []
         for name, part in zip(self._names, self._parts, strict=True):
             if part is None:
                 outputs.append(None)
@@ -159,4 +165,10 @@ class NetworkPair:
             is_scale = len(outputs) == 0
             dtype = torch.float32 if is_scale and events[0].dtype == torch.bfloat16 else events[0].dtype
             outputs.append(self._result.rows(output).to(dtype))
-        return tuple(outputs)
+        scale, shift = outputs
+        return scale, shift
+
+
+def _detached(pair: Pair) -> Pair:
+    scale, shift = pair
+    return None if scale is None else scale.detach(), None if shift is None else shift.detach()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -65,13 +65,17 @@ class SolverOptions:
             )
 
 
-def odeint(layer: str) -> Callable:
+def odeint(layer: str) -> Callable[..., Any]:
     """torchdiffeq's solver. Raises: ImportError with what to do."""
     try:
         from torchdiffeq import odeint
     except ImportError as error:
         raise ImportError(f"{layer} needs torchdiffeq: pip install torchdiffeq (or ade_fast[ode])") from error
     return odeint
+
+
+State = Tensor | tuple[Tensor, ...]
+OfState = TypeVar("OfState", Tensor, tuple[Tensor, ...])
 
 
 class Step(NamedTuple):
@@ -84,15 +88,15 @@ class Step(NamedTuple):
 class _Watched:
     """A right-hand side as the solver calls it, with an eye on the steps it takes."""
 
-    def __init__(self, layer: str, rate: Callable, max_steps: int, keep: bool) -> None:
+    def __init__(self, layer: str, rate: Callable[[Any], State], max_steps: int, keep: bool) -> None:
         self._layer, self._rate, self._keep = layer, rate, keep
         self._left = self._max_steps = max_steps
         self.steps: list[Step] = []
 
-    def __call__(self, t: Tensor, state: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    def __call__(self, t: Tensor, state: State) -> State:
         return self._rate(state)
 
-    def callback_step(self, t: Tensor, state: Tensor | tuple[Tensor, ...], length: Tensor) -> None:
+    def callback_step(self, t: Tensor, state: State, length: Tensor) -> None:
         """Before every step that is tried. (torchdiffeq's own words, where it has any, name none of the arguments.)"""
         parts = state if isinstance(state, tuple) else (state,)
         if not all(bool(torch.isfinite(part).all()) for part in parts) or not length > 0:
@@ -108,13 +112,14 @@ class _Watched:
             )
         self._left -= 1
 
-    def callback_accept_step(self, t: Tensor, state: Tensor | tuple[Tensor, ...], length: Tensor) -> None:
+    def callback_accept_step(self, t: Tensor, state: State, length: Tensor) -> None:
         if self._keep:
+            assert isinstance(state, Tensor)
             self.steps.append(Step(state, float(length)))
 
 
 @torch.no_grad()  # which also keeps the choice of steps out of autograd's graph
-def _norm(error: Tensor | tuple[Tensor, ...]) -> Tensor:
+def _norm(error: State) -> Tensor:
     """The largest of the samples' root mean squares, so that an error is as large in any batch; of rows [B, D].
 
     Of the state [B, D + 1] the log-determinant counts by itself, as one of D + 1 it would hide.
@@ -125,14 +130,14 @@ def _norm(error: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 def integrate(
     layer: str,
-    rate: Callable,
-    start: Tensor | tuple[Tensor, ...],
+    rate: Callable[[OfState], OfState],
+    start: OfState,
     length: float,
     options: SolverOptions,
     *,
     first_step: float | None = None,
     keep: bool = False,
-) -> tuple[Tensor | tuple[Tensor, ...], list[Step]]:
+) -> tuple[OfState, list[Step]]:
     """The state after `length` of time from `start`, and with `keep` the steps there; differentiable.
 
     Shapes: the state is [B, D + 1], or a tuple of rows [B, ...] each; `rate` maps it to the same.
@@ -146,7 +151,7 @@ def integrate(
     found = odeint(layer)(
         watched, start, times, rtol=options.rtol, atol=options.atol, method=options.solver, options=chosen
     )
-    end = tuple(part[1] for part in found) if isinstance(found, tuple) else found[1]
+    end: Any = tuple(part[1] for part in found) if isinstance(found, tuple) else found[1]
     return end, watched.steps
 
 
@@ -188,7 +193,7 @@ class _Adjoint(torch.autograd.Function):
     is unstable where the flow contracts, as that of ∇f does near every mode (Zhuang et al. 2020)."""
 
     @staticmethod
-    def forward(ctx: Any, problem: Problem, x: Tensor, time: Tensor, *inputs: Tensor):
+    def forward(ctx: Any, problem: Problem, x: Tensor, time: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         end, steps = integrate(
             problem.layer, lambda state: time * problem.rate(state[:, :-1]), _start(x), 1.0, problem.options, keep=True
         )
@@ -201,7 +206,7 @@ class _Adjoint(torch.autograd.Function):
         return end[:, :-1].clone(), end[:, -1].clone()
 
     @staticmethod
-    def backward(ctx: Any, dx: Tensor, dlog_det: Tensor):
+    def backward(ctx: Any, dx: Tensor, dlog_det: Tensor) -> tuple[Tensor | None, ...]:
         refuse_batched(dx, dlog_det)
         x, time, *rest = ctx.saved_tensors
         end, *states = rest[ctx.n_inputs :]

@@ -15,7 +15,7 @@ from . import base
 from .base import NonFiniteError, Options
 from .leapfrog import LeapfrogProgram
 from .sample_range import SampleRange
-from .unroll import GradientFunction
+from .unroll import Args, GradientFunction
 
 # States are multiples of 2^-bits, 64-bit integers: float32's resolution at 2^-8, float64's at 2^8, up to 2^29 and 2^17.
 _BITS = {torch.float32: 32, torch.float64: 44}
@@ -168,17 +168,17 @@ class ReversibleLeapfrogProgram(LeapfrogProgram):
         self._damping = as_fraction(layer, damping)
         self._kept: tuple[list[int], list[int]] = ([], [])  # how `Damping` and `Bounds` filled their tensors
 
-    def fused(self, field: object, args: tuple, gaussian: object, **options: object) -> None:
+    def fused(self, field: object, args: Args, gaussian: object, **options: object) -> None:
         """The MLP kernels keep their states."""
         return None
 
-    def as_rows(self, args: tuple) -> tuple[Tensor, ...]:
+    def as_rows(self, args: Args) -> tuple[Tensor, ...]:
         """Step sizes as compact rows: as many as steps, they should not be states in size. x⁰ is rounded, as ∇f(x⁰) is
         evaluated before `forward`, and has to be that of the state which the backward pass comes back to."""
         x, v, *_ = args
         return self._fixed(x).rounded(x), v, *self._steps.rows(x, compact=True)
 
-    def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+    def forward(self, grad: GradientFunction, args: Args, saved: list[Tensor] | None) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled():  # autograd's own graph, which keeps all anyway
             x, v, *steps = args
             return super().forward(grad, (x, v, *(s.expand(-1, x.shape[1]) for s in steps)), saved)
@@ -215,9 +215,9 @@ class ReversibleLeapfrogProgram(LeapfrogProgram):
     def backward(
         self,
         side: GradientSide,
-        args: tuple,
+        args: Args,
         saved: Sequence[Tensor],
-        cotangents: tuple,
+        cotangents: tuple[Tensor, ...],
         wants: Sequence[bool],
     ) -> tuple[Tensor, ...]:
         x0, v0, kick_steps, drift_steps = args

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from ..fields import Layout
 Bound = float | Tensor
 
 
-def checked_range(layer: str, given: object) -> tuple[Bound, Bound]:
+def checked_range(layer: str, given: Any) -> tuple[Bound, Bound]:
     """(lo, hi): floats where they hold for all dimensions, else tensors of the shapes given, float64 on the CPU."""
     wrong = TypeError(
         f"{layer}: sample_range must be a pair of numbers (lo, hi), of tensors that broadcast to the event, or None, "
@@ -27,8 +28,8 @@ def checked_range(layer: str, given: object) -> tuple[Bound, Bound]:
         below = torch.as_tensor(lo) < torch.as_tensor(hi)
     except RuntimeError:
         raise ValueError(
-            f"{layer}: sample_range must have bounds that broadcast to one shape, got {tuple(lo.shape)} and "
-            f"{tuple(hi.shape)}"
+            f"{layer}: sample_range must have bounds that broadcast to one shape, got "
+            f"{tuple(torch.as_tensor(lo).shape)} and {tuple(torch.as_tensor(hi).shape)}"
         ) from None
     if not bool(below.all()):
         which = "" if below.dim() == 0 else " in every dimension"
@@ -36,7 +37,7 @@ def checked_range(layer: str, given: object) -> tuple[Bound, Bound]:
     return lo, hi
 
 
-def _bound(given: object) -> Bound:
+def _bound(given: Any) -> Bound:
     if not isinstance(given, Tensor) or given.numel() == 1:
         return float(given)
     if given.is_complex() or given.dtype == torch.bool or given.requires_grad:
@@ -57,15 +58,17 @@ class SampleRange:
     """
 
     def __init__(self, layer: str, pair: tuple[Bound, Bound] | None, layout: Layout) -> None:
-        self.numbers, self._rows = (-math.inf, math.inf), None
+        self.numbers: tuple[float, float] = (-math.inf, math.inf)
+        self._rows: tuple[Tensor, Tensor] | None = None
         self._moved: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
         if pair is None:
             return
-        if not any(isinstance(bound, Tensor) for bound in pair):
-            self.numbers = pair
+        lo, hi = pair
+        if not isinstance(lo, Tensor) and not isinstance(hi, Tensor):
+            self.numbers = lo, hi
             return
         try:
-            self._rows = tuple(
+            low, high = (
                 layout.rows(torch.as_tensor(bound, dtype=torch.float64).expand(1, *layout.event)) for bound in pair
             )
         except RuntimeError:
@@ -73,16 +76,19 @@ class SampleRange:
             raise ValueError(
                 f"{layer}: sample_range must broadcast to the event {layout.event}, got shapes {shapes}"
             ) from None
+        self._rows = low, high
 
     @property
     def per_dimension(self) -> bool:
         return self._rows is not None
 
-    def rows(self, like: Tensor) -> Sequence[Tensor]:
+    def rows(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """lo and hi, [1, D], as `like` is."""
         key = like.dtype, like.device
         if key not in self._moved:
-            self._moved[key] = tuple(bound.to(like) for bound in self._rows)
+            assert self._rows is not None  # `per_dimension`
+            low, high = self._rows
+            self._moved[key] = low.to(like), high.to(like)
         return self._moved[key]
 
     def clamp(self, x: Tensor) -> Tensor:

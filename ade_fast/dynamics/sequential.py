@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +110,8 @@ class Sequential(nn.Module):
 
         Raises: ValueError if layers have momenta of different shapes, or of two kinds.
         """
-        shapes = [(i, layer.momentum_shape(event)) for i, layer in enumerate(self.layers)]
+        layers: Iterable[Any] = self.layers
+        shapes = [(i, layer.momentum_shape(event)) for i, layer in enumerate(layers)]
         handed_on = [(i, tuple(shape)) for i, shape in shapes if shape is not None]
         if not handed_on:
             return None
@@ -136,7 +137,7 @@ class Sequential(nn.Module):
     @base.conditional
     def forward(
         self,
-        potential: Callable,
+        potential: Callable[..., Tensor],
         x0: Tensor,
         v0: Tensor | None = None,
         *,
@@ -151,10 +152,16 @@ class Sequential(nn.Module):
 
 @base.outside_of_graphs
 def _run(
-    sequence: Sequential, potential: Callable, x0: Tensor, v0: Tensor | None, initial: object, **options
+    sequence: Sequential,
+    potential: Callable[..., Tensor],
+    x0: Tensor,
+    v0: Tensor | None,
+    initial: object,
+    **options: Any,
 ) -> SequentialOutput:
     base.check_x0("Sequential", x0)
     momentum = sequence.momentum_shape(tuple(x0.shape[1:]))
+    v: Tensor | None
     if momentum is not None:
         if v0 is None:
             v = base.draw_momentum("Sequential", x0, momentum, options["generator"])
@@ -162,9 +169,11 @@ def _run(
             v = base.check_v0("Sequential", v0, x0, momentum)
     elif v0 is not None:
         raise ValueError("Sequential: v0 must be None: no layer takes a momentum from outside")
-    x, log_det, log_noise, drawn = x0, base.zero_log_det(x0), base.zero_log_det(x0), []
+    x, log_det, log_noise = x0, base.zero_log_det(x0), base.zero_log_det(x0)
+    drawn: list[Tensor] = []
+    layers: Iterable[Any] = sequence.layers
     with pinned(potential):
-        for layer in sequence.layers:
+        for layer in layers:
             takes = layer.momentum_shape(tuple(x0.shape[1:])) is not None
             annealed = {"initial": initial} if getattr(layer, "anneals", False) else {}
             out = layer(potential, x, v if takes else None, **annealed, **options)

@@ -25,12 +25,10 @@ from ..fields import (
     Inputs,
     Layout,
     MLPField,
-    NotPiecewiseLinear,
     Plan,
     Surroundings,
     choose_plan,
     is_observed,
-    keeps_kinks,
     memory_budget,
     possible_inputs,
     raise_pending,
@@ -43,6 +41,8 @@ from .diagnostics import Observed, Watched
 from .networks import NetworkPair
 
 GradientFunction = Callable[[int, Tensor], Tensor]
+# What the methods of a program take: tensors, or None for what is not there (its docstring says which).
+Args = tuple[Any, ...]
 
 
 class Program(Protocol):
@@ -65,49 +65,53 @@ class Program(Protocol):
     hands_on_momentum: bool
 
     def fused(
-        self, field: MLPField, args: tuple, gaussian: AffineForce | None, **options
+        self, field: MLPField, args: Args, gaussian: AffineForce | None, **options: Any
     ) -> tuple[Tensor, ...] | None: ...
 
-    def as_rows(self, args: tuple) -> tuple[Tensor | None, ...]: ...
+    def as_rows(self, args: Args) -> tuple[Tensor | None, ...]: ...
 
     def networks(self) -> Sequence[NetworkPair]: ...
 
     def prepare(
-        self, known: Sequence[Tensor], behind_known: Ancestry, args: tuple, grad: Tensor, keep: bool
+        self, known: Sequence[Tensor], behind_known: Ancestry, args: Args, grad: Tensor, keep: bool
     ) -> str | None: ...
 
-    def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, ...]: ...
+    def forward(self, grad: GradientFunction, args: Args, saved: list[Tensor] | None) -> tuple[Tensor, ...]: ...
 
     def backward(
         self,
         side: GradientSide,
-        args: tuple,
+        args: Args,
         saved: Sequence[Tensor],
-        cotangents: tuple,
+        cotangents: tuple[Tensor, ...],
         wants: Sequence[bool],
-    ) -> tuple: ...
+    ) -> tuple[Tensor | None, ...]: ...
 
-    def observe(self, record: Record, args: tuple) -> Observed: ...
+    def observe(self, record: Record, args: Args) -> Observed: ...
 
 
 class _Unroll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, program: Program, side: GradientSide, n_args: int, *tensors: Tensor | None):
-        args, saved = tensors[:n_args], []
+    def forward(
+        ctx: Any, program: Program, side: GradientSide, n_args: int, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        args = tensors[:n_args]
+        saved: list[Tensor] = []
         outputs = program.forward(side.grad, args, saved)
         grads = side.end_forward()
         ctx.program, ctx.side, ctx.n_args = program, side, n_args
         # Saved through autograd, everything that the potential depends on included: changes in place before the
         # backward pass, where states are evaluated again, raise instead of giving a wrong gradient. What it possibly
         # depends on may change as long as it does not (`Inputs.derivatives`).
-        possible = {id(t) for part in (side, *program.networks()) for t in part.inputs.possible}
+        parts: list[GradientSide | NetworkPair] = [side, *program.networks()]
+        possible = {id(t) for part in parts for t in part.inputs.possible}
         certain = [None if id(t) in possible else t for t in tensors]
         ctx.save_for_backward(*certain, *saved, *grads, *side.guarded)
         ctx.ends = (len(tensors), len(tensors) + len(saved), len(tensors) + len(saved) + len(grads))
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor):
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         first, second, third = ctx.ends
         args, saved, grads = tensors[: ctx.n_args], tensors[first:second], tensors[second:third]
@@ -116,16 +120,7 @@ class _Unroll(torch.autograd.Function):
         refuse_batched(*cotangents)
         raise_pending()
         with torch.no_grad():
-            try:
-                derivatives = _adjoint(program, side, args, saved, grads, cotangents, wants)
-            except NotPiecewiseLinear:
-                note_slow_path(
-                    "not piecewise linear",
-                    "a potential was piecewise linear at the first step of an unroll and is not at a later one "
-                    "(control flow that depends on x): its backward pass runs step by step",
-                )
-                side.as_smooth()
-                derivatives = _adjoint(program, side, args, saved, grads, cotangents, wants)
+            derivatives = _adjoint(program, side, args, saved, grads, cotangents, wants)
         if torch.is_grad_enabled():  # create_graph=True: these gradients have no derivative
             derivatives = refuse_derivative(derivatives, [*tensors[:first], *cotangents])
         return None, None, None, *derivatives
@@ -134,11 +129,11 @@ class _Unroll(torch.autograd.Function):
 def _adjoint(
     program: Program,
     side: GradientSide,
-    args: tuple,
-    saved: tuple,
-    grads: tuple,
-    cotangents: tuple,
-    wants: tuple,
+    args: Args,
+    saved: tuple[Tensor, ...],
+    grads: tuple[Tensor, ...],
+    cotangents: tuple[Tensor, ...],
+    wants: tuple[bool, ...],
 ) -> list[Tensor | None]:
     with side.backward_context(grads):
         for network in program.networks():
@@ -154,9 +149,9 @@ def _adjoint(
 
 def differentiate(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     program: Program,
-    args: tuple[Tensor | None, ...],
+    args: Args,
     layout: Layout,
     options: Options,
     context: tuple[Tensor, ...],
@@ -178,9 +173,9 @@ def differentiate(
 
 def _differentiate(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     program: Program,
-    args: tuple[Tensor | None, ...],
+    args: Args,
     layout: Layout,
     options: Options,
     context: tuple[Tensor, ...],
@@ -224,17 +219,16 @@ def _differentiate(
         inputs = Inputs()
         if mode == "full":
             inputs = Inputs(reached, possible_inputs(surroundings.contents["potential"], reached, known, behind_known))
-        if draws or (mode == "full" and not first_value.trains_only(inputs.tensors)):
+        if draws or (mode == "full" and not first_value.suits(inputs)):
             first_value.program = None
         if options.memory == "reversible":
             first_value.as_later()
         plan = choose_plan(first_value, options.memory, program.n_kicks)
-        kinks = keeps_kinks(plan, mode, inputs.tensors)
         tape = plan.memory == "graph" and not plan.piecewise_linear and mode != "stopped"
         # See GradientSide._evaluate.
         tape = tape or (plan.memory == "reversible" and first_value.program is None)
         kept = what_is_kept(plan, mode, inputs.tensors)
-        first = first_value.gradient(keep_graph=tape, keep_kinks=kinks, keep=kept)
+        first = first_value.gradient(keep_graph=tape, keep=kept)
         grad = field.whole(first.grad, x0)
         captured = program.prepare(known, behind_known, args, grad, plan.memory == "graph")
         if mode == "full":
@@ -255,13 +249,17 @@ def _differentiate(
         return _Unroll.apply(program, side, len(args), *args, *network_inputs, *inputs.tensors), plan
 
 
-def savable(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def savable(tensors: Args) -> Args:
     """Tensors that were made in inference mode as copies: autograd may not save those."""
     return tuple([t.clone() if t is not None and t.is_inference() else t for t in tensors])
 
 
 def _without_gradients(
-    field: AutogradField, program: Program, args: tuple, functions: dict[str, Callable], record: Record | None
+    field: AutogradField,
+    program: Program,
+    args: Args,
+    functions: dict[str, Callable[..., Tensor]],
+    record: Record | None,
 ) -> tuple[Tensor, ...]:
     surroundings = Surroundings(field.layer, functions, args[0].device, differentiable=False)
 
@@ -322,10 +320,10 @@ def refuse_transforms(layer: str, args: Sequence[Tensor | None]) -> None:
 
 def _fused(
     layer: str,
-    potential: Callable,
+    potential: Callable[..., Tensor],
     base: AffineForce | None,
     program: Program,
-    args: tuple,
+    args: Args,
     layout: Layout,
     options: Options,
     record: Record | None,
@@ -342,7 +340,9 @@ def _fused(
     why = field if isinstance(field, str) else field.refuses(args[0])
     if why is None and options.range_of(layer, layout).per_dimension:
         why = "a sample_range per dimension"
-    if why is not None or options.check_finite:  # the operator does not look at its states one by one
+    if (
+        isinstance(field, str) or why is not None or options.check_finite
+    ):  # the operator does not look at its states one by one
         if why is not None and type(potential) is MLPPotential:
             note_slow_path(f"mlp {why}", f"{layer}: the fused MLP kernels do not take this call ({why}): autograd does")
         return None
@@ -361,10 +361,12 @@ def _fused(
     if outputs is None:
         return None
     if record is not None and base is not None:
-        record.value = record.value + base.log_density(record.x)
-        record.gradient = base.added_to(record.gradient, record.x)
-    memory = "graph" if keep else "states"
-    return outputs, Plan(memory, "mlp", field.spec.piecewise_linear) if differentiable else None
+        made = record.whole
+        assert made is not None  # by the operator
+        record.whole = made._replace(
+            value=made.value + base.log_density(made.x), gradient=base.added_to(made.gradient, made.x)
+        )
+    return outputs, Plan("graph" if keep else "states", "mlp", field.spec.piecewise_linear) if differentiable else None
 
 
 def _keeps_products(field: MLPField, program: Program, x0: Tensor, options: Options) -> bool:
@@ -379,14 +381,14 @@ class _TruncatedGradient(torch.autograd.Function):
     """∇f(x) as a function of x alone, eq. (38), and f(x) without a derivative."""
 
     @staticmethod
-    def forward(ctx: Any, field: AutogradField, rows: Tensor) -> Tensor:
+    def forward(ctx: Any, field: AutogradField, rows: Tensor) -> tuple[Tensor, Tensor]:
         ctx.field, ctx.evaluation = field, field.evaluate(rows, keep_graph=True)
         ctx.mark_non_differentiable(ctx.evaluation.value)
         return ctx.evaluation.grad, ctx.evaluation.value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, u: Tensor, _: Tensor):
+    def backward(ctx: Any, u: Tensor, _: Tensor) -> tuple[None, Tensor | None]:
         return None, ctx.field.vjp(ctx.evaluation, u, (), want_x=True, retain_graph=True)[0]
 
 
@@ -394,7 +396,7 @@ def _under_autograd(
     layer: str,
     field: AutogradField,
     program: Program,
-    args: tuple,
+    args: Args,
     layout: Layout,
     mode: str,
     why: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -118,7 +118,7 @@ class Chain:
     def _leapfrogs(self) -> tuple[int, Tensor, int, Options]:
         """(transitions, step size, steps of each, options) of leapfrog, where each is tested."""
         layer, n = self.dynamics, self.n_transitions
-        step_size, n_steps = cast(Tensor, layer.step_size), layer.n_steps
+        step_size, n_steps = layer.step_size, layer.n_steps
         if isinstance(layer, Langevin):  # one leapfrog step each
             step_size, n_steps, n = step_size.sqrt(), 1, n * n_steps
         return n, step_size, n_steps, layer.options

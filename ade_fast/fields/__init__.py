@@ -1,13 +1,14 @@
 """Gradient fields: everything the dynamics need of a potential f, ∇f(x) and its derivatives."""
 
+from .._mlp_ops import Schedule
 from .affine import AffineForce, without_base
 from .agreement import Checksum, Dependence, OtherGradient, raise_pending
-from .autograd import AutogradField, Evaluation, FirstValue, NotPiecewiseLinear
+from .autograd import AutogradField, Evaluation, FirstValue
 from .contents import Contents, contents_of, modules_of
 from .graph import Ancestry
 from .layout import Layout
 from .memory import memory_budget, memory_in_use, memory_setting, release_memory, set_memory_budget
-from .mlp import MLPField, Schedule, generalized_kicks
+from .mlp import MLPField, generalized_kicks
 from .modules import is_tampered_with, pinned, probe_potential
 from .surroundings import Draws, Inputs, Surroundings, is_observed, possible_inputs
 from .unroll import (
@@ -16,7 +17,6 @@ from .unroll import (
     Plan,
     Sum,
     choose_plan,
-    keeps_kinks,
     kept_per_gradient,
     refuse_observed,
     what_is_kept,
@@ -38,7 +38,6 @@ __all__ = [
     "Inputs",
     "Layout",
     "MLPField",
-    "NotPiecewiseLinear",
     "OtherGradient",
     "Plan",
     "Schedule",
@@ -53,7 +52,6 @@ __all__ = [
     "generalized_kicks",
     "is_observed",
     "is_tampered_with",
-    "keeps_kinks",
     "kept_per_gradient",
     "memory_budget",
     "memory_in_use",

@@ -46,8 +46,8 @@ class AffineForce:
 
 
 def without_base(
-    layer: str, potential: Callable, layout: Layout, x0: Tensor, dtype: torch.dtype
-) -> tuple[Callable, AffineForce | None]:
+    layer: str, potential: Callable[..., Tensor], layout: Layout, x0: Tensor, dtype: torch.dtype
+) -> tuple[Callable[..., Tensor], AffineForce | None]:
     """A `WithBase` as its potential and the force of its base, in `dtype`; anything else as it is, and None.
 
     x0: states whose device the base must be on.

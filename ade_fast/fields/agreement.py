@@ -98,6 +98,9 @@ class Checksum:
         self._size: Tensor | None = None
         self._dtypes: set[torch.dtype] = set()
 
+    def __bool__(self) -> bool:
+        return self._sum is not None
+
     def add(self, t: int, *parts: Tensor | None, want_size: bool = True) -> None:
         """Notes what was found at step t. Sizes are wanted of one of two checksums to be compared."""
         for part in parts:
@@ -113,6 +116,7 @@ class Checksum:
             along = torch.mv(rows, _directions(rows.shape[1], rows.dtype, rows.device))
             self._sum.add_(along, alpha=_weight(t))
             if want_size:
+                assert self._size is not None
                 self._size.addcmul_(along, along)
 
     def compare(self, later: Checksum, error: OtherGradient) -> None:
@@ -122,6 +126,7 @@ class Checksum:
         device = self._sum.device
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return
+        assert self._size is not None
         wrong = _differs(later._sum - self._sum, self._size.sqrt(), _precision(self._dtypes, device) ** _AS_IT_WAS)
         if device.type == "cuda":
             _PENDING.append(_Flag(wrong, error))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,13 +11,13 @@ import torch
 from torch import Tensor
 
 from .._engine import derivatives
-from .._slow_paths import note_slow_path
-from ..programs import Kept, Program, Watch, tangent
+from ..programs import Kept, Program, Watch
 from .affine import AffineForce
 from .agreement import Dependence, OtherGradient, agrees
 from .contents import modules_of
 from .graph import GraphFacts, inspect_graph, saved_bytes, sequence_number
 from .layout import Layout
+from .surroundings import Inputs
 
 Keep = Literal["nothing", "bits", "deltas"]
 """What a program's evaluation keeps for the derivative of ∇f (`Kept`)."""
@@ -30,25 +28,19 @@ class Evaluation:
     """One evaluation of ∇f.
 
     grad: ∇_x f(x), rows [B, D], detached.
-    graph: (x, ∇f(x)), a leaf and its differentiable gradient, when the autograd graph was kept, else None.
-    kinks: values of the kinks (`GraphFacts.kinks`) when they were kept and are known, else None.
-    kept: what a program left for the derivative of ∇f, else None.
     value: f(x), [B], detached.
+    graph: (x, ∇f(x)), a leaf and its differentiable gradient, when the autograd graph was kept, else None.
+    kept: what a program left for the derivative of ∇f, else None.
     """
 
     grad: Tensor
+    value: Tensor
     graph: tuple[Tensor, Tensor] | None = None
-    kinks: Sequence[Tensor] | None = None
-    value: Tensor | None = None
     kept: Kept | None = None
 
 
-class NotPiecewiseLinear(Exception):
-    """A potential that looked piecewise linear at the first step is not so at another."""
-
-
 class AutogradField:
-    """∇_x f, its vector-Jacobian products and its mixed derivative, for one unroll.
+    """∇_x f, and the derivatives of it that an adjoint wants, for one unroll.
 
     Args:
         layer: name of the dynamics, for error messages.
@@ -62,7 +54,7 @@ class AutogradField:
     def __init__(
         self,
         layer: str,
-        potential: Callable,
+        potential: Callable[..., Tensor],
         layout: Layout,
         known: Sequence[Tensor] = (),
         base: AffineForce | None = None,
@@ -91,10 +83,10 @@ class AutogradField:
         facts = inspect_graph(y, x, self.known, born_after)
         if not facts.reaches_x:
             raise self._independent_of_x()
-        program = watch.program() if facts.piecewise_linear and facts.kinks else None
+        program = watch.program() if facts.piecewise_linear else None
         if program is not None and any(t.grad_fn is not None for t in program.constants if not self._is_known(t)):
             program = None  # what torch.vmap, say, made of x unseen has a graph
-        bits = None if program is None else program.bits_of(facts.kinks)
+        bits = None if program is None or facts.kinks is None else program.bits_of(facts.kinks)
         return FirstValue(self, x, y, facts, saved_bytes(y, self.known), None if bits is None else program, bits)
 
     def _is_known(self, tensor: Tensor) -> bool:
@@ -109,7 +101,7 @@ class AutogradField:
         x, y = self._evaluate(rows)
         if not y.requires_grad:
             raise self._independent_of_x()
-        return self._gradient(x, y, keep_graph=False)
+        return self._gradient(x, y)
 
     def _independent_of_x(self) -> ValueError:
         return ValueError(
@@ -117,25 +109,15 @@ class AutogradField:
             f"(is it detached, or computed under no_grad?)"
         )
 
-    def evaluate(
-        self,
-        rows: Tensor,
-        *,
-        keep_graph: bool = False,
-        keep_kinks: bool = False,
-        check_linear: bool = False,
-        dependence: Dependence | None = None,
-    ) -> Evaluation:
-        """∇f at rows [B, D], keeping what `vjp` needs or what `mixed` needs.
+    def evaluate(self, rows: Tensor, *, keep_graph: bool = False, dependence: Dependence | None = None) -> Evaluation:
+        """∇f at rows [B, D], keeping what `vjp` needs.
 
-        Raises: NotPiecewiseLinear if kinks are to be kept, or it is to be checked, and f is not piecewise linear there;
-        OtherGradient if f depends on something that it did not depend on (`dependence`).
+        Raises: OtherGradient if f depends on something that it did not depend on (`dependence`).
         """
         x, y = self._evaluate(rows)
         if dependence is not None:
             dependence.note([y], x)
-        kinks = self._kinks(x, y) if keep_kinks or check_linear else None
-        return self._gradient(x, y, keep_graph, kinks if keep_kinks else None)
+        return self._gradient(x, y, keep_graph)
 
     def evaluate_by(self, program: Program, rows: Tensor, keep: Keep) -> Evaluation | None:
         """∇f at rows [B, D] by the program; None if f is something else there."""
@@ -149,23 +131,24 @@ class AutogradField:
         with torch.no_grad():
             grad, deltas = program.gradient(bits, len(y), keep == "deltas")
             kept = None if keep == "nothing" else Kept(bits, deltas)
-            return Evaluation(self.layout.rows(grad), value=y.detach(), kept=kept)
+            return Evaluation(self.layout.rows(grad), y.detach(), kept=kept)
 
     def mixed_by(
-        self, program: Program, rows: Tensor, u: Tensor, dependence: Dependence, kept: Sequence[Kept], grads: Tensor
-    ) -> Sequence[Tensor | None] | None:
-        """`mixed` by the program, from what its evaluations at these rows kept, one after another, or [] if nothing.
+        self, program: Program, rows: Tensor, u: Tensor, inputs: Sequence[Tensor], kept: Sequence[Kept], grads: Tensor
+    ) -> Sequence[Tensor | None]:
+        """∂_inputs Σ ⟨∇f(x), u⟩ over any number of rows [N, D]: 2 U or 3 U by what evaluations there kept, one after
+        another; 4 U if that is nothing.
 
-        None if what is found here does not agree with the gradients of the forward pass.
+        grads: ∇f(x) rows as the forward pass found them.
+
+        Raises: OtherGradient if what is found here does not agree with these.
         """
         with torch.no_grad():
             slope, found = program.derivatives(
                 kept or [Kept(program.again(self.layout.events(rows)))], self.layout.events(u)
             )
-        inputs = dependence.inputs.tensors
-        used = {id(t) for t in program.constants}
-        if not agrees(slope, u, grads, program.constants) or not dependence.note([], used=used):
-            return None
+        if not agrees(slope, u, grads, program.constants):
+            raise OtherGradient(self.layer)
         return [found.get(id(t)) if t.requires_grad else None for t in inputs]
 
     def vjp(
@@ -190,52 +173,6 @@ class AutogradField:
             return None, found
         return (None if found[0] is None else self.layout.rows(found[0])), found[1:]
 
-    def mixed(
-        self,
-        rows: Tensor,
-        u: Tensor,
-        dependence: Dependence,
-        kinks: Sequence[Tensor] | None,
-        grads: Tensor,
-        again: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
-    ) -> Sequence[Tensor | None]:
-        """∂_inputs Σ ⟨∇f(x), u⟩ of a piecewise-linear f over any number of rows [N, D], for the inputs of `dependence`.
-
-        3 U with the kinks of the forward pass, 4 U when f is evaluated here to get them, 6 U by double backward
-        where the tangent pass does not know one of the potential's functions.
-
-        grads: ∇f(x) rows as the forward pass found them, with which what is differentiated here has to agree: a tangent
-        pass may have missed something, and f may not be a function of each row alone.
-        again: entered around every evaluation, which draws in it what it drew in the forward pass.
-
-        Raises: NotPiecewiseLinear if the evaluation at these rows is not piecewise linear; OtherGradient.
-        """
-        x = y = None
-        inputs = dependence.inputs.tensors
-        no_gradients = (None,) * len(inputs)
-        if kinks is None:
-            with again():
-                x, y = self._evaluate(rows)
-            kinks = self._kinks(x, y)
-        involved = (*inputs, *(kinks or ()))
-        slope = None
-        if kinks is not None:
-            with torch.enable_grad(), again():
-                slope, used = tangent(self.potential, self.layout.events(u), kinks)
-            # Values do not tell whose tensors they are: what is not seen to be used is looked for in f's own graph.
-            if slope is not None and agrees(slope, u, grads, involved) and dependence.note([slope], u, used=used):
-                return derivatives([slope], inputs, [torch.ones_like(slope)]) if slope.requires_grad else no_gradients
-        if y is None:
-            with again():
-                x, y = self._evaluate(rows)
-        evaluation = self._gradient(x, y, keep_graph=True)
-        if not agrees((evaluation.grad * u).sum(1), u, grads, involved):
-            raise OtherGradient(self.layer)
-        complete = dependence.note([y], x)
-        if slope is not None and complete:
-            _note_missed(self.potential)
-        return self.vjp(evaluation, u, inputs, want_x=False)[1]
-
     def _evaluate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(x, f(x)) on a new leaf x."""
         x = self._leaf(rows)
@@ -245,19 +182,13 @@ class AutogradField:
     def _leaf(self, rows: Tensor) -> Tensor:
         return self.layout.events(rows.detach()).requires_grad_()
 
-    def _kinks(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...] | None:
-        facts = inspect_graph(y, x, self.known)
-        if not facts.piecewise_linear:
-            raise NotPiecewiseLinear
-        return facts.kinks
-
-    def _gradient(self, x: Tensor, y: Tensor, keep_graph: bool, kinks: Sequence[Tensor] | None = None) -> Evaluation:
+    def _gradient(self, x: Tensor, y: Tensor, keep_graph: bool = False) -> Evaluation:
         with torch.enable_grad(), self._explaining_caches():
             (grad,) = derivatives([y], [x], [torch.ones_like(y)], create_graph=keep_graph)
         if grad is None:
             raise self._independent_of_x()
         graph = (x, grad) if keep_graph and grad.requires_grad else None
-        return Evaluation(self.layout.rows(grad.detach()), graph, kinks, y.detach())
+        return Evaluation(self.layout.rows(grad.detach()), y.detach(), graph)
 
     def value(self, x: Tensor, watch: Watch | None = None) -> Tensor:
         """f at events x, checked, [B]."""
@@ -314,10 +245,13 @@ class FirstValue:
     program: Program | None = None
     bits: Sequence[Tensor] | None = None
 
-    def trains_only(self, inputs: Sequence[Tensor]) -> bool:
-        """Whether the weights that the program has derivatives for are among the inputs."""
-        there = {id(t) for t in inputs}
-        return self.program is None or all(id(w) in there for w in self.program.weights)
+    def suits(self, inputs: Inputs) -> bool:
+        """Whether the program has derivatives for the inputs, and for nothing else: no weight that is not among them,
+        and no part for autograd alone (of what `torch.vmap` hides, say)."""
+        if self.program is None:
+            return False
+        there, used = {id(t) for t in inputs.tensors}, {id(t) for t in self.program.constants}
+        return all(id(w) in there for w in self.program.weights) and all(id(t) in used for t in inputs.certain)
 
     def as_later(self) -> None:
         """Takes the bits from the program's own evaluation: ∇f is then, to the last bit, what it finds here later.
@@ -328,32 +262,14 @@ class FirstValue:
             found = self.program.evaluate(self.field.potential, self.x)
             self.program, self.bits = (None, None) if found is None else (self.program, found[1])
 
-    def gradient(self, *, keep_graph: bool, keep_kinks: bool, keep: Keep = "nothing") -> Evaluation:
+    def gradient(self, *, keep_graph: bool, keep: Keep = "nothing") -> Evaluation:
         """∇f: by the program, if there is one and no graph is to be kept, else by autograd."""
         if self.program is not None and not keep_graph:
+            assert self.bits is not None  # once
             found = self.field._by_program(self.program, self.y, self.bits, keep)
             self.y, self.bits, self.facts = found.value, None, replace(self.facts, kinks=())  # lets go of the graph
             return found
-        return self.field._gradient(self.x, self.y, keep_graph, self.facts.kinks if keep_kinks else None)
-
-
-def _note_missed(potential: Callable) -> None:
-    note_slow_path(
-        f"tangent {id(_lasting(potential))}",
-        f"potential {_name_of(potential)} is piecewise linear, but calls functions that cannot be seen through "
-        f"(torch.vmap, scripted modules): its mixed derivative is taken by double backward",
-    )
-
-
-def _lasting(potential: Callable) -> object:
-    """What stays the same where methods and lambdas are made anew for every call."""
-    if isinstance(potential, types.MethodType):
-        return potential.__self__
-    return potential.__code__ if isinstance(potential, types.FunctionType) else potential
-
-
-def _name_of(potential: Callable) -> str:
-    return getattr(potential, "__name__", type(potential).__name__)
+        return self.field._gradient(self.x, self.y, keep_graph)
 
 
 def check_value(layer: str, y: object, x: Tensor) -> Tensor:
@@ -368,12 +284,3 @@ def check_value(layer: str, y: object, x: Tensor) -> Tensor:
             f"({x.shape[0]}, 1), got {tuple(y.shape)}"
         )
     return y.reshape(x.shape[0])
-
-
-def note_no_time_batch(potential: Callable, why: Exception) -> None:
-    note_slow_path(
-        f"time batch {id(_lasting(potential))}",
-        f"potential {_name_of(potential)} cannot be evaluated on the rows of several steps at once ({why}): the mixed "
-        f"derivative runs step by step. Let it accept any batch size, and treat each sample alone (do not capture "
-        f"tensors with a batch dimension, do not decide by a single sample)",
-    )

@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -31,7 +31,7 @@ class Contents(NamedTuple):
     compiled: bool
 
 
-def contents_of(*functions: Callable | None) -> Contents:
+def contents_of(*functions: Callable[..., Any] | None) -> Contents:
     """Looks into closures, default arguments, bound methods' owners, ``functools.partial``, attributes and slots of
     objects, lists and dictionaries; into classes, and into what functions call by a global name, where these are the
     user's own and not installed ones."""
@@ -39,7 +39,8 @@ def contents_of(*functions: Callable | None) -> Contents:
     leaves: dict[int, Tensor] = {}
     compiled = False
     seen: set[int] = set()
-    queue = collections.deque((f, _DEPTH) for f in functions)  # nearest first: nothing is cut off that a detour reaches
+    # Nearest first: nothing is cut off that a detour reaches.
+    queue: collections.deque[tuple[object, int]] = collections.deque((f, _DEPTH) for f in functions)
     while queue:
         thing, depth = queue.popleft()
         if isinstance(thing, _PLAIN) or id(thing) in seen:
@@ -58,7 +59,7 @@ def contents_of(*functions: Callable | None) -> Contents:
     return Contents(list(modules.values()), list(leaves.values()), compiled)
 
 
-def modules_of(*functions: Callable | None) -> list[nn.Module]:
+def modules_of(*functions: Callable[..., Any] | None) -> list[nn.Module]:
     """Every module that can be seen from the functions, once each."""
     return contents_of(*functions).modules
 
@@ -81,7 +82,7 @@ def _parts(thing: object) -> list[object]:
     if isinstance(thing, functools.partial):
         return [thing.func, *thing.args, *thing.keywords.values()]
     if isinstance(thing, (list, tuple, set, frozenset, dict)):
-        members: Iterable = thing.values() if isinstance(thing, dict) else thing
+        members: Iterable[object] = thing.values() if isinstance(thing, dict) else thing
         return list(members) if len(thing) <= _LARGEST else []
     if isinstance(thing, types.FunctionType):
         defaults = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]

@@ -7,8 +7,8 @@ Three questions are answered in one walk over ``y.grad_fn``:
 * Does the graph run into nodes that existed before the evaluation? These belong to non-leaf tensors that the
   potential captured: gradients for them can only travel through autograd's own graph.
 * Is y a piecewise-linear function of x? Then its x-Hessian is zero almost everywhere, exactly as autograd computes
-  it, and back-propagation through time needs no Hessian-vector products. If its kinks are all ReLU, leaky ReLU
-  or max pooling, what autograd saved there tells the slopes that the tangent pass needs (programs/tangent.py).
+  it: where its functions are known one by one, it is run as a program, and back-propagation through time needs no
+  Hessian-vector products. What autograd saved at its kinks tells the program their slopes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 # The node that hands a leaf its gradient. (A custom function may have a `variable` of its own.)
-_Leaf = type(torch.zeros((), requires_grad=True).view(()).grad_fn.next_functions[0][0])
+_view: Any = torch.zeros((), requires_grad=True).view(())
+_Leaf: Any = type(_view.grad_fn.next_functions[0][0])
 
 # A node, and the number of its output.
 _Edge = tuple[Any, int]
@@ -90,7 +91,7 @@ def _kind(node_name: str) -> str:
     return kind if number.isdigit() else ""
 
 
-def _is_smooth(node, kind: str, depends: Sequence[bool]) -> bool:
+def _is_smooth(node: Any, kind: str, depends: Sequence[bool]) -> bool:
     """Whether a node that depends on x is *not* known to be piecewise linear in it."""
     if kind in _LINEAR or kind in _KINKED:
         return False
@@ -117,17 +118,17 @@ def inspect_graph(y: Tensor, x: Tensor, known: Sequence[Tensor] = (), born_after
     born_before = sequence_number()
     numbers: set[int] = set()
     if y.grad_fn is None:
-        leaves = (y,) if y.requires_grad and y is not x else ()
-        return GraphFacts(leaves, (), None, y is x, None, ())
-    known_edges = {(t.grad_fn, t.output_nr): t for t in known if t.grad_fn is not None}
+        own = (y,) if y.requires_grad and y is not x else ()
+        return GraphFacts(own, (), None, y is x, None, ())
+    known_edges: dict[_Edge, Tensor] = {(t.grad_fn, t.output_nr): t for t in known if t.grad_fn is not None}
     known_leaves = {id(t) for t in known if t.grad_fn is None}
     leaves: dict[int, Tensor] = {}
     met: dict[int, Tensor] = {}
     captured: str | None = None
     smooth_because: str | None = None
-    kinked: list[object] = []
-    depends: dict[object, bool] = {}  # node -> does it depend on x? Holding the nodes keeps their identity.
-    stack: list[tuple[object, bool]] = [(y.grad_fn, False)]
+    kinked: list[Any] = []
+    depends: dict[Any, bool] = {}  # node -> does it depend on x? Holding the nodes keeps their identity.
+    stack: list[tuple[Any, bool]] = [(y.grad_fn, False)]
     while stack:
         node, visited = stack.pop()
         if node in depends and not visited:
@@ -170,7 +171,7 @@ def inspect_graph(y: Tensor, x: Tensor, known: Sequence[Tensor] = (), born_after
     return GraphFacts(tuple(leaves.values()), tuple(met.values()), captured, depends[y.grad_fn], smooth_because, kinks)
 
 
-def _kink_values(kinked: list) -> tuple[Tensor, ...] | None:
+def _kink_values(kinked: list[Any]) -> tuple[Tensor, ...] | None:
     values = []
     for node in sorted(kinked, key=lambda n: n._sequence_nr()):
         if _kind(node.name()) not in ("Relu", "LeakyRelu", "MaxPool2DWithIndices"):
@@ -185,7 +186,7 @@ def _kink_values(kinked: list) -> tuple[Tensor, ...] | None:
 
 def dependence(outputs: Sequence[Tensor], known: Sequence[Tensor]) -> dict[int, Tensor]:
     """What the outputs depend on, by id: those of the known tensors that are met, and leaves that are none of them."""
-    known_edges = {(t.grad_fn, t.output_nr): t for t in known if t.grad_fn is not None}
+    known_edges: dict[_Edge, Tensor] = {(t.grad_fn, t.output_nr): t for t in known if t.grad_fn is not None}
     reached = _reached([(t.grad_fn, t.output_nr) for t in outputs], known_edges)
     met = {}
     for edge in reached:
@@ -232,8 +233,9 @@ def saved_bytes(y: Tensor, exempt: Sequence[Tensor]) -> int:
     return total
 
 
-def _saved_by(node) -> Iterator[Tensor]:
-    for name in _names_of_saved(type(node)):
+def _saved_by(node: Any) -> Iterator[Tensor]:
+    kind: Any = type(node)
+    for name in _names_of_saved(kind):
         raw = getattr(node, name)
         for saved in raw if isinstance(raw, (list, tuple)) else (raw,):
             tensor = getattr(saved, "data", None)  # whoever saves something else than tensors (checkpoints) has others
@@ -246,7 +248,7 @@ def _names_of_saved(kind: type) -> tuple[str, ...]:
     return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
 
 
-def _is_cached_cast(node) -> bool:
+def _is_cached_cast(node: Any) -> bool:
     """Autocast keeps the low-precision copies of leaf weights: older than the evaluation, yet part of it."""
     return _kind(node.name()) == "ToCopy" and all(isinstance(n, _Leaf) for n, _ in node.next_functions if n)
 
@@ -267,4 +269,4 @@ class Ancestry:
 
 def sequence_number() -> int:
     """Autograd nodes made from now on (in this thread) have at least this number."""
-    return torch.autograd._get_sequence_nr()
+    return torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +95,7 @@ def _precision() -> int:
 
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that a block of the MLP kernels may have on a CUDA device."""
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin - _RESERVED_SHARED_MEMORY
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin - _RESERVED_SHARED_MEMORY  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=64)
@@ -146,25 +146,27 @@ class MLPField:
         self._linears = tuple(linears)
 
     @staticmethod
-    def match(potential: Callable) -> MLPField | str:
+    def match(potential: Callable[..., Tensor]) -> MLPField | str:
         """The field of a potential that the kernels know, or the reason why they do not know it.
 
         Known are `ade.MLPPotential` and a plain ``nn.Sequential`` of linear layers with the same activation after each
         but the last, of output width 1.
         """
-        layers = potential.layers if type(potential) is MLPPotential else potential
+        whole: Any = potential
+        layers = whole.layers if type(whole) is MLPPotential else whole
         if type(layers) is not nn.Sequential:
             return f"a {type(layers).__name__} is no MLPPotential and no nn.Sequential"
-        modules = list(layers)
+        modules: list[Any] = list(layers)
         if _has_any_global_hook():
             return "there are hooks on all modules (torch.nn.modules.module.register_module_*_hook)"
-        if any(map(is_tampered_with, (potential, layers, *modules))):
+        if any(map(is_tampered_with, (whole, layers, *modules))):
             return "a module of it has hooks or a forward of its own"
         linears, activations = modules[0::2], modules[1::2]
         if not activations or len(linears) != len(activations) + 1 or not all(map(_is_linear, linears)):
             return "its layers are not linear layers with an activation between each pair"
         kinds = set(map(_activation_of, activations))
-        if len(kinds) > 1 or None in kinds:
+        kind = kinds.pop()
+        if kinds or kind is None:
             names = ", ".join(sorted({type(module).__name__ for module in activations}))
             return f"its activations ({names}) are not one of {', '.join(_CODES)} with torch's defaults throughout"
         if is_patched(nn.Sequential, nn.Linear, type(activations[0])) or F.linear is not _LINEAR:
@@ -176,7 +178,7 @@ class MLPField:
         spec = _spec_of(
             tuple([linear.in_features for linear in linears]),
             tuple([linear.out_features for linear in linears]),
-            *kinds.pop(),
+            *kind,
         )
         return spec if isinstance(spec, str) else MLPField(spec, linears)
 
@@ -216,7 +218,8 @@ class MLPField:
 
     def value_and_grad(self, x: Tensor, base: Base | None = None, shift: float = 0.0) -> tuple[Tensor, Tensor]:
         """(f(x), ∇f(x)) from one evaluation; with a base, those of the sum."""
-        return tuple(self._evaluate(x, True, True, base, shift)[:2])
+        value, grad, *_ = self._evaluate(x, True, True, base, shift)
+        return value, grad
 
     def _evaluate(
         self, x: Tensor, want_value: bool, want_grad: bool, base: Base | None, shift: float = 0.0
@@ -261,7 +264,7 @@ class MLPField:
             trace += (product * z).sum(1)
         return grad, trace
 
-    def unroll(self, x0: Tensor, v0: Tensor, kick: Tensor, drift: Tensor, **options) -> UnrollEnd:
+    def unroll(self, x0: Tensor, v0: Tensor, kick: Tensor, drift: Tensor, **options: Any) -> UnrollEnd:
         """`mlp_unroll` with this potential's weights."""
         return mlp_unroll(self.spec, *self.weights(), x0, v0, kick, drift, **options)
 
@@ -275,7 +278,7 @@ class MLPField:
         keep_products: bool,
         gradient: str,
         base: Base | None = None,
-        **options,
+        **options: Any,
     ) -> tuple[Tensor, Tensor]:
         """(x^T, v^T) of `mlp_unroll`, with kicks and drifts of a schedule, and derivatives by its tensors; with a base,
         ∇ of f and the Gaussian."""

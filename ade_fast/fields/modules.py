@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ def _refuse(message: str, *args: object, **kwargs: object) -> None:
 
 
 @contextmanager
-def _forward_as(module: nn.Module, forward: Callable) -> Iterator[None]:
+def _forward_as(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
     """Within this block, the module's forward is another."""
     before = module.__dict__.get("forward")
     module.__dict__["forward"] = forward
@@ -95,9 +96,14 @@ def is_patched(*kinds: type[nn.Module]) -> bool:
     )
 
 
-def _is_torchs_own(function: Callable, kind: type) -> bool:
+def _is_torchs_own(function: Callable[..., object], kind: type) -> bool:
     code = getattr(function, "__code__", None)
     return code is not None and code.co_filename == sys.modules[kind.__module__].__file__
+
+
+def parametrizations_of(owner: nn.Module) -> nn.ModuleDict:
+    """Those of a module that `is_parametrized`."""
+    return cast(nn.ModuleDict, owner.parametrizations)
 
 
 Versions = list[tuple[Tensor, int]]
@@ -108,7 +114,7 @@ def buffer_versions(modules: Sequence[nn.Module]) -> Versions:
 
     Not those behind a parametrisation (spectral norm's vectors): its weight is computed once and pinned.
     """
-    behind = {id(m) for owner in modules if is_parametrized(owner) for m in owner.parametrizations.modules()}
+    behind = {id(m) for owner in modules if is_parametrized(owner) for m in parametrizations_of(owner).modules()}
     return [(b, b._version) for m in modules if id(m) not in behind for b in m._buffers.values() if b is not None]
 
 
@@ -131,7 +137,7 @@ def in_modes(modes: Sequence[tuple[nn.Module, bool]]) -> Iterator[None]:
 
 
 @contextmanager
-def pinned(*functions: Callable) -> Iterator[tuple[Tensor, ...]]:
+def pinned(*functions: Callable[..., object]) -> Iterator[tuple[Tensor, ...]]:
     """Within this block, parametrised weights (spectral norm, weight norm, …) are computed once.
 
     A parametrisation such as ``torch.nn.utils.parametrizations.spectral_norm`` computes its weight anew whenever it
@@ -156,17 +162,17 @@ def pinned_to(modules: Sequence[nn.Module], weights: tuple[Tensor, ...]) -> Iter
     """Within this block, the modules' parametrised tensors are these (from `effective_weights`)."""
     with ExitStack() as stack:
         for (owner, name), weight in zip(_parametrized(modules), weights, strict=True):
-            stack.enter_context(_fixed(owner.parametrizations[name], weight))
+            stack.enter_context(_fixed(parametrizations_of(owner)[name], weight))
         yield
 
 
 def _parametrized(modules: Sequence[nn.Module]) -> list[tuple[nn.Module, str]]:
-    return [(m, name) for m in modules if is_parametrized(m) for name in m.parametrizations]
+    return [(m, name) for m in modules if is_parametrized(m) for name in parametrizations_of(m)]
 
 
 def own_parameters(modules: Sequence[nn.Module]) -> list[Tensor]:
     """The modules' parameters that require grad, once each; not those behind a parametrisation."""
-    behind = {id(p) for m in modules if is_parametrized(m) for p in m.parametrizations.parameters()}
+    behind = {id(p) for m in modules if is_parametrized(m) for p in parametrizations_of(m).parameters()}
     found = {id(p): p for m in modules for p in m._parameters.values() if p is not None and p.requires_grad}
     return [p for key, p in found.items() if key not in behind]
 
@@ -185,12 +191,12 @@ def _fixed(parametrization: nn.Module, weight: Tensor) -> AbstractContextManager
     return _forward_as(parametrization, pinned_weight)
 
 
-def _takes_any_rows(potential: Callable) -> bool:
+def _takes_any_rows(potential: Callable[..., Tensor]) -> bool:
     """False where rows after the first few alone would be taken for these (a condition's)."""
     return getattr(potential, "takes_any_rows", True)
 
 
-def probe_potential(layer: str, potential: Callable, x: Tensor) -> None:
+def probe_potential(layer: str, potential: Callable[..., Tensor], x: Tensor) -> None:
     """Evaluates a potential on x and on the two halves of x: raises ValueError if it is random or mixes samples.
 
     For plain callables, whose modules cannot be inspected (``check_potential=True``). Costs three evaluations.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,17 @@ from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_m
 from .._slow_paths import note_slow_path
 from .contents import Contents, contents_of
 from .graph import Ancestry
-from .modules import buffer_versions, changed, effective_weights, in_modes, own_parameters, pinned_to, refusing, unfit
+from .modules import (
+    buffer_versions,
+    changed,
+    effective_weights,
+    in_modes,
+    own_parameters,
+    parametrizations_of,
+    pinned_to,
+    refusing,
+    unfit,
+)
 
 
 class Surroundings:
@@ -33,7 +44,7 @@ class Surroundings:
     """
 
     def __init__(
-        self, layer: str, functions: dict[str, Callable], device: torch.device, differentiable: bool = True
+        self, layer: str, functions: dict[str, Callable[..., Tensor]], device: torch.device, differentiable: bool = True
     ) -> None:
         self._layer = layer
         self.contents = {name: contents_of(function) for name, function in functions.items()}
@@ -96,7 +107,7 @@ class Surroundings:
 
 def _put_in(modules: Sequence[nn.Module]) -> list[Tensor]:
     """Tensors in the place of parameters and buffers that were computed from others (`functional_call`)."""
-    behind = {id(m) for owner in modules if is_parametrized(owner) for m in owner.parametrizations.modules()}
+    behind = {id(m) for owner in modules if is_parametrized(owner) for m in parametrizations_of(owner).modules()}
     parts = [part for m in modules if id(m) not in behind for part in (m._parameters, m._buffers)]
     tensors = {id(t): t for part in parts for t in part.values() if t is not None}
     return [t for t in tensors.values() if t.requires_grad and not t.is_leaf]
@@ -107,7 +118,7 @@ def _is_frozen(parameter: Tensor) -> bool:
 
 
 @contextmanager
-def _with_parts(parts: Sequence[tuple[dict, dict]]) -> Iterator[None]:
+def _with_parts(parts: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> Iterator[None]:
     """Within this block, these dictionaries of modules have these contents."""
     other = [(part, dict(part), then) for part, then in parts if not _is_same(part, then)]
     try:
@@ -121,11 +132,11 @@ def _with_parts(parts: Sequence[tuple[dict, dict]]) -> Iterator[None]:
             part.update(now)
 
 
-def _is_same(part: dict, then: dict) -> bool:
+def _is_same(part: dict[str, Any], then: dict[str, Any]) -> bool:
     return len(part) == len(then) and all(part.get(name) is value for name, value in then.items())
 
 
-def _settings() -> tuple:
+def _settings() -> tuple[Any, ...]:
     """Torch's settings that decide what a function computes: attention's backends, the default dtype."""
     cuda = torch.backends.cuda
     return (
@@ -134,7 +145,7 @@ def _settings() -> tuple:
     )  # fmt: skip
 
 
-def _set(settings: tuple) -> None:
+def _set(settings: Sequence[Any]) -> None:
     cuda = torch.backends.cuda
     flash, mem_efficient, math, cudnn, dtype = settings
     cuda.enable_flash_sdp(flash)
@@ -145,7 +156,7 @@ def _set(settings: tuple) -> None:
 
 
 @contextmanager
-def _put(put: Callable[[Sequence], None], now: Sequence, then: Sequence) -> Iterator[None]:
+def _put(put: Callable[[Sequence[Any]], None], now: Sequence[Any], then: Sequence[Any]) -> Iterator[None]:
     """Within this block it is as it was then, if it is not so anyway."""
     if len(now) == len(then) and all(a is b or a == b for a, b in zip(now, then, strict=True)):
         yield
@@ -157,7 +168,7 @@ def _put(put: Callable[[Sequence], None], now: Sequence, then: Sequence) -> Iter
         put(now)
 
 
-def _stack_up(modes: Sequence) -> None:
+def _stack_up(modes: Sequence[Any]) -> None:
     """Makes these torch's function modes (`with torch.device(...)` is one), and no others."""
     for _ in _get_current_function_mode_stack():
         _pop_mode()
@@ -196,7 +207,8 @@ class Draws:
         before = self._state()
         yield
         after = self._state()
-        if any(a is not None and not torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+        pairs = zip(before, after, strict=True)
+        if any(a is not None and b is not None and not torch.equal(a, b) for a, b in pairs):
             self._before[key] = before
 
     @contextmanager

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .._record import Record
-from ..programs import Program
+from ..programs import Kept, Program
 from .agreement import Checksum, Dependence, OtherGradient
-from .autograd import AutogradField, Evaluation, FirstValue, Keep, NotPiecewiseLinear, note_no_time_batch
+from .autograd import AutogradField, Evaluation, FirstValue, Keep
 from .memory import memory_budget
 from .surroundings import Draws, Inputs, Surroundings, is_observed
 
 GradientMode = Literal["full", "truncated", "stopped"]
+Memory = Literal["graph", "masks", "states", "reversible"]
 
 # Autograd saves for ∇f (a graph of f and of its gradient) about this many times what it saves for f.
 _GRAPH_OF_GRADIENT = 3
@@ -36,12 +36,12 @@ class Plan:
         has chosen).
     field: who evaluates ∇f (``"autograd"``; ``"program"``: the same functions one by one, for piecewise-linear
         potentials made of known ones; ``"mlp"``: fused kernels).
-    piecewise_linear: the adjoint runs without network calls, with one time-batched mixed derivative.
+    piecewise_linear: the adjoint runs without network calls, with one time-batched mixed derivative ("program", "mlp").
     captured: name of the autograd node of a non-leaf tensor that the potential captured, or None.
     chunk_rows: rows per evaluation of the time-batched mixed derivative.
     """
 
-    memory: Literal["graph", "masks", "states", "reversible"]
+    memory: Memory
     field: str = "autograd"
     piecewise_linear: bool = False
     captured: str | None = None
@@ -55,25 +55,27 @@ def kept_per_gradient(first: FirstValue, memory: str = "graph") -> int:
         return bits if memory == "masks" else bits + first.program.delta_bytes * len(first.x)
     if memory == "masks":
         return 0
-    if first.facts.piecewise_linear and first.facts.kinks is not None:
-        return sum(k.numel() * k.element_size() for k in first.facts.kinks)
     return first.graph_bytes * _GRAPH_OF_GRADIENT
 
 
-def choose_plan(first: FirstValue, memory: str, n_kicks: int) -> Plan:
+def choose_plan(first: FirstValue, memory: Memory | Literal["auto"], n_kicks: int) -> Plan:
     """The plan for `memory` in {"graph", "masks", "states", "reversible", "auto"}, from the evaluation at x⁰."""
     # A piecewise-linear f, too, goes step by step where nothing is to be kept of the steps.
-    linear = first.facts.piecewise_linear and memory != "reversible"
+    linear = first.program is not None and memory != "reversible"
+    chosen: Memory
     if memory == "auto":
         budget = memory_budget(first.x.device)
-        fitting = (m for m in ("graph", "masks") if kept_per_gradient(first, m) * n_kicks <= budget)
-        memory = next(fitting, "states")
-    if memory == "masks" and first.program is None:
-        memory = "states"
+        tried: tuple[Memory, ...] = ("graph", "masks")
+        fitting = (m for m in tried if kept_per_gradient(first, m) * n_kicks <= budget)
+        chosen = next(fitting, "states")
+    else:
+        chosen = memory
+    if chosen == "masks" and first.program is None:
+        chosen = "states"
     batch = max(first.x.shape[0], 1)
     bytes_per_row = max(first.graph_bytes // batch, 1)
     chunk_rows = max(_CHUNK_BYTES.get(first.x.device.type, 64 << 20) // bytes_per_row, 1)
-    return Plan(memory, "autograd" if first.program is None else "program", linear, first.facts.captured, chunk_rows)
+    return Plan(chosen, "autograd" if first.program is None else "program", linear, first.facts.captured, chunk_rows)
 
 
 class GradientSide:
@@ -120,31 +122,21 @@ class GradientSide:
         self._surroundings = surroundings
         self._draws = draws
         self._program = program
-        self._programmed = 0 if program is None else n_kicks  # evaluations before this one are the program's
-        self._found: Checksum | None = None if self._keeps_all else Checksum()
+        # Evaluations before this one are the program's. If f is another at a later step (control flow that depends on
+        # x), they are autograd's from there on.
+        self._programmed = 0 if program is None else n_kicks
+        self._found = Checksum()  # of what the backward pass evaluates again, if anything
         self._tapes: list[Evaluation | None] = [None] * n_kicks
         self._grads: list[Tensor] = []
-        self._bends = False  # a step was found at which f is not piecewise linear after all
         self._begin_backward()
 
-    # What an evaluation has to keep.
-    @property
-    def keeps_grads(self) -> bool:
+    def _keeps_grad(self, t: int) -> bool:
         """Whether ∇f(x_t) is saved with the states, because the adjoint does not evaluate it again."""
-        return self.plan.piecewise_linear or (self._mode == "stopped" and self.plan.memory != "reversible")
-
-    @property
-    def _keeps_all(self) -> bool:
-        """Whether the backward pass evaluates no gradient again that it does not compare with one that was kept."""
-        return self.keeps_grads or self.plan.memory == "graph"
+        return self.plan.memory != "reversible" and (t < self._programmed or self._mode == "stopped")
 
     @property
     def _keeps_graph(self) -> bool:
-        return not self.keeps_grads and self.plan.memory == "graph"
-
-    @property
-    def _keeps_kinks(self) -> bool:
-        return keeps_kinks(self.plan, self._mode, self.inputs.tensors)
+        return self._mode != "stopped" and self.plan.memory == "graph" and not self.plan.piecewise_linear
 
     # Forward.
     def grad(self, t: int, x: Tensor) -> Tensor:
@@ -155,19 +147,19 @@ class GradientSide:
             with self._draws.recorded(t):
                 evaluation = self._evaluate(t, x)
             self._surroundings.refuse_changed_buffers()
-        if self._found is not None:
-            self._found.add(t, evaluation.grad)
-        if self._keeps_graph or self._keeps_kinks or evaluation.kept is not None:
-            self._tapes[t] = evaluation
-        if self.keeps_grads:
+        if self._keeps_grad(t):
             self._grads.append(evaluation.grad)
+        elif not self._keeps_graph:
+            self._found.add(t, evaluation.grad)
+        if self._keeps_graph or evaluation.kept is not None:
+            self._tapes[t] = evaluation
         whole = self._field.whole(evaluation.grad, x)
         if self.record is not None:
             self.record.evaluated(x, self._field.whole_value(evaluation.value, x), whole)
         return whole
 
     def _evaluate(self, t: int, x: Tensor) -> Evaluation:
-        if t < self._programmed:
+        if self._program is not None and t < self._programmed:
             with self._draws.undone() as undo:
                 found = self._field.evaluate_by(
                     self._program, x, what_is_kept(self.plan, self._mode, self.inputs.tensors)
@@ -176,18 +168,9 @@ class GradientSide:
                     return found
                 undo()
             self._programmed = t
-        # Where the backward pass evaluates nothing again, only here can it be seen that f bends at a later step.
-        unseen = self.plan.piecewise_linear and not self.inputs.tensors and self._mode != "stopped"
         # To the last bit the same as in the backward pass only if it is made in the same way, graph and all.
         with_graph = self._keeps_graph or self.plan.memory == "reversible"
-        try:
-            return self._field.evaluate(
-                x, keep_graph=with_graph, keep_kinks=self._keeps_kinks, check_linear=unseen,
-                dependence=self._dependence if with_graph else None,
-            )  # fmt: skip
-        except NotPiecewiseLinear:  # the backward pass will go step by step
-            self._bends = True
-            return self._field.evaluate(x)
+        return self._field.evaluate(x, keep_graph=with_graph, dependence=self._dependence if with_graph else None)
 
     def end_forward(self) -> list[Tensor]:
         """∇f(x_t) that the backward pass will need and that are not evaluated again, to be saved with the states."""
@@ -197,13 +180,14 @@ class GradientSide:
     # Backward.
     def _begin_backward(self) -> None:
         self._total = Sum(len(self.inputs.tensors))
-        self._cotangents: list[tuple[int, Tensor, Tensor]] = []
+        self._cotangents: list[tuple[Tensor, Tensor, Tensor, Kept | None]] = []
         self._found_again = Checksum()
         self._dependence: Dependence | None = None  # of gradients that nobody wants
         if self._mode == "full":
             self._dependence = Dependence(self._field.layer, "potential", self.inputs, self._surroundings.frozen)
+            if self._program is not None and self._programmed:
+                self._dependence.note([], used={id(t) for t in self._program.constants})
         self._retain = True
-        self._alone = False  # whether several steps cannot be taken at once
         self._current: Evaluation | None = None
 
     @contextlib.contextmanager
@@ -226,23 +210,20 @@ class GradientSide:
         return self._field.whole(self._recall(t, x), x)
 
     def _recall(self, t: int, x: Tensor) -> Tensor:
-        if self.keeps_grads:
+        self._current = None
+        if self._keeps_grad(t):
             return self._grads[t]
-        if self._tapes[t] is not None:
-            return self._tapes[t].grad
+        if (tape := self._tapes[t]) is not None:
+            return tape.grad
         with self._draws.repeated(t):
-            self._current = self._again_by_program(t, x)
+            # As the program found it, with what the mixed derivative wants of a step.
+            if self._program is not None and t < self._programmed:
+                wanted: Keep = "deltas" if self._mode == "full" and self.inputs.tensors else "bits"
+                self._current = self._field.evaluate_by(self._program, x, wanted)
             if self._current is None:
                 self._current = self._field.evaluate(x, keep_graph=True, dependence=self._dependence)
         self._found_again.add(t, self._current.grad, want_size=False)
         return self._current.grad
-
-    def _again_by_program(self, t: int, x: Tensor) -> Evaluation | None:
-        """∇f(x_t) of a "reversible" plan as the program found it, with what the mixed derivative wants of a step."""
-        if t >= self._programmed or self.plan.memory != "reversible":
-            return None
-        wanted = "deltas" if self._mode == "full" and self.inputs.tensors else "bits"
-        return self._field.evaluate_by(self._program, x, wanted)
 
     def pull(self, t: int, x: Tensor, u: Tensor, want_x: bool) -> Tensor | None:
         """Takes u, the cotangent of ∇f(x_t), rows [B, D]; returns H u or None."""
@@ -253,104 +234,50 @@ class GradientSide:
 
     def _pull(self, t: int, x: Tensor, u: Tensor, want_x: bool) -> Tensor | None:
         """The same of the potential's own part."""
-        if self.plan.piecewise_linear:
-            if self._bends:
-                raise NotPiecewiseLinear
+        if not want_x and not self.inputs.tensors:
+            return None
+        tape, current = self._tapes[t], self._current
+        evaluation, self._current = tape or current, None
+        retain = tape is not None and self._retain
+        if not retain:
+            self._tapes[t] = None
+        if t < self._programmed and (evaluation is None or evaluation.kept is not None):  # piecewise linear: H u = 0
             if self.inputs.tensors:
-                self._cotangents.append((t, x, u))
+                kept = None if evaluation is None else evaluation.kept
+                grad = self._grads[t] if self._keeps_grad(t) or evaluation is None else evaluation.grad
+                self._cotangents.append((x, u, grad, kept))
                 if len(self._cotangents) == self._steps_at_once(len(x)):
                     self._add_mixed()
             return None
-        if not want_x and not self.inputs.tensors:
-            return None
-        tape = self._tapes[t]
-        evaluation = tape or self._current
-        if evaluation.kept is not None:  # the program's, of a "reversible" plan: piecewise linear, so that H u = 0
-            self._current = None
-            if self.inputs.tensors:
-                self._total.add(self._mixed_by_program(t, x, u, evaluation))
-            return None
-        retain = tape is not None and self._retain
+        assert evaluation is not None  # recalled
         hessian_u, derivatives = self._field.vjp(evaluation, u, self.inputs.tensors, want_x, retain)
-        self._current = None
-        if not retain:
-            self._tapes[t] = None
         self._total.add(derivatives)
         return hessian_u
 
-    def _mixed_by_program(self, t: int, x: Tensor, u: Tensor, evaluation: Evaluation) -> Sequence[Tensor | None]:
-        kept, grads = [evaluation.kept], evaluation.grad
-        found = self._field.mixed_by(self._program, x, u, self._dependence, kept, grads)
-        if found is None:
-            again = functools.partial(self._draws.repeated, t)
-            found = self._field.mixed(x, u, self._dependence, None, grads, again)
-        return found
-
     def _steps_at_once(self, rows: int) -> int:
-        return 1 if self._draws or self._alone else max(self.plan.chunk_rows // max(rows, 1), 1)
+        return 1 if self.plan.memory == "reversible" else max(self.plan.chunk_rows // max(rows, 1), 1)
 
     def _add_mixed(self) -> None:
-        """Adds the mixed derivative of the steps since it was last taken."""
-        try:
-            derivatives = self._mixed(len(self._cotangents))
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, TypeError, IndexError) as why:
-            if len(self._cotangents) == 1:
-                raise
-            derivatives = self._mixed(1)
-            self._alone = True
-            note_no_time_batch(self._field.potential, why)
-        self._total.add(derivatives)
-        if not self._retain:
-            for t, _, _ in self._cotangents:
-                self._tapes[t] = None
+        """Adds the mixed derivative of the program's steps since it was last taken."""
+        if not self._cotangents:
+            return
+        assert self._program is not None
+        x, u, grads, kept = zip(*self._cotangents, strict=True)
         self._cotangents = []
+        there = [k for k in kept if k is not None]  # all of them, unless an earlier pass came as far as here
+        there = there if len(there) == len(x) else []
+        mixed = self._field.mixed_by(self._program, _batch(x), _batch(u), self.inputs.tensors, there, _batch(grads))
+        self._total.add(mixed)
 
     def finish(self) -> list[Tensor | None]:
         """Derivatives for `inputs`."""
-        if self._cotangents:
-            self._add_mixed()
-        if self.plan.piecewise_linear and self.inputs.tensors:
-            self._dependence.check()
+        self._add_mixed()
         found = self.inputs.derivatives(self._field.layer, self._total.terms)
-        if self._found is not None:
+        if self._found:
             self._found.compare(self._found_again, OtherGradient(self._field.layer))
             if self._dependence is not None:
                 self._dependence.check()
         return found
-
-    def as_smooth(self) -> None:
-        """From now on, Hessian-vector products step by step, on evaluations made in the backward pass."""
-        self.plan = replace(self.plan, piecewise_linear=False, memory="states")
-        self._found = Checksum()
-        for t, grad in enumerate(self._grads):
-            self._found.add(t, grad)
-        self._tapes = [None] * self._n_kicks
-        self._programmed = 0
-        self._begin_backward()
-
-    def _mixed(self, steps: int) -> list[Tensor | None]:
-        """The mixed derivative of the steps at hand, `steps` of them at once."""
-        totals = Sum(len(self.inputs.tensors))
-        for start in range(0, len(self._cotangents), steps):
-            totals.add(self._mixed_of(self._cotangents[start : start + steps]))
-        return totals.terms
-
-    def _mixed_of(self, part: Sequence[tuple[int, Tensor, Tensor]]) -> Sequence[Tensor | None]:
-        tapes = [self._tapes[t] for t, _, _ in part]
-        x, u = _batch([x for _, x, _ in part]), _batch([u for _, _, u in part])
-        grads = _batch([self._grads[t] for t, _, _ in part])
-        if all(t < self._programmed for t, _, _ in part):
-            kept = [tape.kept for tape in tapes if tape is not None]
-            found = self._field.mixed_by(self._program, x, u, self._dependence, kept, grads)
-            if found is not None:
-                return found
-        kinks = None
-        if all(tape is not None and tape.kinks is not None for tape in tapes):
-            kinks = [_batch(kink) for kink in zip(*(tape.kinks for tape in tapes), strict=True)]
-        again = functools.partial(self._draws.repeated, part[0][0])  # which are of one step where anything is drawn
-        return self._field.mixed(x, u, self._dependence, kinks, grads, again)
 
 
 def _batch(steps: Sequence[Tensor]) -> Tensor:
@@ -368,12 +295,12 @@ class Sum:
         for i, derivative in enumerate(derivatives):
             if derivative is None:
                 continue
-            if self.terms[i] is None:
+            if (term := self.terms[i]) is None:
                 self.terms[i] = derivative
             elif self._owned[i]:
-                self.terms[i].add_(derivative)
+                term.add_(derivative)
             else:
-                self.terms[i], self._owned[i] = self.terms[i] + derivative, True
+                self.terms[i], self._owned[i] = term + derivative, True
 
 
 def refuse_observed(layer: str, inputs: Inputs) -> None:
@@ -390,9 +317,5 @@ def what_is_kept(plan: Plan, mode: str, inputs: Sequence[Tensor]) -> Keep:
     """What a program's evaluations keep for the mixed derivative."""
     if mode != "full" or not inputs:
         return "nothing"
-    return {"graph": "deltas", "masks": "bits"}.get(plan.memory, "nothing")
-
-
-def keeps_kinks(plan: Plan, mode: str, inputs: Sequence[Tensor]) -> bool:
-    """The values of kinks are kept when the mixed derivative will want them and memory allows it."""
-    return plan.piecewise_linear and plan.memory == "graph" and mode == "full" and bool(inputs)
+    by_memory: dict[str, Keep] = {"graph": "deltas", "masks": "bits"}
+    return by_memory.get(plan.memory, "nothing")

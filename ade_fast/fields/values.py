@@ -14,18 +14,22 @@ from .affine import why_whole
 from .mlp import Base, MLPField
 
 
-def fused_value(potential: Callable, x: Tensor) -> Tensor | None:
+def fused_value(potential: Callable[..., Tensor], x: Tensor) -> Tensor | None:
     """f(x), [B], from one operator; None where there is none for this potential and x [B, *event]."""
     found = _fused(potential, x, want_grad=False)
     return None if found is None else found[0]
 
 
-def fused_value_and_grad(potential: Callable, x: Tensor) -> tuple[Tensor, Tensor] | None:
+def fused_value_and_grad(potential: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor] | None:
     """(f(x) [B], ∇f(x) [B, *event]) from one operator, both differentiable once; or None."""
-    return _fused(potential, x, want_grad=True)
+    found = _fused(potential, x, want_grad=True)
+    if found is None:
+        return None
+    value, grad = found
+    return value, grad
 
 
-def fused_weighted_value(potential: Callable, x: Tensor, factor: Tensor) -> Tensor | None:
+def fused_weighted_value(potential: Callable[..., Tensor], x: Tensor, factor: Tensor) -> Tensor | None:
     """Σ factor f(x), a scalar, with its derivatives from the same evaluation; factor [B], a constant. Or None."""
     found = fused_sum(potential, x)
     if found is None or x.device.type != "cpu":
@@ -43,25 +47,35 @@ class FusedSum(NamedTuple):
     normaliser: Tensor | None
 
 
-def fused_sum(potential: Callable, x: Tensor) -> FusedSum | None:
+def fused_sum(potential: Callable[..., Tensor], x: Tensor) -> FusedSum | None:
     """A potential as the operators take it at x [B, *event], or None where they do not know it."""
-    whole = potential
-    if type(whole) is WithBase:
-        if why_whole(whole) is not None:
-            return None
+    found = fused_sum_or_why(potential, x)
+    return None if isinstance(found, str) else found
+
+
+def fused_sum_or_why(potential: Callable[..., Tensor], x: Tensor) -> FusedSum | str:
+    """The same, or the reason why they do not know it."""
+    whole = potential if type(potential) is WithBase else None
+    if whole is not None:
+        if (why := why_whole(whole)) is not None:
+            return why
         potential = whole.potential
     field = MLPField.match(potential)
-    if isinstance(field, str) or tuple(x.shape[1:]) != (field.spec.dim,) or field.refuses(x) is not None:
-        return None
+    if isinstance(field, str):
+        return field
+    if tuple(x.shape[1:]) != (field.spec.dim,):
+        return f"its events have shape {tuple(x.shape[1:])}, and the potential takes {field.spec.dim} numbers"
+    if (why := field.refuses(x)) is not None:
+        return why
     if not in_reverse_mode_alone():
-        return None  # transforms that do not see through the operators
-    if whole is potential:
+        return "a transform of torch.func or forward mode is on, which does not see through the operators"
+    if whole is None:
         return FusedSum(field, None, None)
     pull, centre, normaliser = whole.precision(x.shape[1:], x.dtype)
     return FusedSum(field, (pull, centre), normaliser)
 
 
-def _fused(potential: Callable, x: Tensor, want_grad: bool) -> tuple[Tensor, ...] | None:
+def _fused(potential: Callable[..., Tensor], x: Tensor, want_grad: bool) -> tuple[Tensor, ...] | None:
     found = fused_sum(potential, x)
     if found is None:
         return None

@@ -1,6 +1,5 @@
 """Piecewise-linear potentials as lists of linear steps and kinks, followed through whatever functions they call."""
 
 from .program import Kept, Program, Watch
-from .tangent import tangent
 
-__all__ = ["Kept", "Program", "Watch", "tangent"]
+__all__ = ["Kept", "Program", "Watch"]

@@ -7,13 +7,13 @@ largest entry within its window.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .following import Following, Unsupported, slope_of
+from .following import Arguments, Following, Function, Keywords, Unsupported, slope_of
 from .kinks import bend, bent_, bits_of
 from .linear_steps import Step, each
 
@@ -27,7 +27,13 @@ class Kink(Step):
     is_own = True
 
     def __init__(
-        self, follow: Following, func: Callable, args: tuple, kwargs: dict, result: Tensor, memory: torch.memory_format
+        self,
+        follow: Following,
+        func: Function,
+        args: Arguments,
+        kwargs: Keywords,
+        result: Tensor,
+        memory: torch.memory_format,
     ) -> None:
         super().__init__(follow, func, args, kwargs, result)
         self._memory = memory
@@ -61,7 +67,13 @@ class Rectifier(Kink):
     """ReLU and leaky ReLU."""
 
     def __init__(
-        self, follow: Following, func: Callable, args: tuple, kwargs: dict, result: Tensor, memory: torch.memory_format
+        self,
+        follow: Following,
+        func: Function,
+        args: Arguments,
+        kwargs: Keywords,
+        result: Tensor,
+        memory: torch.memory_format,
     ) -> None:
         super().__init__(follow, func, args, kwargs, result, memory)
         self._slope = slope_of(func, args, kwargs)
@@ -97,7 +109,13 @@ class MaxPool(Kink):
     that autograd would save, and back a scatter."""
 
     def __init__(
-        self, follow: Following, func: Callable, args: tuple, kwargs: dict, result: Tensor, memory: torch.memory_format
+        self,
+        follow: Following,
+        func: Function,
+        args: Arguments,
+        kwargs: Keywords,
+        result: Tensor,
+        memory: torch.memory_format,
     ) -> None:
         super().__init__(follow, func, args, kwargs, result, memory)
         n = 1 if func in _IN_ONE_DIMENSION else 2

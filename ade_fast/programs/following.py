@@ -9,6 +9,7 @@ once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import TensorWeakRef
 
 T = torch.Tensor
+# A call of torch's.
+Function = Callable[..., Any]
+Arguments = tuple[Any, ...]
+Keywords = dict[str, Any]
 
 # f(x, W, b): linear in x, bias last. Maps the function to the bias's position.
 AFFINE = {
@@ -63,9 +68,6 @@ class Following(TorchFunctionMode):
 
     Args:
         x: what is followed, [N, *event].
-
-    Attributes:
-        used: every other tensor that a function was called with, by its id.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -75,10 +77,9 @@ class Following(TorchFunctionMode):
         self._n_values = 0
         self._rows = x.shape[0]
         self._hooks = _saving_hooks()
-        self.used: dict[int, Tensor] = {}
         self._follow(x)
 
-    def apply(self, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+    def apply(self, func: Function, args: Arguments, kwargs: Keywords) -> Tensor:
         """The result of a call that passed the checks."""
         raise NotImplementedError
 
@@ -98,16 +99,12 @@ class Following(TorchFunctionMode):
     def depends(self, value: object) -> bool:
         return self.number_of(value) is not None
 
-    def __torch_function__(self, func: Callable, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Function, types: Any, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> Any:
         kwargs = kwargs or {}
-        involved = False
-        for value in (*args, *kwargs.values()):
-            for tensor in value if isinstance(value, (list, tuple)) else (value,):
-                if self.depends(tensor):
-                    involved = True
-                elif isinstance(tensor, Tensor):
-                    self.used[id(tensor)] = tensor
-        if not involved:
+        values = (v if isinstance(v, (list, tuple)) else (v,) for v in (*args, *kwargs.values()))
+        if not any(self.depends(tensor) for value in values for tensor in value):
             return self.apart(func, args, kwargs)
         if func in QUERIES or getattr(func, "__name__", "") == "__get__":
             result = func(*args, **kwargs)
@@ -127,12 +124,12 @@ class Following(TorchFunctionMode):
         self._follow(result)
         return result
 
-    def apart(self, func: Callable, args: tuple, kwargs: dict) -> object:
+    def apart(self, func: Function, args: Arguments, kwargs: Keywords) -> object:
         """The result of a call with nothing in it that depends on x."""
         return func(*args, **kwargs)
 
 
-def _check(func: Callable, args: tuple, kwargs: dict, depends: Callable[[object], bool]) -> None:
+def _check(func: Function, args: Arguments, kwargs: Keywords, depends: Callable[[object], bool]) -> None:
     """Raises Unsupported at a call that is not known to be linear, ReLU-like or max pooling in what depends on x."""
     name = getattr(func, "__name__", str(func))
     if any(any(map(depends, v)) for v in kwargs.values() if isinstance(v, (list, tuple))):
@@ -165,7 +162,7 @@ def _check(func: Callable, args: tuple, kwargs: dict, depends: Callable[[object]
         raise Unsupported(name)
 
 
-def _refuse_batch_dim(func: Callable, args: tuple, kwargs: dict) -> None:
+def _refuse_batch_dim(func: Function, args: Arguments, kwargs: Keywords) -> None:
     """Dimension arguments must be given by position and must not be the batch's."""
     given = args[1:2] if func in FIRST_DIM_ONLY else args[1:]
     dims = [d for a in given for d in (a if isinstance(a, (list, tuple)) else (a,))]
@@ -174,21 +171,22 @@ def _refuse_batch_dim(func: Callable, args: tuple, kwargs: dict) -> None:
         raise Unsupported(f"{func.__name__} over the batch dimension")
 
 
-def slope_of(func: Callable, args: tuple, kwargs: dict) -> float:
+def slope_of(func: Function, args: Arguments, kwargs: Keywords) -> float:
     """The slope of a kink where its argument is negative."""
     if func in RELU:
         return 0.0
     return float(args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01))  # torch's default
 
 
-def is_inplace(func: Callable, args: tuple, kwargs: dict) -> bool:
+def is_inplace(func: Function, args: Arguments, kwargs: Keywords) -> bool:
     """Whether a kink is written over its argument."""
     at = INPLACE.get(func, len(args))
     return bool(kwargs.get("inplace", args[at] if len(args) > at else False))
 
 
-def concatenated_dim(args: tuple, kwargs: dict) -> int:
-    return kwargs.get("dim", args[1] if len(args) > 1 else 0)
+def concatenated_dim(args: Arguments, kwargs: Keywords) -> int:
+    given: Any = args[1] if len(args) > 1 else 0
+    return kwargs.get("dim", given)
 
 
 def _saving_hooks() -> object:

@@ -44,12 +44,12 @@ def _in_memory(t: Tensor) -> Tensor:
 
 
 def _register() -> None:
-    @torch.library.register_fake("ade_fast::kink_bend")
-    def fake_bend(z, out, slope):
+    @torch.library.register_fake("ade_fast::kink_bend")  # type: ignore[untyped-decorator]
+    def fake_bend(z: Tensor, out: Tensor, slope: float) -> Tensor:
         return z.new_empty((z.numel() + 7) // 8, dtype=torch.uint8)
 
-    @torch.library.register_fake("ade_fast::kink_slopes")
-    def fake_slopes(d, bits, out, slope):
+    @torch.library.register_fake("ade_fast::kink_slopes")  # type: ignore[untyped-decorator]
+    def fake_slopes(d: Tensor, bits: Tensor, out: Tensor, slope: float) -> None:
         return None
 
 

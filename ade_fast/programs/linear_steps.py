@@ -6,7 +6,8 @@ W x + b, has a product too: the derivative of ⟨δ, W u⟩ by W.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .._engine import derivatives
 from . import following
-from .following import Following, T, Unsupported, concatenated_dim
+from .following import Arguments, Following, Function, Keywords, T, Unsupported, concatenated_dim
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -31,23 +32,23 @@ class Step:
     the result. over_input: the result is the first argument itself, written to or not.
     """
 
-    weight: Tensor | None = None  # of an affine step, as the potential has it
+    weight: Tensor | None = None  # of an affine step, or a factor: as the potential has it
     is_fresh = True  # the result of a call is in memory of its own
     is_own = False  # so are those of tangent and transpose
 
-    def __init__(self, follow: Following, func: Callable, args: tuple, kwargs: dict, result: Tensor) -> None:
+    def __init__(self, follow: Following, func: Function, args: Arguments, kwargs: Keywords, result: Tensor) -> None:
         self.func = func
-        self._args, self._kwargs = args, kwargs
+        self._kwargs = kwargs
         found = [a for arg in args for a in (arg if isinstance(arg, (list, tuple)) else (arg,)) if follow.depends(a)]
-        self.inputs = tuple(follow.number_of(a) for a in found)
+        self.inputs = tuple([number for a in found if (number := follow.number_of(a)) is not None])
         self.events = [tuple(a.shape[1:]) for a in found]
         self.dtypes = [a.dtype for a in found]
         self.event, self.dtype = tuple(result.shape[1:]), result.dtype
         self.over_input = result is args[0]
-        self._args = _marked(args, follow)
+        self._args: Any = _marked(args, follow)
         self._versions = [(t, t._version) for t in _tensors((self._args, self._kwargs))]
 
-    def matches(self, func: Callable, args: tuple, kwargs: dict, follow: Following) -> bool:
+    def matches(self, func: Function, args: Arguments, kwargs: Keywords, follow: Following) -> bool:
         """Whether a call is this one again, with the same constants."""
         return (
             func is self.func
@@ -59,18 +60,24 @@ class Step:
     def constants(self) -> list[Tensor]:
         return [t for t, _ in self._versions]
 
-    def value(self, *x: Tensor) -> Tensor:
-        return self._call(x)
+    def value(self, x: Tensor, /, *others: Tensor) -> Tensor:
+        return self._call((x, *others))
 
-    def tangent(self, *u: Tensor) -> Tensor:
-        return self._call(u)
+    def tangent(self, u: Tensor, /, *others: Tensor) -> Tensor:
+        return self._call((u, *others))
+
+    def product(self, d: Tensor, u: Tensor) -> Tensor:
+        """The derivative of ⟨d, tangent(u)⟩ by the weight."""
+        raise NotImplementedError
 
     def transpose(self, d: Tensor) -> Sequence[Tensor]:
         """The cotangents of the inputs from the result's; they may be d itself."""
         u = d.new_empty((len(d), *self.events[0]), dtype=self.dtypes[0]).requires_grad_()
         with torch.enable_grad():
             result = self._call((u,))
-        return derivatives([result], [u], [d])
+        (back,) = derivatives([result], [u], [d])
+        assert back is not None  # linear in u
+        return (back,)
 
     def _call(self, values: Sequence[Tensor]) -> Tensor:
         given = iter(values)
@@ -96,7 +103,7 @@ def _marked(arg: object, follow: Following) -> object:
     return arg if number is None else _Input(number)
 
 
-def _filled(arg: object, values) -> object:
+def _filled(arg: object, values: Iterator[Tensor]) -> object:
     if isinstance(arg, tuple):
         return tuple([_filled(a, values) for a in arg])
     return next(values) if isinstance(arg, _Input) else arg
@@ -123,9 +130,10 @@ def _is_same(a: object, b: object) -> bool:
 class _Affine(Step):
     """w, b: weight and bias in the dtype that they take part in (autocast's), without their history."""
 
+    weight: Tensor
     is_own = True
 
-    def __init__(self, follow: Following, func: Callable, args: tuple, kwargs: dict, result: Tensor) -> None:
+    def __init__(self, follow: Following, func: Function, args: Arguments, kwargs: Keywords, result: Tensor) -> None:
         super().__init__(follow, func, args, kwargs, result)
         names = _TRANSPOSED if func in _TRANSPOSING else _CONV
         given = dict(zip(names[1:], args[1:], strict=False)) | kwargs
@@ -134,14 +142,19 @@ class _Affine(Step):
         self._w = self.weight.detach().to(self.dtype)
         self._b = None if bias is None else bias.detach().to(self.dtype)
 
-    def value(self, x: Tensor) -> Tensor:
+    def value(self, x: Tensor, /, *_: Tensor) -> Tensor:
         return self._of(x.to(self.dtype), self._b)
 
-    def tangent(self, u: Tensor) -> Tensor:
+    def tangent(self, u: Tensor, /, *_: Tensor) -> Tensor:
         return self._of(u.to(self.dtype), None)
 
+    def _of(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def _product(self, d: Tensor, u: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def product(self, d: Tensor, u: Tensor) -> Tensor:
-        """The derivative of ⟨d, tangent(u)⟩ by the weight."""
         return self._product(d, u.to(self.dtype)).to(self.weight.dtype)
 
 
@@ -160,7 +173,13 @@ class Convolution(_Affine):
     """memory: the order in memory that two-dimensional images are taken and given in."""
 
     def __init__(
-        self, follow: Following, func: Callable, args: tuple, kwargs: dict, result: Tensor, memory: torch.memory_format
+        self,
+        follow: Following,
+        func: Function,
+        args: Arguments,
+        kwargs: Keywords,
+        result: Tensor,
+        memory: torch.memory_format,
     ) -> None:
         super().__init__(follow, func, args, kwargs, result)
         n = self.weight.dim() - 2
@@ -195,20 +214,20 @@ class Convolution(_Affine):
 def each(numbers: object, n: int) -> list[int]:
     if isinstance(numbers, str):
         raise Unsupported("padding that is named")
-    numbers = list(numbers) if isinstance(numbers, (tuple, list)) else [numbers]
-    return numbers if len(numbers) == n else numbers * n
+    given: list[Any] = list(numbers) if isinstance(numbers, (tuple, list)) else [numbers]
+    return given if len(given) == n else given * n
 
 
 class Sum(Step):
-    def __init__(self, follow: Following, func: Callable, args: tuple, kwargs: dict, result: Tensor) -> None:
+    def __init__(self, follow: Following, func: Function, args: Arguments, kwargs: Keywords, result: Tensor) -> None:
         super().__init__(follow, func, args, kwargs, result)
-        alpha = kwargs.get("alpha", args[2] if len(args) > 2 else 1)
+        alpha: Any = kwargs.get("alpha", args[2] if len(args) > 2 else 1)
         signs = (-1, 1) if func is T.__rsub__ else (1, -alpha if func in _SUBTRACT else alpha)
         self._factors = [s for s, a in zip(signs, args, strict=False) if follow.depends(a)]
 
-    def tangent(self, *u: Tensor) -> Tensor:
-        first, *others = (t if factor == 1 else t * factor for t, factor in zip(u, self._factors, strict=True))
-        total = sum(others, start=first)
+    def tangent(self, u: Tensor, /, *others: Tensor) -> Tensor:
+        first, *more = (t if factor == 1 else t * factor for t, factor in zip((u, *others), self._factors, strict=True))
+        total = sum(more, start=first)
         return total.expand(len(total), *self.event).to(self.dtype)
 
     def transpose(self, d: Tensor) -> Sequence[Tensor]:
@@ -220,17 +239,21 @@ class Scale(Step):
 
     is_own = True
 
-    def __init__(self, follow: Following, func: Callable, args: tuple, kwargs: dict, result: Tensor) -> None:
+    def __init__(self, follow: Following, func: Function, args: Arguments, kwargs: Keywords, result: Tensor) -> None:
         super().__init__(follow, func, args, kwargs, result)
         self._by = args[1] if follow.depends(args[0]) else args[0]
         if isinstance(self._by, Tensor):
-            if self._by.requires_grad:
-                raise Unsupported("a factor that requires grad")
             if self._by.dim() > len(self.event) and self._by.shape[0] != 1:
                 raise Unsupported("a factor with a batch dimension")
+            self.weight = self._by
 
     def transpose(self, d: Tensor) -> Sequence[Tensor]:
         return (_summed(d / self._by if self.func in following.DIVISIONS else d * self._by, self.events[0]),)
+
+    def product(self, d: Tensor, u: Tensor) -> Tensor:
+        """The derivative of ⟨d, tangent(u)⟩ by the factor."""
+        found = -d * u / self._by.square() if self.func in following.DIVISIONS else d * u
+        return found.sum_to_size(self._by.shape).to(self._by.dtype)
 
 
 def _summed(d: Tensor, event: tuple[int, ...]) -> Tensor:
@@ -241,7 +264,7 @@ def _summed(d: Tensor, event: tuple[int, ...]) -> Tensor:
 class Same(Step):
     is_fresh = False
 
-    def value(self, x: Tensor) -> Tensor:
+    def value(self, x: Tensor, /, *_: Tensor) -> Tensor:
         return x if self.over_input else x.view_as(x)
 
     tangent = value
@@ -253,7 +276,7 @@ class Same(Step):
 class Reshape(Step):
     is_fresh = False
 
-    def value(self, x: Tensor) -> Tensor:
+    def value(self, x: Tensor, /, *_: Tensor) -> Tensor:
         return x if self.over_input else x.reshape(len(x), *self.event)
 
     tangent = value
@@ -281,7 +304,7 @@ class Pool(Step):
 
 
 class Concatenation(Step):
-    def __init__(self, follow: Following, func: Callable, args: tuple, kwargs: dict, result: Tensor) -> None:
+    def __init__(self, follow: Following, func: Function, args: Arguments, kwargs: Keywords, result: Tensor) -> None:
         super().__init__(follow, func, args, kwargs, result)
         if len(self.inputs) != len(args[0]):
             raise Unsupported("a concatenation with constants")

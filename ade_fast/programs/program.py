@@ -20,12 +20,13 @@ import collections
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .bends import Kink
-from .following import KINKS, Following, Unsupported, is_inplace
+from .following import KINKS, Arguments, Following, Function, Keywords, Unsupported, is_inplace
 from .linear_steps import Step
 from .steps import step_of
 
@@ -38,7 +39,7 @@ class Kept:
     grad, by these values' numbers, or None.
     """
 
-    bits: list[Tensor] = field(default_factory=list)
+    bits: Sequence[Tensor] = field(default_factory=list)
     deltas: dict[int, Tensor] | None = None
 
 
@@ -47,7 +48,7 @@ class Watch(Following):
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
-        self._memory = image_memory(x)
+        self._memory, self._device = image_memory(x), x.device
         self._steps: list[Step] = []
         self._results: list[Tensor] = []  # held, so that no other tensor gets their ids
         self._made: set[int] = set()
@@ -55,7 +56,9 @@ class Watch(Following):
         # A checkpoint around the layer runs it again, and wants to see the same evaluations.
         self._gave_up = len(x) == 0 or self._hooks is not None
 
-    def __torch_function__(self, func: Callable, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Function, types: Any, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> Any:
         if self._gave_up:
             return func(*args, **(kwargs or {}))
         try:
@@ -64,14 +67,14 @@ class Watch(Following):
             self._gave_up = True
             return func(*args, **(kwargs or {}))
 
-    def apart(self, func: Callable, args: tuple, kwargs: dict) -> object:
+    def apart(self, func: Function, args: Arguments, kwargs: Keywords) -> object:
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             self._made.add(id(result))
             self._results.append(result)
         return result
 
-    def apply(self, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+    def apply(self, func: Function, args: Arguments, kwargs: Keywords) -> Tensor:
         inplace = func in KINKS and is_inplace(func, args, kwargs)
         if inplace and not self._is_whole(self.number_of(args[0])):
             raise Unsupported("a kink that is written over a view")
@@ -85,9 +88,9 @@ class Watch(Following):
             self._gave_up = True
         return result
 
-    def _is_whole(self, number: int) -> bool:
+    def _is_whole(self, number: int | None) -> bool:
         """Whether a value has memory of its own, and no other value is in it."""
-        if number == 0 or not self._steps[number - 1].is_fresh:
+        if not number or not self._steps[number - 1].is_fresh:
             return False
         return not any(number in step.inputs and not step.is_fresh for step in self._steps)
 
@@ -99,7 +102,7 @@ class Watch(Following):
         """What leads to the result, if all of it is known."""
         if self._gave_up or not self._output:
             return None
-        return Program(self._steps, self._output)
+        return Program(self._steps, self._output, self._device)
 
 
 class _Run(Following):
@@ -114,7 +117,7 @@ class _Run(Following):
         self._at = 0
         self.bits: list[Tensor] = []
 
-    def apply(self, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+    def apply(self, func: Function, args: Arguments, kwargs: Keywords) -> Tensor:
         steps = self._program.steps
         if self._at == len(steps) or not steps[self._at].matches(func, args, kwargs, self):
             raise Unsupported("another call than at the first step")
@@ -141,8 +144,8 @@ class Program:
         constants: every tensor that takes part.
     """
 
-    def __init__(self, steps: list[Step], output: int) -> None:
-        self.steps, self.output = steps, output
+    def __init__(self, steps: list[Step], output: int, device: torch.device) -> None:
+        self.steps, self.output, self._device = steps, output, device
         self.kinks = [step for step in steps if isinstance(step, Kink)]
         self._trained = {n: s for n, s in enumerate(steps, 1) if s.weight is not None and s.weight.requires_grad}
         self.weights = list({id(s.weight): s.weight for s in self._trained.values()}.values())
@@ -167,9 +170,10 @@ class Program:
         if len(kinks) != len(self.kinks):
             return None
         masks = [kink.mask_of(saved) for kink, saved in zip(self.kinks, kinks, strict=True)]
-        return None if any(mask is None for mask in masks) else masks
+        found = [mask for mask in masks if mask is not None]
+        return found if len(found) == len(masks) else None
 
-    def evaluate(self, potential: Callable, x: Tensor) -> tuple[Tensor, list[Tensor]] | None:
+    def evaluate(self, potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, list[Tensor]] | None:
         """(f's result at x, the bits of its kinks); None if the potential does something else there."""
         mode = _Run(self, x)
         try:
@@ -200,7 +204,7 @@ class Program:
         deltas: dict[int, Tensor] = {}
         found: list[tuple[Tensor, bool] | None] = [None] * (len(self.steps) + 1)  # a cotangent, and whether it is ours
         last = self.steps[self.output - 1]
-        found[self.output] = torch.ones(rows, *last.event, dtype=last.dtype, device=bits[0].device), True
+        found[self.output] = torch.ones(rows, *last.event, dtype=last.dtype, device=self._device), True
         for number in range(len(self.steps), 0, -1):
             step, at = self.steps[number - 1], found[number]
             found[number] = None
@@ -208,7 +212,8 @@ class Program:
             if at is None:  # does not lead to the result
                 continue
             d, ours = at
-            if slopes is not None:
+            backs: Sequence[Tensor]
+            if slopes is not None and isinstance(step, Kink):
                 backs = (step.bent_back(d, slopes, ours),)
             else:
                 if keep and number in self._trained:
@@ -218,7 +223,9 @@ class Program:
                 there = found[source]
                 back = back.to(dtype)
                 found[source] = (back, step.is_own) if there is None else (there[0] + back, True)
-        return found[0][0], deltas if keep else None
+        start = found[0]
+        assert start is not None  # f depends on x
+        return start[0], deltas if keep else None
 
     def derivatives(self, kept: Sequence[Kept], u: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """(⟨∇f, u⟩ [N], its derivatives by the weights, by their ids) where evaluations left this, one after another.
@@ -226,9 +233,10 @@ class Program:
         u: [N, *event], the rows of all evaluations.
         """
         bits = iter(zip(*(k.bits for k in kept), strict=True))
-        deltas = [k.deltas for k in kept]
-        if deltas[0] is None:
-            deltas = [self.gradient(k.bits, len(u) // len(kept), keep=True)[1] for k in kept]
+        deltas = [k.deltas for k in kept if k.deltas is not None]
+        if not deltas:
+            again = [self.gradient(k.bits, len(u) // len(kept), keep=True)[1] for k in kept]
+            deltas = [d for d in again if d is not None]
         found: dict[int, Tensor] = {}
 
         def tangent(number: int, step: Step, values: list[Tensor], ours: bool) -> Tensor:
@@ -245,7 +253,7 @@ class Program:
     def _walk(self, x: Tensor, follow: Callable[[int, Step, list[Tensor], bool], Tensor]) -> Tensor:
         """What becomes of x, step by step: follow(number of the result, step, its inputs, whether a first input that is
         used nowhere else may be written to)."""
-        values: list[Tensor | None] = [x] + [None] * len(self.steps)
+        values: list[Any] = [x] + [None] * len(self.steps)  # tensors, as long as they are of use
         ours = [False] * len(values)
         for number, step in enumerate(self.steps, 1):
             given = [values[source] for source in step.inputs]

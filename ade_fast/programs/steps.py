@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from . import following
 from .bends import Kink, MaxPool, Rectifier
-from .following import Following, T
+from .following import Arguments, Following, Function, Keywords, T
 from .linear_steps import Concatenation, Convolution, Linear, Map, Pool, Reshape, Same, Scale, Step, Sum
 
 _SAME = {T.contiguous, T.clone}
-_LINEAR: list[tuple[set, type[Step]]] = [
+_LINEAR: list[tuple[Collection[object], type[Step]]] = [
     ({F.linear}, Linear),
     (following.ADDITIVE, Sum),
     (following.SCALING, Scale),
@@ -23,7 +23,7 @@ _LINEAR: list[tuple[set, type[Step]]] = [
     ({F.avg_pool2d}, Pool),
     ({torch.cat}, Concatenation),
 ]
-_IN_MEMORY: list[tuple[set, type[Convolution] | type[Kink]]] = [
+_IN_MEMORY: list[tuple[Collection[object], type[Convolution] | type[Kink]]] = [
     (following.AFFINE.keys() - {F.linear}, Convolution),
     (following.KINKS, Rectifier),
     (following.MAX_POOLS, MaxPool),
@@ -31,7 +31,12 @@ _IN_MEMORY: list[tuple[set, type[Convolution] | type[Kink]]] = [
 
 
 def step_of(
-    follow: Following, func: Callable, args: tuple, kwargs: dict, result: Tensor, memory: torch.memory_format
+    follow: Following,
+    func: Function,
+    args: Arguments,
+    kwargs: Keywords,
+    result: Tensor,
+    memory: torch.memory_format,
 ) -> Step:
     """The step that a call is which passed `Following`'s checks.
 
@@ -40,9 +45,9 @@ def step_of(
     Raises: Unsupported if there is none for it.
     """
     call = (follow, func, args, kwargs, result)
-    for functions, kind in _IN_MEMORY:
+    for functions, in_memory in _IN_MEMORY:
         if func in functions:
-            return kind(*call, memory)
+            return in_memory(*call, memory)
     for functions, kind in _LINEAR:
         if func in functions:
             return kind(*call)

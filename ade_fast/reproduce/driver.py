@@ -118,7 +118,7 @@ def _going_on() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        error.kept = None
+        vars(error)["kept"] = None
         raise
 
 

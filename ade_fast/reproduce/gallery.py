@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -45,7 +46,7 @@ def save(
     write_picture(figure, path)
 
 
-def cloud(ax, data: Tensor, samples: Tensor) -> None:
+def cloud(ax: Axes, data: Tensor, samples: Tensor) -> None:
     """Samples over the data, on a small axis without ticks."""
     points(data, samples, ax, within=window(data), size=0.6, legend=False)
     ax.set(xlabel="", ylabel="", xticks=[], yticks=[])

@@ -28,7 +28,7 @@ _LEAPFROG_STEPS, _STEP_SIZE = 3, 0.02
 # Of CD's HMC: a step size adapted by this rate to this acceptance.
 _CD_STEPS, _CD_ACCEPTANCE, _CD_RATE = 15, 0.65, 0.05
 
-Update = Callable[[Tensor], None]
+Update = Callable[[Tensor], object]
 
 
 def row(arguments: dict[str, Any], directory: Path, stem: str) -> dict[str, Any]:
@@ -89,6 +89,7 @@ def _contrastive_divergence(f: GaussianPotential, seed: int, updates: int) -> tu
 
     def loss_of(batch: Tensor) -> Tensor:
         end = chain.run(f, batch, generator=generator)
+        assert end.acceptance is not None  # each run is tested
         hmc.step_size.mul_(math.exp(_CD_RATE * (end.acceptance.item() - _CD_ACCEPTANCE)))
         return f(end.x).mean() - f(batch).mean()
 
@@ -112,7 +113,8 @@ def _adversarial(f: GaussianPotential, seed: int, updates: int) -> tuple[Update,
         grad_norm_clip=1.0,
     )
     generator = stream(seed, "gaussian sampler")
-    schedules = [CosineAnnealingLR(o, updates) for o in (model.potential_optimizer, model.sampler_optimizer)]
+    optimizers = [o for o in (model.potential_optimizer, model.sampler_optimizer) if o is not None]
+    schedules = [CosineAnnealingLR(o, updates) for o in optimizers]
     return lambda batch: model.step(batch, generator=generator), schedules
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -16,13 +16,13 @@ from ..training import Config, ConfigError, DivergenceError, TrainedModel, load,
 from ..training.directory import CHECKPOINT
 from ..training.files import write_atomically
 from ..training.loop import resolve_resumed
-from ..training.source import ToySource
+from ..training.source import Space, ToySource
 from ..training.streams import stream
 from .jobs import RUNS, SAMPLES
 from .scoring import POINTS, compare, grid, nll
 
 # Hamiltonian Monte Carlo from N(0, I) on a learned f, in its own coordinates: F.1's "vanilla HMC", without numbers.
-_HMC = {"n_steps": 10, "step_size": 0.05}
+_HMC_STEPS, _HMC_STEP_SIZE = 10, 0.05
 _HMC_TRANSITIONS = 100
 
 
@@ -35,6 +35,7 @@ def row(arguments: dict[str, Any], directory: Path, stem: str) -> dict[str, Any]
         (directory / SAMPLES / f"{stem}.npy").unlink(missing_ok=True)  # of an earlier run
         return {"diverged": str(error).partition(";")[0]}
     model = load(folder)
+    assert isinstance(model.space, Space)  # no images
     found: dict[str, Any] = {
         "chosen_update": summary.chosen_update,
         "validation_mmd2": summary.validation_mmd2,
@@ -67,12 +68,12 @@ def samples(model: TrainedModel, sampler: str) -> Tensor:
         return model.sample(POINTS, config.seed)
     if sampler == "hmc":
         start = torch.randn(POINTS, *model.event, generator=generator)
-        end = Leapfrog(**_HMC).chain(model.potential, start, _HMC_TRANSITIONS, generator=generator)
+        x = Leapfrog(_HMC_STEPS, _HMC_STEP_SIZE).chain(model.potential, start, _HMC_TRANSITIONS, generator=generator).x
     else:
         data = ToySource(config.data, standardise=config.standardise).draw(POINTS, generator)
         chain = Chain.langevin(config.chain_steps, config.chain_step_size, config.chain_accept, like=data)
-        end = chain.run(model.potential, data, generator=generator)
-    return model.space.to_data(end.x)
+        x = chain.run(model.potential, data, generator=generator).x
+    return model.space.to_data(x)
 
 
 def keep_samples(directory: Path, stem: str, raw: Tensor, exact: Tensor | None) -> None:
@@ -82,7 +83,14 @@ def keep_samples(directory: Path, stem: str, raw: Tensor, exact: Tensor | None) 
     write_atomically(directory / SAMPLES / f"{stem}.npy", buffer.getvalue())
 
 
-def how(config: Config, folder: Path) -> dict[str, bool]:
+class How(TypedDict, total=False):
+    """Of the arguments of `train`."""
+
+    overwrite: bool
+    resume: bool
+
+
+def how(config: Config, folder: Path) -> How:
     """Whether a run in the folder is gone on with, or replaced: one of other settings, or one that had not begun."""
     if not folder.exists():
         return {}

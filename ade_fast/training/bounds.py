@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,13 +79,13 @@ class _AddGradients(torch.autograd.Function):
     """A loss as it is, with gradients of our own added to those that its graph gives some parameters."""
 
     @staticmethod
-    def forward(ctx, loss: Tensor, n: int, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, loss: Tensor, n: int, *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(*tensors[:n])
         return loss.view_as(loss)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dloss: Tensor):
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
         return dloss, None, *[None] * len(gradients), *[dloss * g for g in gradients]
 
@@ -92,7 +93,7 @@ class _AddGradients(torch.autograd.Function):
 def with_other_gradient(
     loss: Tensor,
     other: Tensor,
-    parameters: list[Tensor],
+    parameters: Sequence[Tensor],
     cut: Cut | None = None,
     weights: WeightGradients | None = None,
 ) -> Tensor:
@@ -112,8 +113,8 @@ def with_other_gradient(
     pairs = [(g, p) for g, p in zip(found, receivers, strict=True) if g is not None]
     if not pairs:
         return loss
-    gradients, receivers = zip(*pairs, strict=True)
-    return _AddGradients.apply(loss, len(gradients), *gradients, *receivers)
+    gradients, learning = zip(*pairs, strict=True)
+    return _AddGradients.apply(loss, len(gradients), *gradients, *learning)
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,9 @@ class Bounds:
             fraction("defensive", defensive or None) or 0.0,
         )
 
-    def check(self, potential: Callable, sampler: DualSampler, momentum_weight: Tensor, entropy_weight: float) -> None:
+    def check(
+        self, potential: Callable[..., Tensor], sampler: DualSampler, momentum_weight: Tensor, entropy_weight: float
+    ) -> None:
         """Raises ValueError where these bounds are not defined for these players; warns where they are useless."""
         if self.min_ess is not None and self.potential != "importance":
             raise ValueError(f"ADE: min_ess tempers bound='importance', got bound={self.potential!r}")
@@ -184,19 +187,24 @@ class Bounds:
         """The power of the weights [K] in f's bound: 0 is (20), 1 the importance-weighted bound."""
         if self.min_ess is None:
             return 1.0 - ORDERS[self.potential]
+        assert log_w is not None
         return tempered_power(log_w, self.min_ess)
 
     def of_potential(self, elbo: Tensor, log_w: Tensor | None, beta: float | Tensor, defence: Defence | None) -> Tensor:
         """f's bound, from what (20) has in its place and the weights [K]."""
-        return elbo if self.potential == "elbo" else renyi_bound(log_w, beta, defence)
+        if self.potential == "elbo":
+            return elbo
+        assert log_w is not None
+        return renyi_bound(log_w, beta, defence)
 
     def of_sampler(self, elbo: Tensor, log_w: Tensor | None, beta: float | Tensor = 1.0) -> Tensor:
         """The sampler's bound: tempered by itself, and never tighter than f's where that is tempered."""
         if self.sampler == "elbo":
             return elbo
-        power = 1.0 - ORDERS[self.sampler]
+        assert log_w is not None
+        power: float | Tensor = 1.0 - ORDERS[self.sampler]
         if self.sampler_min_ess is not None:
-            power = tempered_power(log_w, self.sampler_min_ess, power)
+            power = tempered_power(log_w, self.sampler_min_ess, 1.0 - ORDERS[self.sampler])
         return renyi_bound(log_w, beta.clamp(max=power) if isinstance(beta, Tensor) else power)
 
 
@@ -206,7 +214,7 @@ def _one_of(name: str, value: object, choices: tuple[str, ...]) -> str:
     return value
 
 
-def fraction(name: str, value: float | None) -> float | None:
+def fraction(name: str, value: object) -> float | None:
     """A number strictly between 0 and 1, or None."""
     if value is None:
         return None

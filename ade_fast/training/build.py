@@ -63,7 +63,8 @@ class VelocityNet(ScaleShiftNet):
     def __init__(self, dim: int, hidden: int):
         super().__init__(dim, 3, hidden, residual=True)
 
-    def forward(self, grad: Tensor, value: Tensor, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
+        grad, value, x = inputs
         return super().forward(grad, value.unsqueeze(1).expand_as(x), x)
 
 
@@ -91,7 +92,7 @@ def check_given(name: str, given: Given, wanted: Sequence[bool], directory: str 
 
 
 # A mean that is large beside the spread costs float32 its digits: rows are read, and standardised, in float64.
-_EXACT = {"dtype": torch.float64}
+_EXACT = torch.float64
 
 # Beginnings of chains to choose from.
 _NOISE_IMAGES = 1000
@@ -122,11 +123,11 @@ def build_source(config: Config, rows: Any = None, validation: Any = None) -> So
             f"configuration: data is {GIVEN!r}: the run learned from rows given to ade.fit; go on with "
             "ade.fit(X, out=..., resume=True)"
         )
-    table = load_table(config.data, **_EXACT) if rows is None else as_table(rows, **_EXACT)
+    table = load_table(config.data, dtype=_EXACT) if rows is None else as_table(rows, dtype=_EXACT)
     held_out = config.validation_fraction if validation is None else 0.0
     parts = split(table, held_out, config.test_fraction, generator=stream(config.seed, "split"))
     if validation is not None:
-        parts = parts._replace(validation=as_table(validation, columns=table.shape[1], varied=False, **_EXACT))
+        parts = parts._replace(validation=as_table(validation, columns=table.shape[1], varied=False, dtype=_EXACT))
     return TableSource(*parts, standardise=config.standardise)
 
 
@@ -168,6 +169,7 @@ def build_players(config: Config, space: AnySpace | None = None, given: Given = 
 
 
 def _build_potential(config: Config, space: AnySpace) -> nn.Module:
+    potential: nn.Module
     if isinstance(space, ImageSpace):
         make = ConvPotential if config.network == "conv" else ResidualPotential
         channels, *size = space.event
@@ -184,6 +186,7 @@ def _build_sampler(config: Config, space: AnySpace) -> DualSampler:
     if isinstance(space, ImageSpace):
         return DualSampler(_image_start(config, space), _build_dynamics(config, space))
     (dim,) = space.event
+    start: initial.InitialDistribution
     if config.initial == "spline":
         try:
             start = initial.SplineFlow(dim, config.spline_layers, config.spline_hidden, config.spline_bins)
@@ -203,8 +206,8 @@ def _image_start(config: Config, space: ImageSpace) -> initial.InitialDistributi
     if config.initial == "gaussian":
         return initial.Gaussian(space.event, std=config.initial_std)
     # The momenta of other dynamics are as small as Langevin's own: at N(0, I) the first drift would leave the image.
-    own = config.dynamics == "langevin" or config.noise_std is None
-    momentum = None if own else initial.Gaussian(space.event, std=config.noise_std)
+    std = None if config.dynamics == "langevin" else config.noise_std
+    momentum = None if std is None else initial.Gaussian(space.event, std=std)
     low, high = space.range
     noise = torch.rand(_NOISE_IMAGES, *space.event, generator=stream(config.seed, "chains"))
     return initial.Empirical(low + (high - low) * noise, config.buffer_size, reinit=config.reinit, momentum=momentum)
@@ -214,17 +217,23 @@ def _build_dynamics(config: Config, space: AnySpace) -> nn.Module:
     event, hidden = space.event, config.network_hidden
     if config.dynamics in CONTINUOUS:
         # By the solver's own graph: f is small, and the adjoint would take twice as long.
-        solved = {"solver": config.solver, "rtol": config.rtol, "atol": 0.1 * config.rtol, "adjoint": False}
+        solved: dict[str, Any] = {
+            "solver": config.solver,
+            "rtol": config.rtol,
+            "atol": 0.1 * config.rtol,
+            "adjoint": False,
+        }
         try:
             if config.dynamics == "continuous":
                 return ContinuousLangevin(config.time, **solved)
-            return GeneralizedContinuousLangevin(VelocityNet(*event, hidden), config.time, **solved)
+            (dim,) = event
+            return GeneralizedContinuousLangevin(VelocityNet(dim, hidden), config.time, **solved)
         except ImportError as error:
             raise ConfigError(f"configuration: dynamics is {config.dynamics}: {error}") from error
     shape = {"all": (), "dimension": event, "step": (config.n_steps, *event)}[config.step_size_per]
     step_size = torch.full(shape, config.step_size)
     make_clip = Clip.norm if config.clip == "norm" else Clip.value
-    options = {
+    options: dict[str, Any] = {
         "learn_step_size": config.learn_step_size,
         "grad_clip": None if config.grad_clip is None else make_clip(config.grad_clip),
         "momentum_clip": None if config.momentum_clip is None else make_clip(config.momentum_clip),
@@ -232,15 +241,17 @@ def _build_dynamics(config: Config, space: AnySpace) -> nn.Module:
         "gradient": config.gradient,
         "memory": config.memory,
     }
+    own: dict[str, Any]
     if config.dynamics == "deterministic":
-        own = {name: options[name] for name in ("learn_step_size", "gradient", "memory")}
-        return DeterministicLangevin(config.n_steps, step_size, log_det=config.log_det, **own)
+        own = {name: options[name] for name in ("learn_step_size", "gradient", "memory")} | {"log_det": config.log_det}
+        return DeterministicLangevin(config.n_steps, step_size, **own)
     if config.dynamics in LANGEVIN:
         noise_std = None if config.noise_std is None else torch.full(shape, config.noise_std)
         own = {"noise_std": noise_std, "learn_noise_std": config.learn_noise_std}
         if config.dynamics != "langevin":
-            own["shift_v"] = ScaleShiftNet(*event, 2, hidden, residual=True)
-            own["shift_x"] = ScaleShiftNet(*event, 1, hidden, residual=True)
+            (dim,) = event
+            own["shift_v"] = ScaleShiftNet(dim, 2, hidden, residual=True)
+            own["shift_x"] = ScaleShiftNet(dim, 1, hidden, residual=True)
         return Langevin(config.n_steps, step_size, **own, **options)
     if config.dynamics == "annealed":
         del options["momentum_clip"], options["sample_range"]  # it has neither: its weights need v and x as they are

@@ -35,10 +35,12 @@ def can_scale(potential: nn.Module) -> bool:
 @torch.no_grad()
 def scale(potential: nn.Module, factor: float) -> None:
     """f becomes ``factor`` f, up to a constant, in place. See `can_scale`."""
+    inner: object = potential
     if type(potential) is WithBase:
         potential.std = potential.std * factor**-0.5  # the base's normaliser is that constant
-        potential = potential.potential
-    for parameter in potential.linears[-1].parameters():
+        inner = potential.potential
+    assert isinstance(inner, MLPPotential)
+    for parameter in inner.linears[-1].parameters():
         parameter.mul_(factor)
 
 

@@ -184,7 +184,7 @@ def _kind(value: object) -> object:
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype, value.device
     if isinstance(value, torch.Generator):  # a CUDA graph has its state built in
-        return value.device, value._cdata if value.device.type == "cuda" else None
+        return value.device, value._cdata if value.device.type == "cuda" else None  # type: ignore[attr-defined]
     return value
 
 
@@ -223,11 +223,11 @@ def refusal(modules: Iterable[nn.Module], asked: bool) -> str | None:
         kind = type(module)
         if is_tampered_with(module):
             return f"a {kind.__name__} has hooks or a forward of its own"
-        if not asked and (not _is_known(kind) or isinstance(module, Empirical)):
+        if not asked and (not _is_known(kind.__module__) or isinstance(module, Empirical)):
             return f"{kind.__name__} is not known to call the same operators each time (capture=True records it)"
     return None
 
 
 @functools.cache
-def _is_known(kind: type[nn.Module]) -> bool:
-    return f"{kind.__module__}.".startswith(_KNOWN)
+def _is_known(python_module: str) -> bool:
+    return f"{python_module}.".startswith(_KNOWN)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+M = TypeVar("M", bound=nn.Module)
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
-class EMA(AveragedModel):
+
+class EMA(AveragedModel, Generic[M]):
     """A running average of a module's parameters; ``ema.module`` is the averaged copy.
 
     After n updates the decay is min(decay, n / (n + 10)): early averages forget the random start quickly.
@@ -22,12 +25,14 @@ class EMA(AveragedModel):
     Raises: ValueError: decay is not in [0, 1).
     """
 
-    def __init__(self, module: nn.Module, decay: float):
+    module: M
+
+    def __init__(self, module: M, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"EMA: decay must be in [0, 1), got {decay!r}")
 
         @torch.no_grad()
-        def average(averaged: Sequence[Tensor], current: Sequence[Tensor], n_averaged: Tensor | int) -> None:
+        def average(averaged: Tensors, current: Tensors, n_averaged: Tensor | int) -> None:
             n = int(n_averaged)
             torch._foreach_lerp_(averaged, current, 1 - min(decay, n / (n + 10)))
 

@@ -9,11 +9,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import estimators
 from ..fields import fused_value_and_grad, pinned
 from ..initial import Empirical
+from ..potentials.conditioned import Condition
 from .config import Config
 from .objective import ADE
 from .sampler import DualSampler
@@ -41,16 +42,30 @@ class Estimation(ADE):
     """
 
     def __init__(
-        self, estimate: Loss, potential, sampler: DualSampler, *, replay: Empirical | None = None, **arguments
-    ):
+        self,
+        estimate: Loss,
+        potential: nn.Module,
+        sampler: DualSampler,
+        *,
+        replay: Empirical | None = None,
+        **arguments: Any,
+    ) -> None:
         super().__init__(potential, sampler, **arguments)
         self.estimate = estimate
         self.replay = replay
 
-    def loss(self, data: Tensor, *, generator: torch.Generator | None = None, context=None) -> Tensor:
-        """The estimator's loss, to minimise. No gradient reaches the sampler; there is no ``context``."""
-        if context is not None:
-            raise ValueError(f"ADE: context must be None with another estimator, got {type(context).__name__}")
+    def loss(
+        self,
+        data: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        context: tuple[Tensor, ...] | None = None,
+        condition: Condition | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """The estimator's loss, to minimise. No gradient reaches the sampler; there is no ``context``, no ``condition``
+        and there are no ``weights``."""
+        _refuse(context=context, condition=condition, weights=weights)
         return self.estimate(self.potential, data, generator=generator)
 
     def step(
@@ -58,14 +73,17 @@ class Estimation(ADE):
         data: Tensor,
         *,
         generator: torch.Generator | None = None,
-        context=None,
-        phase: Callable[[str], AbstractContextManager[None]] = nullcontext,
+        context: tuple[Tensor, ...] | None = None,
+        condition: Condition | None = None,
+        weights: Tensor | None = None,
+        phase: Callable[[str], AbstractContextManager[object]] = nullcontext,
         diagnostics: bool = False,
     ) -> dict[str, float]:
         """One update of f, and ``sampler_steps`` of the sampler, after which the metrics are those of `ADE.step`.
 
         "loss" is the estimator's; "penalty" is subtracted from f's side as in `ADE`.
         """
+        _refuse(context=context, condition=condition, weights=weights)
         self._batch_size(data)
         with phase("joint updates"):
             metrics = self._potential_update(data, generator)
@@ -78,16 +96,18 @@ class Estimation(ADE):
         return metrics
 
     def _potential_update(self, data: Tensor, generator: torch.Generator | None) -> dict[str, float]:
+        optimizer = self.potential_optimizer
+        assert optimizer is not None
         penalty = self._penalty(data)
         loss = self.loss(data, generator=generator)
         forget_gradients(self.parameters(), self._optimizers())
         (-loss - penalty).backward()  # f's optimizer ascends
-        norm = grad_norm(gradients_of(self.potential_optimizer))
+        norm = grad_norm(gradients_of(optimizer))
         found, penalised, length = torch.stack([t.detach().to(loss) for t in (loss, penalty, norm)]).tolist()
         if self.check_finite and not math.isfinite(found + penalised + length):
-            raise self._non_finite("the estimator's loss or its gradient", data, None)
-        clip_grads(self.potential_optimizer, length, self.grad_norm_clip)
-        self.potential_optimizer.step()
+            raise self._non_finite("the estimator's loss or its gradient", data, {})
+        clip_grads(optimizer, length, self.grad_norm_clip)
+        optimizer.step()
         return {"loss": found, "penalty": penalised, "potential_grad_norm": length}
 
     def _penalty(self, data: Tensor) -> Tensor:
@@ -125,18 +145,24 @@ class Estimation(ADE):
         terms |= figures
         metrics = dict(zip(terms, torch.stack([t.detach().to(loss) for t in terms.values()]).tolist(), strict=True))
         if self.check_finite and not all(map(math.isfinite, (metrics["f_samples"], metrics["entropy"]))):
-            raise self._non_finite("the sampler's objective", data, None)
+            raise self._non_finite("the sampler's objective", data, {})
         if self.sampler_optimizer is not None:
             clip_grads(self.sampler_optimizer, metrics["sampler_grad_norm"], self.grad_norm_clip)
             self.sampler_optimizer.step()
         return metrics
 
 
-def estimation(config: Config, potential, sampler: DualSampler, arguments: dict[str, Any]) -> Estimation:
+def _refuse(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"ADE: {name} must be None with another estimator, got {type(value).__name__}")
+
+
+def estimation(config: Config, potential: nn.Module, sampler: DualSampler, arguments: dict[str, Any]) -> Estimation:
     """The objective of ``config.objective``; ``arguments`` are `ADE`'s."""
-    replay = None
-    chain = {"n_steps": config.chain_steps, "step_size": config.chain_step_size}
-    tested = {**chain, "accept_reject": config.chain_accept}
+    replay: Any = None
+    chain: dict[str, Any] = {"n_steps": config.chain_steps, "step_size": config.chain_step_size}
+    tested: dict[str, Any] = {**chain, "accept_reject": config.chain_accept}
     if config.objective == "pcd":
         like = next(sampler.parameters(), torch.empty(0))
         noise = torch.randn(_BUFFER, *sampler.initial.event, generator=stream(config.seed, "chains"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data import load_table
 from ..data.image_sets import IMAGE_SETS, is_image_set
@@ -25,6 +25,7 @@ from .streams import stream
 from .temperature import best_scale
 
 if TYPE_CHECKING:
+    from .sampler import DualSampler
     from .trained import TrainedModel
 
 
@@ -74,7 +75,7 @@ class Evaluation:
     def lines(self, data: str, source: Source | None = None) -> list[str]:
         """The figures as text, beside the data's own entropy where the source knows it."""
         shown = [f"data            {data}, {self.points:,} held-out points"]
-        if self.nll is None:
+        if self.nll is None or self.ess is None or self.initial_ess is None:
             shown.append("log-likelihood  not known: the sampler has no density to form weights with")
         else:
             shown += [
@@ -87,7 +88,7 @@ class Evaluation:
             kind = "exact" if source.entropy_exact else "a sum over a fine grid"
             shown.append(f"data's entropy  {source.entropy:.4f} nats ({kind}): no likelihood is above minus that")
         tests = [("raw samples", self.mmd2, self.p_value), ("  fine scale", self.mmd2_fine, self.fine_p_value)]
-        if self.exact_mmd2 is not None:
+        if self.exact_mmd2 is not None and self.exact_p_value is not None:
             tests.append(("exact samples", self.exact_mmd2, self.exact_p_value))
         shown += [f"{name:16}MMD² {1e3 * mmd2:+.2f}e-3, p = {p:.3f}" for name, mmd2, p in tests]
         return [*shown, *(f"warning         {warning}" for warning in self.warnings)]
@@ -111,14 +112,14 @@ def evaluate(
         samples = model.sampler.sample(model.potential, len(compared), generators["test_samples"]).x
     seed = generators["permutations"].initial_seed()
 
-    def test(points_: Tensor, bandwidth: str = "median") -> MMDTest:
+    def test(points_: Tensor, bandwidth: Literal["median", "fine"] = "median") -> MMDTest:
         generator = torch.Generator().manual_seed(seed)
         return mmd_test(points_, compared, config.test_permutations, generator, bandwidth)
 
     raw, fine = test(samples), test(samples, "fine")
     levels = torch.tensor(_NULL_QUANTILES, dtype=raw.null.dtype).to(raw.null) / 100
     null = dict(zip(map(str, _NULL_QUANTILES), torch.quantile(raw.null, levels).tolist(), strict=True))
-    found = {"points": len(points), "mmd2": raw.mmd2, "p_value": raw.p, "null_mmd2": null}
+    found: dict[str, Any] = {"points": len(points), "mmd2": raw.mmd2, "p_value": raw.p, "null_mmd2": null}
     found |= {"mmd2_fine": fine.mmd2, "fine_p_value": fine.p}
     if model.density is None:
         return Evaluation(**found), samples, None
@@ -137,7 +138,7 @@ def evaluate(
     return Evaluation(**found, warnings=said), samples, exact
 
 
-def initial_ess(potential, sampler, n: int, generator: torch.Generator) -> float:
+def initial_ess(potential: nn.Module, sampler: DualSampler, n: int, generator: torch.Generator) -> float:
     """The effective sample size of q^0 alone as a proposal for p_f, a fraction: what the dynamics must beat."""
     with evaluating(potential):
         x, _, log_q = sampler.initial.sample(n, generator=generator)

@@ -30,6 +30,7 @@ _OTHERS = ("mnist", "fashion-mnist")
 
 def draw_progress(trainer: Trainer, directory: Path) -> None:
     """Samples of the averaged players as they are now."""
+    assert isinstance(trainer.source, ImageSource)
     samples = trainer.space.to_data(trainer.preview()[1][:SHOWN])
     save_samples(trainer.source, samples, directory / PICTURE.format(trainer.update), _title(trainer, "averaged"))
 
@@ -37,6 +38,7 @@ def draw_progress(trainer: Trainer, directory: Path) -> None:
 def draw_result(trainer: Trainer, test: Test, directory: Path) -> None:
     """The chosen players: samples, chains from noise, and f at samples, held-out and other images."""
     model, source = trainer.model(), trainer.source
+    assert isinstance(source, ImageSource)
     save_samples(source, trainer.space.to_data(test.samples[:SHOWN]), directory / FIGURE, _title(trainer, "chosen"))
     draw_chains(model, directory / CONVERGENCE, trainer.generator("test_samples"))
     draw_energies(model, source, test.samples, directory / ENERGIES, trainer.generator("outliers"))
@@ -105,6 +107,7 @@ def draw_completion(model: TrainedModel, path: Path, *, n: int, runs: int, seed:
     from . import plots
 
     source = build_source(model.config)
+    assert isinstance(source, ImageSource)
     n = integer("complete", "n", n, low=1, high=len(source.test_images))
     whole = source.pixels(source.test_images[:n])
     given = whole.clone()

@@ -32,7 +32,7 @@ from .bounds import Bounds, Defence, fraction, renyi_bound, with_other_gradient
 from .capture import Captured, refusal, watched_elsewhere
 from .divergence import ADVICE, Watch
 from .ranks import Ranks, refuse_wrapped
-from .sampler import DualSample, DualSampler
+from .sampler import Cut, DualSample, DualSampler
 from .updates import (
     OptimizerOrFactory,
     clip_grads,
@@ -40,7 +40,6 @@ from .updates import (
     frozen,
     grad_norm,
     gradients_of,
-    parameters_of,
     player_optimizer,
     shortened,
     steps_itself,
@@ -65,10 +64,10 @@ class _Terms(NamedTuple):
     penalty: Tensor
 
 
-def _together(terms: _Terms, norms: Mapping[str, Tensor], figures: Mapping[str, Tensor]) -> tuple[list[str], Tensor]:
-    """All metrics' names, and their values in one tensor [n]."""
-    values = [*terms, *norms.values(), *figures.values()]
-    return [*terms._fields, *norms, *figures], torch.stack([t.detach().to(terms.loss) for t in values])
+def _together(terms: _Terms, figures: Mapping[str, Tensor]) -> tuple[list[str], Tensor]:
+    """All names, and their values in one tensor [n]."""
+    values = torch.stack([t.detach().to(terms.loss) for t in (*terms, *figures.values())])
+    return [*terms._fields, *figures], values
 
 
 class _Model(NamedTuple):
@@ -172,6 +171,7 @@ class ADE(nn.Module):
         ValueError, TypeError: on an argument that cannot be meant; see the messages.
     """
 
+    momentum_weight: Tensor
     passing = frozenset({"updates", "gradient_penalty", "value_penalty"})  # see `Unchanged`
 
     def __init__(
@@ -337,7 +337,7 @@ class ADE(nn.Module):
         context: tuple[Tensor, ...] | None = None,
         condition: Condition | None = None,
         weights: Tensor | None = None,
-        phase: Callable[[str], AbstractContextManager[None]] = nullcontext,
+        phase: Callable[[str], AbstractContextManager[object]] = nullcontext,
         diagnostics: bool = False,
     ) -> dict[str, float]:
         """One update of the potential and ``sampler_steps`` of the sampler.
@@ -396,7 +396,7 @@ class ADE(nn.Module):
         if first_length(condition) not in (None, n):
             raise ValueError(f"ADE: condition must have a row for each of the {n} data, got {first_length(condition)}")
         whole, has_weights = self.potential, self._has_weights
-        place = self._modules if "potential" in self._modules else self.__dict__
+        place: dict[str, Any] = self._modules if "potential" in self._modules else self.__dict__
         place["potential"], self._has_weights = conditioned("ADE", whole, condition, n, data.device), False
         try:
             yield
@@ -432,21 +432,30 @@ class ADE(nn.Module):
         return (weights[::every] * values).mean()
 
     def _joint_update(
-        self, data: Tensor, generator, context, diagnostics: bool = False, captured: bool = False
+        self,
+        data: Tensor,
+        generator: torch.Generator | None,
+        context: tuple[Tensor, ...] | None,
+        diagnostics: bool = False,
+        captured: bool = False,
     ) -> dict[str, float]:
         """One unroll, one backward pass, one update of each player."""
         players = {"potential_grad_norm": self.potential_optimizer, "sampler_grad_norm": self.sampler_optimizer}
-        players = {name: optimizer for name, optimizer in players.items() if optimizer is not None}
-        names, found, x = self._gradients(data, generator, context, diagnostics, captured, players)
+        optimizers = {name: optimizer for name, optimizer in players.items() if optimizer is not None}
+        names, values, x = self._gradients(data, generator, context, diagnostics, captured)
+        norms = [grad_norm(gradients_of(optimizer)).to(values) for optimizer in optimizers.values()]
+        values = torch.cat([values, torch.stack(norms)])
         # One transfer for all metrics; it also tells whether to touch the parameters at all.
-        metrics = dict(zip(names, found.tolist(), strict=True))
-        finite = [*_Terms._fields, *players]
+        found = (values if self._ranks is None else self._ranks.average(values)).tolist()
+        known = dict(zip((*names, *optimizers), found, strict=True))
+        metrics = {name: known[name] for name in (*_Terms._fields, *optimizers, *names)}
+        finite = [*_Terms._fields, *optimizers]
         if self.check_finite and not all(math.isfinite(metrics[name]) for name in finite):
             raise self._non_finite("the objective or its gradient", data, metrics)
-        if diagnostics and isinstance(found := getattr(self.sampler.dynamics, "diagnostics", None), Diagnostics):
-            metrics |= {f"unroll_{name}": value for name, value in found.figures().items()}
+        if diagnostics and isinstance(seen := getattr(self.sampler.dynamics, "diagnostics", None), Diagnostics):
+            metrics |= {f"unroll_{name}": value for name, value in seen.figures().items()}
         with shortened(self.potential_optimizer, self._pace(metrics)):
-            for name, optimizer in players.items():
+            for name, optimizer in optimizers.items():
                 clip_grads(optimizer, metrics[name], self.grad_norm_clip)
                 optimizer.step()
         self._fill_replay_buffer(x)
@@ -455,53 +464,45 @@ class ADE(nn.Module):
         return metrics
 
     def _gradients(
-        self, data: Tensor, generator, context, diagnostics: bool, captured: bool, players: Mapping[str, Optimizer]
+        self,
+        data: Tensor,
+        generator: torch.Generator | None,
+        context: tuple[Tensor, ...] | None,
+        diagnostics: bool,
+        captured: bool,
     ) -> tuple[Sequence[str], Tensor, Tensor]:
-        """The metrics' names and their values [n], and the end points, with the gradients on all that gets one.
-
-        players: the optimizers of those who will move, by the name of their gradient's norm.
-        """
+        """The names of terms and figures and their values [n], and the end points, with the gradients on all that gets
+        one, averaged over ranks."""
         if captured:
             # The penalties, which schedules change in each update, as tensors.
             penalties = [
                 torch.tensor(p, dtype=data.dtype, device=data.device) if p else 0.0
                 for p in (self.gradient_penalty, self.value_penalty)
             ]
-            held = {name: parameters_of(optimizer) for name, optimizer in players.items()}
-            key = (self._covering(), *(tuple(map(id, parameters)) for parameters in held.values()))
-            compute = self._computing(data, generator, penalties, held)
-            found = self._captured(key, self, self._refusing(data), compute, [data, generator, *penalties])
-            if found is not None:
-                found, known = found
-                forget_gradients(known.tensors, players.values())
-                known.accumulate()
+            compute = self._computing(data, generator, penalties)
+            inputs = [data, generator, *penalties]
+            replayed = self._captured(self._covering(), self, self._refusing(data), compute, inputs)
+            if replayed is not None:
+                found, gradients = replayed
+                forget_gradients(gradients.tensors, self._optimizers())
+                gradients.accumulate()
                 return found
         terms, sample, figures = self._objective(data, generator, context, True, diagnostics, covering=self._covering())
-        forget_gradients(self.parameters(), players.values())
+        forget_gradients(self.parameters(), self._optimizers())
         terms.loss.backward()
         if self._ranks is not None:
-            self._ranks.average_gradients(list(players.values()))
-        norms = {name: grad_norm(gradients_of(optimizer)) for name, optimizer in players.items()}
-        names, values = _together(terms, norms, figures)
-        return names, values if self._ranks is None else self._ranks.average(values), sample.x
+            self._ranks.average_gradients(self._optimizers())
+        return *_together(terms, figures), sample.x
 
     def _computing(
-        self,
-        data: Tensor,
-        generator,
-        penalties: Sequence[float | Tensor],
-        held: Mapping[str, Sequence[Tensor]],
-    ) -> Callable[[Sequence[Tensor]], tuple]:
-        """What is recorded of `_gradients`. held: the players' parameters."""
-
-        def compute(parameters: Sequence[Tensor]) -> tuple:
+        self, data: Tensor, generator: torch.Generator | None, penalties: Sequence[float | Tensor]
+    ) -> Callable[[Sequence[Tensor]], tuple[Any, list[Tensor | None]]]:
+        def compute(parameters: Sequence[Tensor]) -> tuple[Any, list[Tensor | None]]:
             terms, sample, figures = self._objective(
                 data, generator, None, True, penalties=penalties, covering=self._covering()
             )
             gradients = torch.autograd.grad(terms.loss, parameters, allow_unused=True)
-            own = {id(p): g for p, g in zip(parameters, gradients, strict=True) if g is not None}
-            norms = {name: grad_norm([own[id(p)] for p in mine if id(p) in own]) for name, mine in held.items()}
-            return (*_together(terms, norms, figures), sample.x), list(gradients)
+            return (*_together(terms, figures), sample.x), list(gradients)
 
         return compute
 
@@ -533,8 +534,12 @@ class ADE(nn.Module):
     def _optimizers(self) -> list[Optimizer]:
         return [o for o in (self.potential_optimizer, self.sampler_optimizer) if o is not None]
 
-    def _sampler_update(self, data: Tensor, generator, context) -> None:
+    def _sampler_update(
+        self, data: Tensor, generator: torch.Generator | None, context: tuple[Tensor, ...] | None
+    ) -> None:
         """One update of the sampler alone: f is frozen, so the unroll spends nothing on its parameters."""
+        optimizer = self.sampler_optimizer
+        assert optimizer is not None
         with frozen(self.potential_parameters()), pinned(self.potential):
             n = self._batch_size(data) * self.samples_per_point
             sample = self.sampler.sample(self.potential, n, generator, context)
@@ -542,17 +547,17 @@ class ADE(nn.Module):
             loss = -self.bounds.of_sampler(model.model, model.log_w)
             # Leaves of a potential that is a plain function cannot be frozen: name who gets gradients.
             parameters = [p for p in self.sampler_parameters() if p.requires_grad]
-            forget_gradients(self.sampler.parameters(), [self.sampler_optimizer])
+            forget_gradients(self.sampler.parameters(), [optimizer])
             loss.backward(inputs=parameters)
         found = loss.detach().clone()
         if self._ranks is not None:
-            self._ranks.average_gradients([self.sampler_optimizer])
+            self._ranks.average_gradients([optimizer])
             found = self._ranks.average(found)
-        found, norm = torch.stack([found, grad_norm(gradients_of(self.sampler_optimizer)).to(found)]).tolist()
+        found, norm = torch.stack([found, grad_norm(gradients_of(optimizer)).to(found)]).tolist()
         if self.check_finite and not math.isfinite(found + norm):
             raise self._non_finite("the sampler's objective or its gradient", data, {})
-        clip_grads(self.sampler_optimizer, norm, self.grad_norm_clip)
-        self.sampler_optimizer.step()
+        clip_grads(optimizer, norm, self.grad_norm_clip)
+        optimizer.step()
         self._fill_replay_buffer(sample.x)
 
     def _fill_replay_buffer(self, x: Tensor) -> None:
@@ -564,8 +569,8 @@ class ADE(nn.Module):
     def _objective(
         self,
         data: Tensor,
-        generator,
-        context,
+        generator: torch.Generator | None,
+        context: tuple[Tensor, ...] | None,
         want_figures: bool = False,
         diagnostics: bool = False,
         penalties: Sequence[float | Tensor] | None = None,
@@ -581,22 +586,27 @@ class ADE(nn.Module):
         apart = self.bounds.differ and torch.is_grad_enabled()
         weights, ends = WeightGradients(), Ends()
         with pinned(self.potential):
-            draw = self.sampler.sample_cut if apart else self.sampler.sample
+            draw: Callable[..., Any] = self.sampler.sample_cut if apart else self.sampler.sample
             with weights.as_current(), ends.as_current():
                 drawn = draw(self.potential, n * self.samples_per_point, generator, context, diagnostics=diagnostics)
+                sample: DualSample
+                cut: Cut | None
                 sample, cut = drawn if apart else (drawn, None)
             _check_like(data, sample.x)
             base = self._draw_base(len(sample.x), generator)
             end = ends.end_of(self.potential, sample.x)
-            wanted = [isinstance(factor, Tensor) or factor != 0 for factor in penalties]
-            f = evaluate(self.potential, data, base, sample.x, *wanted, apart, context is not None, end)
+            slope, square = (isinstance(factor, Tensor) or factor != 0 for factor in penalties)
+            f = evaluate(self.potential, data, base, sample.x, slope, square, apart, context is not None, end)
             model = self._model_terms(sample, f.samples)
             f_data = self._over_data(f.data)
-            parts = [p * mean for p, mean in zip(penalties, (f.slope, f.square), strict=True) if mean is not None]
+            parts: list[Any] = [
+                p * mean for p, mean in zip(penalties, (f.slope, f.square), strict=True) if mean is not None
+            ]
             penalty = sum(parts) if parts else torch.zeros((), dtype=sample.x.dtype, device=sample.x.device)
             defence = None
             if base is not None:
-                defence = Defence(self._together(f.base - self.potential.log_base(base)), self.bounds.defensive)
+                potential: Any = self.potential  # a `WithBase`
+                defence = Defence(self._together(f.base - potential.log_base(base)), self.bounds.defensive)
             beta = self.bounds.beta(model.log_w)
             loss = f_data - self.bounds.of_potential(model.model, model.log_w, beta, defence) - penalty
             if apart:
@@ -629,13 +639,14 @@ class ADE(nn.Module):
         weighted = self.bounds.potential != "elbo" or self.bounds.sampler != "elbo" or self.ess_pace is not None
         return self._ranks.joint(log_w) if self._ranks is not None and weighted else log_w
 
-    def _draw_base(self, n: int, generator) -> Tensor | None:
+    def _draw_base(self, n: int, generator: torch.Generator | None) -> Tensor | None:
         """Defensive samples, so many that they are the fraction asked for beside n of the dual sampler's."""
         share = self.bounds.defensive
         if not share:
             return None
         count = max(round(n * share / (1 - share)), 1)
-        return self.potential.sample_base(count, self.sampler.initial.event, generator=generator)
+        potential: Any = self.potential  # a `WithBase`
+        return potential.sample_base(count, self.sampler.initial.event, generator=generator)
 
     @torch.no_grad()
     def _figures(
@@ -665,6 +676,7 @@ class ADE(nn.Module):
         """log f(x^0) - log q^0(x^0) of the first samples, up to a constant: the momenta, where N(0, I), are no part of
         the matter."""
         rows = slice(_INITIAL_ROWS)
+        assert sample.log_q0 is not None
         log_q = sample.log_q0[rows]
         if sample.v0 is not None and getattr(self.sampler.initial, "momentum", None) is None:
             log_q = log_q - standard_normal_log_density(sample.v0[rows])

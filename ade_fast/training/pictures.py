@@ -13,6 +13,7 @@ from .config import GIVEN
 from .directory import CONVERGENCE, DIAGNOSTICS, FIGURE, PICTURE
 from .evaluation import Evaluation
 from .image_source import ImageSource
+from .sampler import DualSampler
 from .summary import headline
 from .trainer import SNAPSHOT_POINTS, Test, Trainer
 
@@ -56,12 +57,12 @@ def draw_result(trainer: Trainer, test: Test, directory: Path) -> None:
 
 
 def _draw_convergence(
-    trainer: Trainer, directory: Path, data: Tensor, potential: nn.Module, sampler: nn.Module
+    trainer: Trainer, directory: Path, data: Tensor, potential: nn.Module, sampler: DualSampler
 ) -> None:
     from . import plots
 
     to_data = trainer.space.to_data
-    stages = []
+    stages: list[Tensor] = []
     # Of an unroll that is not ours nothing is known, and the first steps of an annealed one are no shorter one's.
     if isinstance(sampler.dynamics, Dynamics) and not isinstance(sampler.dynamics, AnnealedLeapfrog):
         stages = plots.stages(potential, sampler, SNAPSHOT_POINTS, trainer.generator("test_samples"), to_data)

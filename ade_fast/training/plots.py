@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.figure import Figure
@@ -19,6 +20,9 @@ from ..plots.axes import new_figure
 from ..plots.density import LogProb, cells, on_cells
 from .files import write_atomically
 from .temperature import best_scale
+
+if TYPE_CHECKING:
+    from .sampler import DualSampler
 
 __all__ = [
     "best_scale",
@@ -98,7 +102,7 @@ def save_energies(path: str | Path, histogram: EnergyHistogram, *, title: str = 
 
 def stages(
     potential: nn.Module,
-    sampler: nn.Module,
+    sampler: DualSampler,
     n: int,
     generator: torch.Generator | None = None,
     to_data: Callable[[Tensor], Tensor] | None = None,
@@ -137,7 +141,7 @@ def normalised_within(potential: nn.Module, data: Tensor) -> LogProb:
     return lambda x: potential(x).reshape(-1).double() - log_z
 
 
-def _first_steps(dynamics: nn.Module, n_steps: int, per_step_dim: int) -> nn.Module:
+def _first_steps(dynamics: Any, n_steps: int, per_step_dim: int) -> Any:
     """The dynamics cut after ``n_steps`` steps; what it has of ``per_step_dim`` axes has one row per step."""
     cut = copy.deepcopy(dynamics)
     for own in (*cut.parameters(recurse=False), *cut.buffers(recurse=False)):

@@ -46,7 +46,7 @@ class GraphReplay:
         with torch.cuda.graph(self._graph):
             self._outputs = replay(*self._inputs)
 
-    def __call__(self, *inputs: object) -> Any:
+    def __call__(self, *inputs: Any) -> Any:
         for own, value in zip(self._inputs, inputs, strict=True):
             if isinstance(own, Tensor):
                 own.copy_(value)
@@ -91,7 +91,9 @@ class _Recorder(TorchDispatchMode):
             self._last_input = self._graph.placeholder(f"input_{i}")
             self._know(value, self._last_input)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         found = func(*args, **kwargs)
         if _reads(func, args):
@@ -153,7 +155,7 @@ class _Recorder(TorchDispatchMode):
         self._refused = self._refused or why
 
 
-def _reads(func: torch._ops.OpOverload, args: tuple) -> bool:
+def _reads(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool:
     """Whether a call tells Python what a tensor holds, or makes a shape of it."""
     if func is _aten.index.Tensor:  # its tag is for masks
         return any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
@@ -162,4 +164,4 @@ def _reads(func: torch._ops.OpOverload, args: tuple) -> bool:
 
 def _identity(value: object) -> int:
     """Of an object: generators come to operators in a new shell each time."""
-    return value._cdata if isinstance(value, torch.Generator) else id(value)
+    return value._cdata if isinstance(value, torch.Generator) else id(value)  # type: ignore[attr-defined]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
-def shard(potential: nn.Module, mesh: distributed.DeviceMesh | None = None) -> nn.Module:
+
+def shard(potential: nn.Module, mesh: DeviceMesh | None = None) -> nn.Module:
     """Leaves a part of each parameter of ``potential`` in every process, along its first dimension; returns it.
 
     The weights are gathered once for an unroll, or for an evaluation, and let go of with its graph; their gradients
@@ -78,7 +82,7 @@ def _device(potential: nn.Module) -> torch.device:
 class _Gathered(nn.Module):
     """The whole weight of a part."""
 
-    def forward(self, part: Tensor) -> Tensor:
+    def forward(self, part: DTensor) -> Tensor:
         from torch.distributed.tensor import Partial
 
         return _Mean.apply(part.full_tensor(grad_placements=[Partial()]), part.device_mesh.size())
@@ -88,11 +92,11 @@ class _Mean(torch.autograd.Function):
     """A tensor as it is, whose gradient is divided by n: torch adds those of the n processes up."""
 
     @staticmethod
-    def forward(ctx, whole: Tensor, n: int) -> Tensor:
+    def forward(ctx: Any, whole: Tensor, n: int) -> Tensor:
         ctx.n = n
         return whole.view_as(whole)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient / ctx.n, None

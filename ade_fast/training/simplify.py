@@ -20,7 +20,7 @@ _CONSTANT = {
     _aten.new_zeros.default, _aten.new_ones.default, _aten.new_full.default, _aten.scalar_tensor.default,
 }  # fmt: skip
 """Operators whose results depend on the shapes of their arguments alone."""
-_NEUTRAL = {
+_NEUTRAL: dict[object, int] = {
     _aten.add.Tensor: 0, _aten.sub.Tensor: 0, _aten.mul.Tensor: 1, _aten.div.Tensor: 1, _aten.mul.Scalar: 1,
     _aten.div.Scalar: 1, _aten.pow.Tensor_Scalar: 1,
 }  # fmt: skip
@@ -36,7 +36,7 @@ class Written:
     def __init__(self) -> None:
         self._storages: set[int] = set()
 
-    def by(self, func: torch._ops.OpOverload, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    def by(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Notes what this call writes to."""
         if func._schema.is_mutable:
             self._storages |= {_storage(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
@@ -82,11 +82,13 @@ def add_together(graph: fx.Graph, values: Mapping[fx.Node, Any], written: Writte
     place = {node: i for i, node in enumerate(graph.nodes)}
     kinds: dict[object, list[fx.Node]] = {}
     for node in graph.nodes:
-        if node.target is _aten.add.Tensor and not node.kwargs:
-            value, terms = values.get(node), [values.get(t) if isinstance(t, fx.Node) else None for t in node.args]
-            alike = all(isinstance(t, Tensor) and t.shape == value.shape and t.dtype == value.dtype for t in terms)
-            if alike and not any(t in written for t in (value, *terms)):
-                kinds.setdefault((value.dtype, value.device), []).append(node)
+        if node.target is not _aten.add.Tensor or node.kwargs:
+            continue
+        taken = [values.get(n) for n in (node, *node.args) if isinstance(n, fx.Node)]
+        tensors = [t for t in taken if isinstance(t, Tensor) and t not in written]
+        alike = {(t.dtype, t.device, t.shape) for t in tensors}
+        if len(tensors) == 3 and len(alike) == 1:
+            kinds.setdefault((tensors[0].dtype, tensors[0].device), []).append(node)
     for nodes in kinds.values():
         last = place[nodes[-1]]
         nodes = [node for node in nodes if all(place[user] > last for user in node.users)]
@@ -105,7 +107,9 @@ def add_together(graph: fx.Graph, values: Mapping[fx.Node, Any], written: Writte
 def _passed_on(node: fx.Node, values: Mapping[fx.Node, Any]) -> fx.Node | None:
     """The argument that this node's value is, or None."""
     first, *others = node.args
-    before, after = values.get(first) if isinstance(first, fx.Node) else None, values[node]
+    if not isinstance(first, fx.Node):
+        return None
+    before, after = values.get(first), values[node]
     if not isinstance(before, Tensor) or node.kwargs or before.dtype != after.dtype:
         return None
     if before.shape != after.shape or before.stride() != after.stride():

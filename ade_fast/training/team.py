@@ -91,8 +91,8 @@ class Team:
             distributed.barrier()
             yield wanted
         else:
-            with tempfile.TemporaryDirectory(prefix="ade_fast_rank_") as own:
-                own = Path(own) / "run"
+            with tempfile.TemporaryDirectory(prefix="ade_fast_rank_") as folder:
+                own = Path(folder) / "run"
                 if resume and wanted.exists():
                     own.mkdir()
                     for name in (CHECKPOINT, CONFIG):
@@ -125,8 +125,9 @@ def started_by_torchrun(device: str) -> Iterator[None]:
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # A restart finds the store of the processes before it, with the addresses that those had.
-    store, rank, count = next(distributed.rendezvous("env://"))
-    store = distributed.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store, rank, count = next(distributed.rendezvous("env://"))  # type: ignore[attr-defined]
+    start = f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    store = distributed.PrefixStore(start, store)  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=count)
     try:

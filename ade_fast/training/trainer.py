@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..initial import Empirical
 from ..metrics import LogZ, log_z, mmd2
@@ -26,6 +26,7 @@ from .divergence import Watch
 from .ema import EMA
 from .evaluation import PURPOSES, Evaluation, evaluate
 from .recipe import objective
+from .sampler import DualSampler
 from .score import Score
 from .source import Source
 from .stopwatch import Stopwatch
@@ -126,7 +127,7 @@ class Trainer:
         with phase("data"):
             generator = self._generators["data"]
             data = self._blurred(self._draw_data(self.config.batch_size // self.team.count, generator), generator)
-        asked = {"diagnostics": True} if self.diagnosed(self.update + 1) else {}
+        asked: dict[str, Any] = {"diagnostics": True} if self.diagnosed(self.update + 1) else {}
         metrics = self.ade.step(data, generator=self._generators["samples"], phase=phase, **asked)
         with phase("joint updates"):
             self.potential_average.update(self.potential)
@@ -164,7 +165,7 @@ class Trainer:
         with self.stopwatch.phase("validation"):
             return self._validate()
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self) -> float:
         potential, sampler = self.potential_average.module, self.sampler_average.module
         samples = self._draw_samples(potential, sampler, len(self._compared), "validation_samples")
         self._watch.samples(self.update, samples)
@@ -174,12 +175,12 @@ class Trainer:
         if self._lowest is None or now.is_lower_than(self._lowest):
             self._lowest = now
         if now is self._lowest or (self.source.endless and not now.is_worse_than(self._lowest)):
-            weights = (copy.deepcopy(player.state_dict()) for player in (potential, sampler))
-            self.best = Best(self.update, now, *weights)
+            of_f, of_sampler = (copy.deepcopy(player.state_dict()) for player in (potential, sampler))
+            self.best = Best(self.update, now, of_f, of_sampler)
             self.density = None  # of a finished run's best, where more updates found a better one
         return now.value
 
-    def _likelihood(self, potential, sampler) -> Score:
+    def _likelihood(self, potential: nn.Module, sampler: DualSampler) -> Score:
         """The negative log-likelihood of the validation points, at temperature 1."""
         n, generator = self.config.likelihood_samples, self.generator("likelihood_samples")
         with warnings.catch_warnings():
@@ -243,6 +244,7 @@ class Trainer:
         Training left them to f as it was on the way, and some of them have just begun.
         """
         best, model = self.best, self.model()
+        assert best is not None  # whose model it is
         start = model.sampler.initial
         if best.settled or not isinstance(start, Empirical) or start.buffer_size is None:
             return
@@ -260,6 +262,7 @@ class Trainer:
         With the noise of training: on a curve's own points no scale would be large enough.
         """
         best = self.best
+        assert best is not None
         if best.scale is not None or not (self.config.calibrate and self._by_weights and can_scale(self.potential)):
             return
         if self.config.objective != "ade":  # another factor would make it another estimate
@@ -283,7 +286,7 @@ class Trainer:
         points = self.source.test(n, self.generator("test_data")).to(self.device)
         generators = {purpose: self.generator(purpose) for purpose in PURPOSES}
         found, samples, exact = evaluate(self.model(), points, generators)
-        if found.log_z is not None:
+        if found.log_z is not None and found.log_z_standard_error is not None and found.ess is not None:
             self.density = LogZ(found.log_z, found.log_z_standard_error, found.ess)
         return Test(found, points[: config.test_samples], samples, exact)
 
@@ -361,7 +364,7 @@ class Trainer:
         noise = torch.randn(data.shape, generator=generator, dtype=data.dtype)
         return data + self.config.data_noise * noise.to(data.device)
 
-    def _draw_samples(self, potential, sampler, n: int, purpose: str) -> Tensor:
+    def _draw_samples(self, potential: nn.Module, sampler: DualSampler, n: int, purpose: str) -> Tensor:
         with torch.no_grad():
             return sampler.sample(potential, n, self.generator(purpose)).x
 

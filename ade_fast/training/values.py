@@ -83,6 +83,7 @@ def _with_end(end: End, n: int, values: Tensor, grad: Tensor, want_slope: bool) 
     """values, grad: at the data, and behind them at the base samples."""
     slope, with_base = None, len(values) > n
     if want_slope:
+        assert end.gradient is not None
         parts = [g if len(g) == n else g[:n] for g in (grad, end.gradient)]
         slope = (parts[0].square().sum() + parts[1].square().sum()) / sum(map(len, parts))
     at_data, at_base = (values[:n], values[n:]) if with_base else (values, None)
