@@ -30,11 +30,11 @@ def log_weight_figures(log_w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _register() -> None:
-    @torch.library.register_fake("ade_fast::normal_log_density")
+    @torch.library.register_fake("ade_fast::normal_log_density")  # type: ignore[untyped-decorator]
     def fake(noise: Tensor) -> Tensor:
         return noise.new_empty(noise.shape[:1])
 
-    @torch.library.register_fake("ade_fast::log_weight_figures")
+    @torch.library.register_fake("ade_fast::log_weight_figures")  # type: ignore[untyped-decorator]
     def fake_of_figures(log_w: Tensor) -> tuple[Tensor, Tensor]:
         return log_w.new_empty(()), log_w.new_empty((), dtype=torch.float64)
 

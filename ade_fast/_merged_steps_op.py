@@ -30,11 +30,11 @@ def merged_steps_vjp(dkick: Tensor, ddrift: Tensor | None, per_step: bool) -> Te
 
 
 def _register() -> None:
-    @torch.library.register_fake("ade_fast::merged_steps")
+    @torch.library.register_fake("ade_fast::merged_steps")  # type: ignore[untyped-decorator]
     def fake(step: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         return step.new_empty((steps + 1, step.shape[1])), step.new_empty((steps, step.shape[1]))
 
-    @torch.library.register_fake("ade_fast::merged_steps_backward")
+    @torch.library.register_fake("ade_fast::merged_steps_backward")  # type: ignore[untyped-decorator]
     def fake_backward(dkick: Tensor, ddrift: Tensor | None, per_step: bool) -> Tensor:
         return dkick.new_empty((dkick.shape[0] - 1 if per_step else 1, dkick.shape[1]))
 
