@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .._ends import Ends
-from .._mlp_ops import WeightGradients
-from .._tensors import check_dtype, floating_tensor
-from ..dynamics import Diagnostics, NonFiniteError
+from ..dynamics import Diagnostics
 from ..fields import fused_sum, pinned
 from ..initial import Empirical
-from ..initial.base import standard_normal_log_density
-from ..potentials.conditioned import Condition, conditioned, first_length
+from ..potentials.conditioned import Condition
 from ..weights import (
     as_momentum_weight,
     default_momentum_weight,
-    kinetic,
-    log_normaliser,
-    log_weight_figures,
     why_no_weights,
 )
 from ._arguments import integer, number
-from .bounds import Bounds, Defence, fraction, renyi_bound, with_other_gradient
+from .bounds import Bounds, fraction
 from .capture import Captured, refusal, watched_elsewhere
-from .divergence import ADVICE, Watch
+from .divergence import Watch
 from .ranks import Ranks, refuse_wrapped
-from .sampler import Cut, DualSample, DualSampler
+from .sampler import DualSampler
+from .terms import COVERAGE_EVERY, Objective, Terms, together
 from .updates import (
     OptimizerOrFactory,
     clip_grads,
@@ -44,50 +38,12 @@ from .updates import (
     shortened,
     steps_itself,
 )
-from .values import evaluate, values_of
+from .values import values_of
 
 _GAP = 100.0
-# log q^0 at given points takes several passes of a flow's networks: not in each update, and not at all data.
-COVERAGE_EVERY = 4
-# A metric alone, and f has to be evaluated for it.
-_INITIAL_ROWS = 256
 
 
-class _Terms(NamedTuple):
-    """The objective's parts, each a scalar tensor; ``loss`` carries the graph."""
-
-    loss: Tensor
-    f_data: Tensor
-    f_samples: Tensor
-    kinetic: Tensor
-    entropy: Tensor
-    penalty: Tensor
-
-
-def _together(terms: _Terms, figures: Mapping[str, Tensor]) -> tuple[list[str], Tensor]:
-    """All names, and their values in one tensor [n]."""
-    values = torch.stack([t.detach().to(terms.loss) for t in (*terms, *figures.values())])
-    return [*terms._fields, *figures], values
-
-
-class _Model(NamedTuple):
-    """What one unroll says of the model: (20)'s terms, and the bounds of log Z_x.
-
-    model: E_q[f - lambda/2 |v|^2] + entropy_weight H(q). f_samples, kinetic, entropy: its parts, scalars.
-    values: f(x^T) [K].
-    log_w: log-weights [K] with the normaliser of the momenta taken off, so that E[w] = Z_x; None: no weights. Under
-    data_parallel those of all ranks, where a bound has weights.
-    """
-
-    model: Tensor
-    f_samples: Tensor
-    kinetic: Tensor
-    entropy: Tensor
-    values: Tensor
-    log_w: Tensor | None
-
-
-class ADE(nn.Module):
+class ADE(Objective):
     """Adversarial dynamics embedding: max over f, min over the sampler, of ell (20), or of tighter bounds.
 
     ell = E_data[f(x)] - E_q[f(x^T) - lambda/2 |v^T|^2] + entropy_weight * E_q[log q^T(x^T, v^T)] - penalties
@@ -380,57 +336,6 @@ class ADE(nn.Module):
                 usual = context is condition is weights is None and not diagnostics
                 return self._joint_update(data, generator, context, diagnostics, usual and self._is_captured(data))
 
-    @contextmanager
-    def _given(self, condition: Condition | None, data: Tensor) -> Iterator[None]:
-        """Within this block, the potential is that at a condition."""
-        if condition is None:
-            yield
-            return
-        if self.bounds.potential != "elbo" or self.bounds.sampler != "elbo" or self.ess_pace is not None:
-            raise ValueError(
-                f"ADE: condition needs bound='elbo' and sampler_bound='elbo', and no ess_pace: weights of samples at "
-                f"different conditions have no common log Z, got bound={self.bounds.potential!r}, "
-                f"sampler_bound={self.bounds.sampler!r}, ess_pace={self.ess_pace}"
-            )
-        n = self._batch_size(data)
-        if first_length(condition) not in (None, n):
-            raise ValueError(f"ADE: condition must have a row for each of the {n} data, got {first_length(condition)}")
-        whole, has_weights = self.potential, self._has_weights
-        place: dict[str, Any] = self._modules if "potential" in self._modules else self.__dict__
-        place["potential"], self._has_weights = conditioned("ADE", whole, condition, n, data.device), False
-        try:
-            yield
-        finally:
-            place["potential"], self._has_weights = whole, has_weights
-
-    @contextmanager
-    def _weighing(self, weights: Tensor | None, data: Tensor) -> Iterator[None]:
-        """Within this block, means over the data are weighted."""
-        if weights is not None:
-            n = self._batch_size(data)
-            if not isinstance(weights, Tensor) or not weights.is_floating_point():
-                kind = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
-                raise TypeError(f"ADE: weights must be a floating-point tensor ({n},), got {kind}")
-            if tuple(weights.shape) != (n,):
-                raise ValueError(
-                    f"ADE: weights must have shape ({n},), one for each of the data, got {(*weights.shape,)}"
-                )
-            weights = weights.detach().to(data)
-            if not bool((weights >= 0).all() & weights.isfinite().all() & (weights.sum() > 0)):
-                raise ValueError("ADE: weights must be finite and >= 0, with a positive sum")
-        self._data_weights = weights
-        try:
-            yield
-        finally:
-            self._data_weights = None
-
-    def _over_data(self, values: Tensor, every: int = 1) -> Tensor:
-        """The mean of values at the data, or at each ``every``-th of them."""
-        if self._data_weights is None:
-            return values.mean()
-        weights = self._data_weights / self._data_weights.mean()
-        return (weights[::every] * values).mean()
-
     def _joint_update(
         self,
         data: Tensor,
@@ -448,8 +353,8 @@ class ADE(nn.Module):
         # One transfer for all metrics; it also tells whether to touch the parameters at all.
         found = (values if self._ranks is None else self._ranks.average(values)).tolist()
         known = dict(zip((*names, *optimizers), found, strict=True))
-        metrics = {name: known[name] for name in (*_Terms._fields, *optimizers, *names)}
-        finite = [*_Terms._fields, *optimizers]
+        metrics = {name: known[name] for name in (*Terms._fields, *optimizers, *names)}
+        finite = [*Terms._fields, *optimizers]
         if self.check_finite and not all(math.isfinite(metrics[name]) for name in finite):
             raise self._non_finite("the objective or its gradient", data, metrics)
         if diagnostics and isinstance(seen := getattr(self.sampler.dynamics, "diagnostics", None), Diagnostics):
@@ -492,7 +397,7 @@ class ADE(nn.Module):
         terms.loss.backward()
         if self._ranks is not None:
             self._ranks.average_gradients(self._optimizers())
-        return *_together(terms, figures), sample.x
+        return *together(terms, figures), sample.x
 
     def _computing(
         self, data: Tensor, generator: torch.Generator | None, penalties: Sequence[float | Tensor]
@@ -502,7 +407,7 @@ class ADE(nn.Module):
                 data, generator, None, True, penalties=penalties, covering=self._covering()
             )
             gradients = torch.autograd.grad(terms.loss, parameters, allow_unused=True)
-            return (*_together(terms, figures), sample.x), list(gradients)
+            return (*together(terms, figures), sample.x), list(gradients)
 
         return compute
 
@@ -565,167 +470,3 @@ class ADE(nn.Module):
         start = self.sampler.initial
         if isinstance(start, Empirical) and start.buffer_size is not None:
             start.update(x.detach())
-
-    def _objective(
-        self,
-        data: Tensor,
-        generator: torch.Generator | None,
-        context: tuple[Tensor, ...] | None,
-        want_figures: bool = False,
-        diagnostics: bool = False,
-        penalties: Sequence[float | Tensor] | None = None,
-        covering: float = 0.0,
-    ) -> tuple[_Terms, DualSample, dict[str, Tensor]]:
-        """The loss and its parts, the samples, and the metrics of the weights where they are wanted.
-
-        penalties: the factors of the two, where they have become tensors; 0 is a number in any case. covering: that of
-        ``coverage``.
-        """
-        penalties = (self.gradient_penalty, self.value_penalty) if penalties is None else penalties
-        n = self._batch_size(data)
-        apart = self.bounds.differ and torch.is_grad_enabled()
-        weights, ends = WeightGradients(), Ends()
-        with pinned(self.potential):
-            draw: Callable[..., Any] = self.sampler.sample_cut if apart else self.sampler.sample
-            with weights.as_current(), ends.as_current():
-                drawn = draw(self.potential, n * self.samples_per_point, generator, context, diagnostics=diagnostics)
-                sample: DualSample
-                cut: Cut | None
-                sample, cut = drawn if apart else (drawn, None)
-            _check_like(data, sample.x)
-            base = self._draw_base(len(sample.x), generator)
-            end = ends.end_of(self.potential, sample.x)
-            slope, square = (isinstance(factor, Tensor) or factor != 0 for factor in penalties)
-            f = evaluate(self.potential, data, base, sample.x, slope, square, apart, context is not None, end)
-            model = self._model_terms(sample, f.samples)
-            f_data = self._over_data(f.data)
-            parts: list[Any] = [
-                p * mean for p, mean in zip(penalties, (f.slope, f.square), strict=True) if mean is not None
-            ]
-            penalty = sum(parts) if parts else torch.zeros((), dtype=sample.x.dtype, device=sample.x.device)
-            defence = None
-            if base is not None:
-                potential: Any = self.potential  # a `WithBase`
-                defence = Defence(self._together(f.base - potential.log_base(base)), self.bounds.defensive)
-            beta = self.bounds.beta(model.log_w)
-            loss = f_data - self.bounds.of_potential(model.model, model.log_w, beta, defence) - penalty
-            if apart:
-                other = f_data - self.bounds.of_sampler(model.model, model.log_w, beta) - penalty
-                parameters = [p for p in self.sampler_parameters() if p.requires_grad]
-                loss = with_other_gradient(loss, other, parameters, cut, weights)
-            if covering:
-                covered = covering * self._covered(data)
-                loss = loss - (covered - covered.detach())
-            figures = self._figures(sample, model, beta, defence, ends) if want_figures else {}
-        return _Terms(loss, f_data, model.f_samples, model.kinetic, model.entropy, penalty), sample, figures
-
-    def _covered(self, data: Tensor) -> Tensor:
-        """The log-likelihood of a part of the data under q^0, a scalar."""
-        start = self.sampler.initial
-        density = getattr(start, "log_prob_once", None) or start.log_prob
-        return self._over_data(density(data[::COVERAGE_EVERY].detach()), COVERAGE_EVERY)
-
-    def _model_terms(self, sample: DualSample, values: Tensor) -> _Model:
-        kinetics = self._kinetic(sample)
-        f_samples, kinetic, entropy = values.mean(), kinetics.mean(), -sample.log_q.mean()
-        model = f_samples - kinetic + self.entropy_weight * entropy
-        log_w = None
-        if self._has_weights and sample.log_q0 is not None:
-            log_w = self._together(values - kinetics - sample.log_q - self._log_normaliser(sample))
-        return _Model(model, f_samples, kinetic, entropy, values, log_w)
-
-    def _together(self, log_w: Tensor) -> Tensor:
-        """Log-weights for a bound of log Z: those of all ranks, where there are any and a bound has weights."""
-        weighted = self.bounds.potential != "elbo" or self.bounds.sampler != "elbo" or self.ess_pace is not None
-        return self._ranks.joint(log_w) if self._ranks is not None and weighted else log_w
-
-    def _draw_base(self, n: int, generator: torch.Generator | None) -> Tensor | None:
-        """Defensive samples, so many that they are the fraction asked for beside n of the dual sampler's."""
-        share = self.bounds.defensive
-        if not share:
-            return None
-        count = max(round(n * share / (1 - share)), 1)
-        potential: Any = self.potential  # a `WithBase`
-        return potential.sample_base(count, self.sampler.initial.event, generator=generator)
-
-    @torch.no_grad()
-    def _figures(
-        self,
-        sample: DualSample,
-        model: _Model,
-        beta: float | Tensor,
-        defence: Defence | None,
-        ends: Ends | None = None,
-    ) -> dict[str, Tensor]:
-        """The metrics of the weights and of the steps. ends: what the unroll knows of f at them."""
-        figures = {}
-        step_size = getattr(self.sampler.dynamics, "step_size", None)
-        if step_size is not None:
-            figures["step_size"] = step_size.abs().max()
-        if model.log_w is not None:
-            if self.bounds.potential == "importance":
-                figures["f_model"] = (model.log_w.softmax(0) * self._together(model.values)).sum()
-            figures["log_z"], figures["ess"] = log_weight_figures(model.log_w)
-            if defence is not None:
-                figures["log_z"] = renyi_bound(model.log_w, 1.0, defence)
-            _, figures["initial_ess"] = log_weight_figures(self._initial_log_weights(sample, ends))
-            figures["beta"] = torch.as_tensor(beta)
-        return figures
-
-    def _initial_log_weights(self, sample: DualSample, ends: Ends | None) -> Tensor:
-        """log f(x^0) - log q^0(x^0) of the first samples, up to a constant: the momenta, where N(0, I), are no part of
-        the matter."""
-        rows = slice(_INITIAL_ROWS)
-        assert sample.log_q0 is not None
-        log_q = sample.log_q0[rows]
-        if sample.v0 is not None and getattr(self.sampler.initial, "momentum", None) is None:
-            log_q = log_q - standard_normal_log_density(sample.v0[rows])
-        values = None if ends is None else ends.start_of(self.potential, sample.x0)
-        values = values_of(self.potential, sample.x0[rows]) if values is None else values[rows]
-        return values - log_q
-
-    def _log_normaliser(self, sample: DualSample) -> Tensor | float:
-        """Sum over the momenta of l/2 log(2 pi / lambda_i)."""
-        if sample.v is None:
-            return 0.0
-        own = self.sampler.draws_own_momenta()
-        shape = sample.v.shape[2:] if own else sample.v.shape[1:]
-        return log_normaliser(shape, sample.v.shape[0] if own else 1, self.momentum_weight)
-
-    def _kinetic(self, sample: DualSample) -> Tensor:
-        """lambda/2 |v|^2 per sample, or the sum of lambda_i/2 |v_i|^2 (9); [B]."""
-        if sample.v is None:
-            return sample.x.new_zeros(sample.x.shape[0])
-        own = self.sampler.draws_own_momenta()
-        if not own and self.momentum_weight.dim() != 0:
-            raise ValueError(
-                f"ADE: momentum_weight must be a number for {type(self.sampler.dynamics).__name__}, "
-                f"which has one momentum, got shape {tuple(self.momentum_weight.shape)}"
-            )
-        return kinetic("ADE", sample.v, self.momentum_weight, per_step=own)
-
-    @staticmethod
-    def _batch_size(data: Tensor) -> int:
-        floating_tensor("ADE", "data", data, "a floating-point tensor [B, *event]")
-        if data.dim() == 0 or data.shape[0] == 0:
-            raise ValueError(f"ADE: data must have at least one sample, got shape {tuple(data.shape)}")
-        return data.shape[0]
-
-    def _non_finite(self, what: str, data: Tensor, metrics: Mapping[str, float]) -> NonFiniteError:
-        """The error for a non-finite value, naming the parts of the objective that are at fault."""
-        if not bool(torch.isfinite(data).all()):
-            return NonFiniteError(f"ADE: data holds {int((~torch.isfinite(data)).sum())} non-finite value(s)")
-        bad = [name for name in _Terms._fields if not math.isfinite(metrics.get(name, 0.0))]
-        where = f" (non-finite: {', '.join(bad)})" if bad else ""
-        return NonFiniteError(f"ADE: {what} is not finite{where}; {ADVICE}")
-
-
-def _check_like(data: Tensor, samples: Tensor) -> None:
-    """Refuses data of another shape, dtype or device than the sampler's: the two are compared by one potential."""
-    if data.shape[1:] != samples.shape[1:]:
-        wanted = (len(data), *samples.shape[1:])
-        raise ValueError(f"ADE: data must have the sampler's shape {wanted}, got {tuple(data.shape)}")
-    if data.device != samples.device:
-        raise ValueError(f"ADE: data must be on the sampler's device {samples.device}, got {data.device}")
-    if not torch.is_autocast_enabled(samples.device.type):
-        check_dtype("ADE", "data", data, "the sampler's", samples.dtype)
