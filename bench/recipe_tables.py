@@ -83,10 +83,11 @@ def sets(runs: Sequence[Run]) -> Rows:
 
 
 def variants(runs: Sequence[Run], seconds: bool = False) -> Rows:
-    """One row per variant; NLL, effective sample sizes, and seconds if asked for, for each set, over the seeds."""
+    """One row per variant; NLL, effective sample sizes, and seconds if asked for, for each set, over the seeds. Seconds
+    are a core's, of those runs that say them: others waited for what else the machine had to do."""
     ordered = _in_order(runs)
     names = _unique(r["settings"]["data"] for r in ordered)
-    whats = ("NLL", "ESS", "ESS of q⁰", *(("seconds",) if seconds else ()))
+    whats = ("NLL", "ESS", "ESS of q⁰", *(("seconds of a core",) if seconds else ()))
     head = ["", *(f"{name}: {what}" for name in names for what in whats)]
     rows = []
     for variant in _unique(r["variant"] for r in runs):
@@ -97,7 +98,7 @@ def variants(runs: Sequence[Run], seconds: bool = False) -> Rows:
                 _spread(group, "nll_large", ".3f"),
                 _spread(group, "ess", ".2f"),
                 _spread(group, "initial_ess", ".2f"),
-                *((_spread(group, "seconds", ".0f"),) if seconds else ()),
+                *((_spread(group, "cpu_seconds", ".0f"),) if seconds else ()),
             ]
         rows.append([variant, *cells])
     return head, rows
