@@ -91,10 +91,9 @@ PyMethodDef g_methods[] = {
      "Bytes of the CPU operators' pool that are in use, and that wait for the next call."},
     {"release_pool", release_pool, METH_NOARGS, "Gives what waits in the pool back to the operating system."},
     {"same_values", same_values, METH_VARARGS,
-     "same_values(parts, passing, kept): whether the values of each of `parts`, dictionaries, lists and "
-     "other "
-     "mappings, are the very objects in its tuple of `kept`; `passing` has for each None or a set of keys to "
-     "skip."},
+     "same_values(parts, passing, kept): whether the values of each of `parts` (dictionaries, lists, "
+     "mappings) "
+     "are the very objects in its tuple of `kept`; `passing` has for each None or a set of keys to skip."},
     {nullptr, nullptr, 0, nullptr},
 };
 
