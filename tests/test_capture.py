@@ -252,6 +252,45 @@ def test_what_moves_from_one_part_to_the_next_is_seen(attribute):
     assert unchanged.holds()
 
 
+def test_views_of_what_lasts_are_made_once():
+    """And show its values of the time; not those that are handed out, nor those of memory that is written to."""
+    weight, state, x = torch.randn(3, 4, requires_grad=True), torch.randn(4), torch.randn(2, 4)
+
+    def compute():
+        state.add_(1.0)
+        return x @ weight.t(), weight.t()[1:], weight[0] * state[None]
+
+    _, replay = record(compute, [x], [weight, state])
+    code = replay._run.__self__.code
+    assert code.count("aten.t.") == 0
+    assert code.count("aten.slice.") == 1
+    assert code.count("aten.unsqueeze.") == 1
+    with torch.no_grad():
+        weight.mul_(2.0)
+    before = state.clone()
+    found = replay(x)
+    state.copy_(before)
+    with torch.no_grad():
+        for now, again in zip(compute(), found, strict=True):
+            assert torch.equal(now, again)
+    assert not any(t.requires_grad for t in replay._given if t is not weight)
+
+
+def test_a_view_that_is_as_something_before_is_left_out():
+    a = torch.randn(2, 3)
+
+    def compute():
+        b = a * 2
+        return b.t().t() + 1, b.t().exp().t(), b[None][0].t()
+
+    found, replay = record(compute, [a], [])
+    code = replay._run.__self__.code
+    assert code.count("aten.t.default(") == 2  # to exp, which the last output is too, and from it
+    assert code.count("unsqueeze") == code.count("select") == 0
+    for one, other in zip(found, replay(a), strict=True):
+        assert torch.equal(one, other) and one.stride() == other.stride()
+
+
 def test_sums_are_made_together_where_nobody_looks_in_between():
     a, b = (torch.randn(3) for _ in range(2))
 

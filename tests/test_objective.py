@@ -1,5 +1,6 @@
 """The objective against the reference, its updates, its errors; the players' average."""
 
+import copy
 import math
 from functools import partial
 from typing import NamedTuple
@@ -676,6 +677,26 @@ def test_the_average_copies_buffers():
     module(torch.randn(16, 2) + 5)
     average.update(module)
     assert torch.equal(average.module.running_mean, module.running_mean)
+
+
+def test_the_average_follows_what_is_replaced():
+    """A parameter, and a part of the module: the ones that are there now."""
+    module = nn.Sequential(nn.Linear(1, 1, bias=False))
+    average = ade.training.EMA(module, 0.0)
+    for value in (1.0, 2.0):
+        module[0].weight.data.fill_(value)
+        average.update(module)
+    module[0].weight = nn.Parameter(torch.full((1, 1), 3.0))
+    average.update(module)
+    assert average.module[0].weight.item() == 3.0
+    module[0] = nn.Linear(1, 1, bias=False)
+    average.update(module)
+    assert torch.equal(average.module[0].weight, module[0].weight)
+    other = copy.deepcopy(average)
+    module[0].weight.data.fill_(5.0)
+    other.update(module)
+    assert other.module[0].weight.item() == 5.0
+    assert average.module[0].weight.item() != 5.0
 
 
 def test_the_average_of_a_module_without_parameters_is_the_module():

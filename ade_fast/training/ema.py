@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from .. import _C
+
 M = TypeVar("M", bound=nn.Module)
-Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class EMA(AveragedModel, Generic[M]):
@@ -31,19 +32,50 @@ class EMA(AveragedModel, Generic[M]):
         if not 0 <= decay < 1:
             raise ValueError(f"EMA: decay must be in [0, 1), got {decay!r}")
 
-        @torch.no_grad()
-        def average(averaged: Tensors, current: Tensors, n_averaged: Tensor | int) -> None:
-            n = int(n_averaged)
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, n / (n + 10)))
-
-        super().__init__(module, multi_avg_fn=average)
+        super().__init__(module)
+        self.decay = decay
+        self._averaged: _Tensors | None = None
+        self._followed: _Tensors | None = None
         self.requires_grad_(False)
         self.module.eval()  # never trained: spectral norm runs no power iteration of its own in it
 
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Torch's own walks through all modules several times, which takes longer than a small update's kernels."""
+        self._averaged = averaged = _Tensors.of(self.module, self._averaged)
+        self._followed = followed = _Tensors.of(model, self._followed)
+        if averaged.parameters:
+            n = int(self.n_averaged)
+            weight = 1 - min(self.decay, n / (n + 10)) if n else 1.0
+            torch._foreach_lerp_(averaged.parameters, followed.parameters, weight)
+        for mine, current in zip(averaged.buffers, followed.buffers, strict=True):
+            mine.copy_(current)
+        self.n_averaged += 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_averaged": None, "_followed": None}  # a copy has tensors of its own
+
     def update(self, module: nn.Module) -> None:
         """Takes one step towards ``module``'s parameters, and its buffers, a replay buffer among them, as they are."""
-        if any(True for _ in module.parameters()):
-            self.update_parameters(module)
-            return
-        for averaged, current in zip(self.module.buffers(), module.buffers(), strict=True):
-            averaged.copy_(current)
+        self.update_parameters(module)
+
+
+class _Tensors:
+    """A module's own parameters and buffers, found once, as long as it consists of the same."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        parts = [(part._modules, part._parameters, part._buffers) for part in module.modules()]
+        self._parts = tuple(own for part in parts for own in part)
+        self._values = tuple(tuple(own.values()) for own in self._parts)
+        self._passing = (None,) * len(self._parts)
+        self.parameters: list[Tensor] = list(module.parameters())
+        self.buffers: list[Tensor] = list(module.buffers())
+
+    @classmethod
+    def of(cls, module: nn.Module, known: _Tensors | None) -> _Tensors:
+        """Those that are known, or found anew."""
+        if known is None or known._module is not module:
+            return cls(module)
+        same = _C.same_values(known._parts, known._passing, known._values)
+        return known if same else cls(module)

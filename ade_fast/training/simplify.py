@@ -6,8 +6,8 @@ Nothing here changes a result but for the sign of a zero.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -25,9 +25,6 @@ _NEUTRAL: dict[object, int] = {
     _aten.div.Scalar: 1, _aten.pow.Tensor_Scalar: 1,
 }  # fmt: skip
 """Numbers that change nothing as an operator's second argument."""
-_VIEWS = {
-    _aten.view.default, _aten.expand.default, _aten.slice.Tensor, _aten._unsafe_view.default, _aten.reshape.default
-}  # fmt: skip
 
 
 class Written:
@@ -49,11 +46,15 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def simplify(graph: fx.Graph, values: Mapping[fx.Node, Any], written: Written) -> Iterator[tuple[fx.Node, Tensor]]:
+def simplify(
+    graph: fx.Graph, values: Mapping[fx.Node, Any], written: Written, lasting: Iterable[fx.Node] = ()
+) -> Iterator[tuple[fx.Node, Tensor]]:
     """Replaces nodes by others that are equal, and yields those that are constants, with what they are.
 
-    values: what the nodes were when they were recorded, tensors and lists of them.
+    values: what the nodes were when they were recorded, tensors and lists of them. lasting: those that are the same
+    memory at each replay.
     """
+    lasting = set(lasting)
     outputs = set(graph.output_node().all_input_nodes)
     constants: dict[fx.Node, Tensor] = {}
     known: dict[object, fx.Node] = {}
@@ -69,12 +70,15 @@ def simplify(graph: fx.Graph, values: Mapping[fx.Node, Any], written: Written) -
             node.replace_all_uses_with(same)
         elif torch.Tag.nondeterministic_seeded in node.target.tags:
             continue
+        elif node.all_input_nodes and lasting >= set(node.all_input_nodes) and _is_view(node.target):
+            lasting.add(node)  # it goes on showing what is there
         elif node.target in _CONSTANT or (node.all_input_nodes and constants.keys() >= set(node.all_input_nodes)):
             constants[node] = value
         elif (first := known.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)) is not node:
             node.replace_all_uses_with(first)
+    views = {node: values[node] for node in lasting if node.op == "call_function"}
     # What is handed out may be written to by who gets it.
-    yield from ((node, value) for node, value in constants.items() if node not in outputs)
+    yield from ((node, value) for node, value in {**constants, **views}.items() if node not in outputs)
 
 
 def add_together(graph: fx.Graph, values: Mapping[fx.Node, Any], written: Written) -> None:
@@ -104,8 +108,18 @@ def add_together(graph: fx.Graph, values: Mapping[fx.Node, Any], written: Writte
             graph.erase_node(node)
 
 
+def _is_view(target: torch._ops.OpOverload) -> bool:
+    """Whether all that an operator returns is memory of its arguments."""
+    if target is _aten._unsafe_view.default:  # its schema does not say so
+        return True
+    returned = [output.alias_info for output in target._schema.returns]
+    return bool(returned) and all(info is not None and not info.is_write for info in returned)
+
+
 def _passed_on(node: fx.Node, values: Mapping[fx.Node, Any]) -> fx.Node | None:
-    """The argument that this node's value is, or None."""
+    """The node before it that this node's value is, or None."""
+    if _is_view(cast(torch._ops.OpOverload, node.target)):
+        return _seen_before(node, values)
     first, *others = node.args
     if not isinstance(first, fx.Node):
         return None
@@ -114,7 +128,23 @@ def _passed_on(node: fx.Node, values: Mapping[fx.Node, Any]) -> fx.Node | None:
         return None
     if before.shape != after.shape or before.stride() != after.stride():
         return None
-    if node.target in _VIEWS:
-        return first if before.data_ptr() == after.data_ptr() else None
     neutral = _NEUTRAL.get(node.target)
     return first if neutral is not None and isinstance(others[0], (int, float)) and others[0] == neutral else None
+
+
+def _seen_before(node: fx.Node, values: Mapping[fx.Node, Any]) -> fx.Node | None:
+    """The tensor whose view this node is, or a view of it in between, that is just like it: a transpose's transpose."""
+    found: fx.Node | None = None
+    earlier: object = node
+    while isinstance(earlier, fx.Node):
+        if earlier is not node and _looks(values.get(earlier)) == _looks(values[node]):
+            found = earlier
+        target = earlier.target
+        earlier = earlier.args[0] if isinstance(target, torch._ops.OpOverload) and _is_view(target) else None
+    return found
+
+
+def _looks(value: object) -> object:
+    if not isinstance(value, Tensor):
+        return None
+    return value.data_ptr(), value.shape, value.stride(), value.dtype, value.is_conj(), value.is_neg()
