@@ -85,3 +85,16 @@ def test_the_flag_is_there_and_checked() -> None:
     assert type(training.Trainer(TINY).ade) is ade.ADE
     with pytest.raises(ValueError, match="context must be None"):
         training.Trainer(config("sm")).ade.loss(torch.zeros(2, 2), context=(torch.zeros(1),))
+
+
+@pytest.mark.parametrize("argument", ["context", "condition", "weights"])
+def test_what_an_estimator_has_no_use_for_is_refused(argument: str) -> None:
+    """By name, and before anyone moves."""
+    model = training.Trainer(config("cd")).ade
+    before = [p.clone() for p in model.parameters()]
+    data = torch.randn(8, 2)
+    given = {argument: (torch.ones(8),) if argument == "context" else torch.ones(8)}
+    for call in (model.loss, model.step):
+        with pytest.raises(ValueError, match=argument):
+            call(data, **given)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
