@@ -20,6 +20,12 @@ PEERS = {
     "ade-masks": "**ade_fast**, masks",
     "ade-states": "**ade_fast**, states",
     "ade-reversible": "**ade_fast**, reversible",
+    "eager-t1-bf16": "eager T+1, exact, bf16",
+    "eager-truncated-bf16": "eager 2T, truncated, bf16",
+    "ade-graph-bf16": "**ade_fast**, graph, bf16",
+    "ade-masks-bf16": "**ade_fast**, masks, bf16",
+    "jax": "JAX, exact",
+    "jax-checkpoint": "JAX, exact, `jax.checkpoint`",
 }
 
 
@@ -53,11 +59,11 @@ def digits(results: tables.Results) -> str:
 
 
 def iteration(results: tables.Results) -> str:
-    """A line for each peer: milliseconds and peak memory of each case, and the time over the truncated gradient's."""
+    """A line for each peer: milliseconds, the time over the truncated gradient's, peak memory, and the error."""
     cases = results["cases"]
     head = [""]
     for case in cases:
-        head += [f"`{case['case']}`, ms", "over truncated", "peak, MB"]
+        head += [f"`{case['case']}`, ms", "over truncated", "peak, MB", "error"]
     rows = []
     for name, label in PEERS.items():
         cells = []
@@ -66,7 +72,7 @@ def iteration(results: tables.Results) -> str:
             over = tables.ratio(case["peers"], "ms", name, "eager-truncated")
             peak = found.get("peak_bytes")
             cells += [tables.ms(found), "-" if over is None else f"{over:.2f}"]
-            cells += ["-" if peak is None else tables.number(peak / 1e6)]
+            cells += ["-" if peak is None else tables.number(peak / 1e6), tables.error(found)]
         rows.append([label, *cells])
     return f"{tables.table(head, rows)}\n\n{tables.origin(results)}"
 

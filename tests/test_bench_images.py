@@ -32,6 +32,27 @@ def test_every_peer_has_the_exact_derivatives_and_the_truncated_one_has_not(peer
     assert module.error(truncated, wanted) > module.TOLERANCE
 
 
+@pytest.mark.parametrize("memory", ["graph", "masks"])
+def test_bf16_is_off_by_no_more_than_eager_is(memory, bench):
+    module = bench("images_iteration")
+    problem = module.make_problem(module.Case(4, (4, 8, 8, 8, 8), 4), torch.device("cpu"))
+    wanted, settings = module.expected(problem), module.peers.Settings(1.0)
+    errors = [
+        module.error(module.MAKERS[name](problem, settings).run(), wanted)
+        for name in (f"ade-{memory}-bf16", "eager-t1-bf16")
+    ]
+    assert 1e-3 < errors[0] < 1.05 * errors[1]
+
+
+@pytest.mark.parametrize("peer", ["jax", "jax-checkpoint"])
+def test_jax_has_the_exact_derivatives(peer, bench):
+    pytest.importorskip("jax")
+    module = bench("images_iteration")
+    problem = module.make_problem(module.Case(1, (2, 2, 2, 2, 2), 2), torch.device("cpu"))
+    made = module.MAKERS[peer](problem, module.peers.Settings(60.0))
+    assert module.error(made.outputs(made.run()), module.expected(problem)) < 1e-3
+
+
 def test_a_row_is_todays_only_with_todays_settings(bench):
     module = bench("images")
     row = {"method": "exact", "seed": 1, "settings": module.config("exact", 1, 9).to_dict()}
@@ -64,7 +85,7 @@ def test_tables_say_what_the_results_say(bench):
     assert "| 0 | 600 | 90 | 6.00 | 0.75 | 1.20 | 0.90 |" in text and "no torchebm" in text
     peers = {"eager-truncated": {"ms": 10.0, "peak_bytes": 2e6}, "ade-states": {"ms": 15.0, "peak_bytes": 1e6}}
     text = tables.iteration({**head, "cases": [{"case": "c", "peers": peers}]})
-    assert "| **ade_fast**, states | 15 | 1.50 | 1 |" in text and "| eager 2T, exact | - | - | - |" in text
+    assert "| **ade_fast**, states | 15 | 1.50 | 1 | - |" in text and "| eager 2T, exact | - | - | - | - |" in text
 
 
 def test_the_bench_of_many_steps_comes_back_and_agrees_with_the_states(bench):
