@@ -27,7 +27,7 @@ RECIPE: dict[str, Any] = {
     "n_steps": 15,
     "step_size": 0.2,
     "step_size_per": "all",
-    "noise_std": 0.05,
+    "noise_std": 0.02,
     "learn_step_size": False,
     "grad_clip": None,
     "momentum_clip": None,
