@@ -203,11 +203,12 @@ def _image_start(config: Config, space: ImageSpace) -> initial.InitialDistributi
     if config.initial == "gaussian":
         return initial.Gaussian(space.event, std=config.initial_std)
     # The momenta of other dynamics are as small as Langevin's own: at N(0, I) the first drift would leave the image.
-    own = config.dynamics == "langevin" or config.noise_std is None
-    momentum = None if own else initial.Gaussian(space.event, std=config.noise_std)
+    by_dynamics = config.dynamics == "langevin" or config.noise_std is None
+    momentum = None if by_dynamics else initial.Gaussian(space.event, std=config.noise_std)
     low, high = space.range
     noise = torch.rand(_NOISE_IMAGES, *space.event, generator=stream(config.seed, "chains"))
-    return initial.Empirical(low + (high - low) * noise, config.buffer_size, reinit=config.reinit, momentum=momentum)
+    own = {"reinit": config.reinit, "in_turn": True, "momentum": momentum}
+    return initial.Empirical(low + (high - low) * noise, config.buffer_size, **own)
 
 
 def _build_dynamics(config: Config, space: AnySpace) -> nn.Module:
