@@ -20,10 +20,10 @@ class Empirical(InitialDistribution):
     from noise, pass noise as ``data``. In evaluation mode none is restarted, and no row comes twice while there are
     enough: restarts are for training, and what they begin is no sample yet.
 
-    Rows drawn at random, put back over the oldest, leave ever fewer chains: some go on twice and others never, and after
-    t rounds through a buffer of N the older ones descend from about 2 N / t. With ``in_turn`` the oldest rows are taken
-    instead, which are those that :meth:`update` then writes over: every chain goes on by itself, and until the buffer is
-    full all begin from ``data``.
+    Rows drawn at random, put back over the oldest, leave ever fewer chains: some go on twice and others never, and
+    after t rounds through a buffer of N those that are left descend from about 2 N / t. With ``in_turn`` the oldest
+    rows are taken instead, which are those that :meth:`update` then writes over: every chain goes on by itself, and
+    until the buffer is full all begin from ``data``.
 
     x has no density, so ``log_q`` is None: H(q⁰) is a constant that drops from the objective (C.2).
 
