@@ -39,7 +39,7 @@ from .training.directory import COMPLETION
 
 DEMO_DIRECTORY = "demo"
 IMAGES = ("figure3", "figure4", "figure6", "figure7")
-REPRODUCED = ("table2", "table5", "figure1", "figure2", "figure5", *IMAGES, "deviations")
+REPRODUCED = ("table2", "table3", "table5", "figure1", "figure2", "figure5", *IMAGES, "deviations")
 
 
 class UserError(Exception):

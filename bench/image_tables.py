@@ -8,6 +8,8 @@ METHODS = {
     "recipe": "**`train --data digits`**",
     "exact": "the same, exact gradient, λ = 0",
     "exact, lambda of (9)": "the same, exact gradient, λ = 1/σ² of (9)",
+    "T = 30": "`train`, 30 steps and 1,000 chains, truncated",
+    "T = 30, exact": "the same, exact gradient",
     "leapfrog, exact, lambda 0": "leapfrog, exact gradient, λ = 0",
     "torchebm": "torchebm's persistent CD",
 }
@@ -20,6 +22,12 @@ PEERS = {
     "ade-masks": "**ade_fast**, masks",
     "ade-states": "**ade_fast**, states",
     "ade-reversible": "**ade_fast**, reversible",
+    "eager-t1-bf16": "eager T+1, exact, bf16",
+    "eager-truncated-bf16": "eager 2T, truncated, bf16",
+    "ade-graph-bf16": "**ade_fast**, graph, bf16",
+    "ade-masks-bf16": "**ade_fast**, masks, bf16",
+    "jax": "JAX, exact",
+    "jax-checkpoint": "JAX, exact, `jax.checkpoint`",
 }
 
 
@@ -53,11 +61,11 @@ def digits(results: tables.Results) -> str:
 
 
 def iteration(results: tables.Results) -> str:
-    """A line for each peer: milliseconds and peak memory of each case, and the time over the truncated gradient's."""
+    """A line for each peer: milliseconds, the time over the truncated gradient's, peak memory, and the error."""
     cases = results["cases"]
     head = [""]
     for case in cases:
-        head += [f"`{case['case']}`, ms", "over truncated", "peak, MB"]
+        head += [f"`{case['case']}`, ms", "over truncated", "peak, MB", "error"]
     rows = []
     for name, label in PEERS.items():
         cells = []
@@ -66,7 +74,7 @@ def iteration(results: tables.Results) -> str:
             over = tables.ratio(case["peers"], "ms", name, "eager-truncated")
             peak = found.get("peak_bytes")
             cells += [tables.ms(found), "-" if over is None else f"{over:.2f}"]
-            cells += ["-" if peak is None else tables.number(peak / 1e6)]
+            cells += ["-" if peak is None else tables.number(peak / 1e6), tables.error(found)]
         rows.append([label, *cells])
     return f"{tables.table(head, rows)}\n\n{tables.origin(results)}"
 
@@ -81,3 +89,23 @@ def reversible(results: tables.Results) -> str:
         share = f"{100 * row['on_bound']:.0f} %"
         rows.append([names[row["dynamics"]], f"{row['steps']:,}", *peaks, share, tables.error(row)])
     return f"{tables.table(head, rows)}\n\n{tables.origin(results)}"
+
+
+def runs(results: tables.Results) -> str:
+    """Two lines for each set's first run, its test images' first, and one for each further run."""
+    head = ["", "seed", "updates", "score", "of the test images'", "kinds", "wavering", "nearest", "tenth"]
+    rows, sets = [], []
+    for row in results["rows"]:
+        test, name = row["test"], row["data"]
+        if name not in sets:
+            sets.append(name)
+            rows.append([f"{row['images']} test images of {name}", "", "", f"{test['score']:.2f}", "1", *_rest(test)])
+        error = "" if row["score_error"] is None else f" ± {row['score_error']:.2f}"
+        cells = [f"{row['score']:.2f}{error}", f"{row['score'] / test['score']:.2f}", *_rest(row)]
+        rows.append([f"`train --data {name}`", str(row["seed"]), f"{row['updates']:,}", *cells])
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in results["rows"]))
+    return f"{tables.table(head, rows)}\n\n{tables.origin(results)} Rows made at {commits}."
+
+
+def _rest(scores: dict[str, float]) -> list[str]:
+    return [f"{scores[key]:.2f}" for key in ("kinds", "wavering", "nearest", "nearest_low")]

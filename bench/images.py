@@ -41,10 +41,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "exact": {"gradient": "full"},
     "exact, lambda of (9)": {"gradient": "full", "momentum_weight": None, "max_gap": 1e5},
+    "T = 30": {"n_steps": 30, "buffer_size": 1000},
+    "T = 30, exact": {"n_steps": 30, "buffer_size": 1000, "gradient": "full"},
     "leapfrog, exact, lambda 0": {"gradient": "full", "dynamics": "leapfrog", "step_size": 0.05},
     "torchebm": {},
 }
-"""Settings that differ from the recipe's."""
+"""Settings that differ from the recipe's. "stopped" has no row: f's gradient is then that of the recipe's "truncated",
+as the sampler learns nothing."""
 
 
 def config(method: str, seed: int, updates: int) -> Config:

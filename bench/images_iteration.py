@@ -5,15 +5,19 @@
 
 An iteration: f at the data, the unroll, f and the kinetic energy at its end, and the backward pass of their difference
 to every parameter of f and to the step sizes, B = 8 images of 28x28. "eager 2T, truncated" takes each ∇f as a constant,
-as the released image code does; every other peer's derivatives are held against eager's in float64 first.
+as the released image code does; every other peer's derivatives are held against eager's in float64 first. "bf16" takes
+f under autocast, its states in float32. JAX's is one jitted value_and_grad, NHWC, its scan unrolled on the CPU, where
+XLA's convolutions are ten times slower inside a loop; "checkpoint" makes each step again in the backward pass.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import functools
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +33,8 @@ import ade_fast as ade
 
 TOLERANCE = 2e-2
 """In float32 a pre-activation that rounding takes across its kink changes the derivatives by so much."""
+TOLERANCE_BF16 = 0.35
+"""In bfloat16 more are, and each product has 8 bits: eager's own error, which has a line of its own."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,12 @@ UNROLLS: dict[str, Unroll] = {
     "eager-t1": merged,
     "checkpoint": checkpointed,
     **{f"ade-{memory}": ours(memory) for memory in ("graph", "masks", "states", "reversible")},
+    "eager-t1-bf16": merged,
+    "eager-truncated-bf16": functools.partial(two_per_step, exact=False),
+    "ade-graph-bf16": ours("graph"),
+    "ade-masks-bf16": ours("masks"),
 }
+TRUNCATED = ("eager-truncated", "eager-truncated-bf16")
 
 
 def iterate(p: Problem, unroll: Unroll) -> list[Tensor]:
@@ -129,6 +140,68 @@ def iterate(p: Problem, unroll: Unroll) -> list[Tensor]:
     x, v = unroll(p)
     value = p.potential(p.data).mean() - p.potential(x).mean() + 0.5 * v.square().flatten(1).sum(1).mean()
     return list(torch.autograd.grad(value, p.inputs))
+
+
+def in_torch(name: str) -> peers.Make:
+    unroll, bf16 = UNROLLS[name], name.endswith("-bf16")
+
+    def make(p: Problem, settings: peers.Settings) -> peers.Peer:
+        def run() -> list[Tensor]:
+            on = torch.autocast(p.data.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+            with on:
+                return iterate(p, unroll)
+
+        return peers.Peer(run)
+
+    return make
+
+
+def in_jax(again: bool) -> peers.Make:
+    """again: whether each step is made again in the backward pass, by jax.checkpoint."""
+
+    def make(p: Problem, settings: peers.Settings) -> peers.Peer:
+        device = peers.jax_device(p.data.device, settings)
+        import jax
+
+        def array(t: Tensor, order: tuple[int, ...]) -> Any:
+            return jax.device_put(t.detach().cpu().permute(order).numpy(), device)
+
+        named = dict(p.potential.named_parameters())
+        weights = {n: array(w, (2, 3, 1, 0) if w.dim() == 4 else tuple(range(w.dim()))) for n, w in named.items()}
+        data, x0, v0 = (array(t, (0, 2, 3, 1)) for t in (p.data, p.x0, p.v0))
+        network = peers.jax_potential(p.potential)
+        whole = device.platform == "cpu"
+
+        def loss(step_size: Any, weights: dict[str, Any], data: Any, x0: Any, v0: Any) -> Any:
+            gradient = jax.grad(lambda x: network(weights, x).sum())
+            kept = jax.checkpoint(gradient) if again else gradient
+            x, v = peers.jax_merged_kicks(kept, x0, v0, step_size, p.n_steps, unroll=whole)
+            return network(weights, data).mean() - network(weights, x).mean() + 0.5 * (v**2).sum((1, 2, 3)).mean()
+
+        inputs = (array(p.step_size, (1, 2, 0)), weights, data, x0, v0)
+        start = time.perf_counter()
+        with jax.default_device(device):
+            function = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*inputs).compile()
+        notes = {"compile_s": round(time.perf_counter() - start, 1)}
+
+        def outputs(found: tuple[Any, dict[str, Any]]) -> list[Tensor | None]:
+            step, kernels = found[0], [found[1][name] for name in named]
+            return [torch.tensor(jax.device_get(step)).permute(2, 0, 1), *map(as_torch, kernels)]
+
+        def as_torch(kernel: Any) -> Tensor:
+            found = torch.tensor(jax.device_get(kernel))
+            return found.permute(3, 2, 0, 1) if found.dim() == 4 else found
+
+        return peers.Peer(lambda: jax.block_until_ready(function(*inputs)), outputs, notes=notes)
+
+    return make
+
+
+MAKERS: dict[str, peers.Make] = {
+    **{name: in_torch(name) for name in UNROLLS},
+    "jax": in_jax(again=False),
+    "jax-checkpoint": in_jax(again=True),
+}
 
 
 def expected(p: Problem) -> list[Tensor]:
@@ -150,12 +223,11 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     wanted = expected(problem)
 
     def judge(name: str, outputs: Sequence[Tensor | None]) -> tuple[dict[str, Any], str | None]:
-        return ({}, None) if name == "eager-truncated" else peers.judged(error(outputs, wanted), TOLERANCE)
+        if name in TRUNCATED:
+            return {}, None
+        return peers.judged(error(outputs, wanted), TOLERANCE_BF16 if name.endswith("-bf16") else TOLERANCE)
 
-    def maker(unroll: Unroll) -> peers.Make:
-        return lambda p, _: peers.Peer(lambda: iterate(p, unroll))
-
-    makers = {name: maker(UNROLLS[name]) for name in args.peers}
+    makers = {name: MAKERS[name] for name in args.peers}
     ready, entries = peers.build(makers, problem, peers.Settings(args.compile_limit), judge)
     samples = common.interleaved({name: peer.run for name, peer in ready.items()}, args.runs, args.warmups, device)
     for name, peer in ready.items():
@@ -166,10 +238,10 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    common.add_options(parser, list(UNROLLS))
+    common.add_options(parser, list(MAKERS))
     args = parser.parse_args(argv)
     common.check_options(parser, args, QUICK if args.quick else CASES)
-    results = common.run_cases("images_iteration", args, list(UNROLLS), lambda case: measure(case, args))
+    results = common.run_cases("images_iteration", args, list(MAKERS), lambda case: measure(case, args))
     print(image_tables.iteration(results))
     sys.exit(common.exit_code(results))
 

@@ -117,6 +117,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "estimators": ("estimators", estimator_tables.show),
     "fuzz": ("fuzz", fuzz_tables.summary),
     "images": ("images", image_tables.digits),
+    "image-runs": ("image_runs", image_tables.runs),
     "images-iteration": ("images_iteration", image_tables.iteration),
     "reversible": ("reversible", image_tables.reversible),
     "langevin": ("langevin", langevin_tables.show),

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ade_fast.training import Config, train
+
 BENCH = Path(__file__).parents[1] / "bench"
 
 
@@ -30,6 +32,27 @@ def test_every_peer_has_the_exact_derivatives_and_the_truncated_one_has_not(peer
     assert module.error(module.iterate(problem, module.UNROLLS[peer]), wanted) < 1e-4
     truncated = module.iterate(problem, module.UNROLLS["eager-truncated"])
     assert module.error(truncated, wanted) > module.TOLERANCE
+
+
+@pytest.mark.parametrize("memory", ["graph", "masks"])
+def test_bf16_is_off_by_no_more_than_eager_is(memory, bench):
+    module = bench("images_iteration")
+    problem = module.make_problem(module.Case(4, (4, 8, 8, 8, 8), 4), torch.device("cpu"))
+    wanted, settings = module.expected(problem), module.peers.Settings(1.0)
+    errors = [
+        module.error(module.MAKERS[name](problem, settings).run(), wanted)
+        for name in (f"ade-{memory}-bf16", "eager-t1-bf16")
+    ]
+    assert 1e-3 < errors[0] < 1.05 * errors[1]
+
+
+@pytest.mark.parametrize("peer", ["jax", "jax-checkpoint"])
+def test_jax_has_the_exact_derivatives(peer, bench):
+    pytest.importorskip("jax")
+    module = bench("images_iteration")
+    problem = module.make_problem(module.Case(1, (2, 2, 2, 2, 2), 2), torch.device("cpu"))
+    made = module.MAKERS[peer](problem, module.peers.Settings(60.0))
+    assert module.error(made.outputs(made.run()), module.expected(problem)) < 1e-3
 
 
 def test_a_row_is_todays_only_with_todays_settings(bench):
@@ -64,7 +87,26 @@ def test_tables_say_what_the_results_say(bench):
     assert "| 0 | 600 | 90 | 6.00 | 0.75 | 1.20 | 0.90 |" in text and "no torchebm" in text
     peers = {"eager-truncated": {"ms": 10.0, "peak_bytes": 2e6}, "ade-states": {"ms": 15.0, "peak_bytes": 1e6}}
     text = tables.iteration({**head, "cases": [{"case": "c", "peers": peers}]})
-    assert "| **ade_fast**, states | 15 | 1.50 | 1 |" in text and "| eager 2T, exact | - | - | - |" in text
+    assert "| **ade_fast**, states | 15 | 1.50 | 1 | - |" in text and "| eager 2T, exact | - | - | - | - |" in text
+
+
+def test_a_users_run_is_scored_beside_its_test_images(bench, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    module, tables = bench("image_runs"), bench("image_tables")
+    small = {"hidden": (2, 2, 2, 2, 2), "n_steps": 1, "batch_size": 8, "buffer_size": 16, "test_samples": 16}
+    small |= {"updates": 2, "test_permutations": 10, "tensorboard": "off", "pictures_every": 0}
+    train(Config.with_recipe({"data": "digits", **small}), tmp_path / "run", progress=False, pictures=False)
+    for name, value in (("SAMPLES", 360), ("CLASSIFIERS", 1), ("LEARNED", 600)):
+        monkeypatch.setattr(module, name, value)
+    row = module.measure(tmp_path / "run", iterations=10)
+    assert row["accuracy"] > 0.8 and row["images"] == 180 and row["updates"] == 2
+    assert row["test"]["score"] > 1.3 * row["score"] and row["score_error"] > 0 and row["test"]["score_error"] is None
+    for scores in (row, row["test"]):
+        assert scores["score"] == pytest.approx(scores["kinds"] / scores["wavering"], rel=0.03)
+    head = {"machine": {"cpu": "C", "isa": "I", "threads": 1, "cores": 2, "load": 0.1}, "versions": {}}
+    head |= {"commit": "abc", "command": "python x", "date": "today"}
+    text = tables.runs({**head, "rows": [{**row, "commit": "abc"}, {**row, "seed": 1, "commit": "abc"}]})
+    assert text.count("180 test images of digits") == 1 and text.count("| `train --data digits` | ") == 2
 
 
 def test_the_bench_of_many_steps_comes_back_and_agrees_with_the_states(bench):

@@ -182,7 +182,7 @@ def test_other_dynamics_move_with_small_momenta_and_complete(changes, tmp_path):
     trainer = Trainer(config(**changes, learn_step_size=True))
     trainer.step()
     trainer.validate()
-    assert trainer.sampler.momenta(500, generator()).std().item() == pytest.approx(0.02, rel=0.05)
+    assert trainer.sampler.momenta(500, generator()).std().item() == pytest.approx(trainer.config.noise_std, rel=0.05)
     assert int(trainer.sampler_average.module.initial.filled) == 16
     images = trainer.space.to_data(trainer.source.test(3, generator()))
     assert complete(trainer.model(), images, runs=1).shape == images.shape
@@ -194,7 +194,7 @@ def test_the_lower_half_is_completed_by_the_conditional_dynamics(run):
     completed = complete(model, images, runs=2, seed=5)
     assert torch.equal(completed[:, :, :4], images[:, :, :4]) and not torch.equal(completed, images)
     # The same by steps of the whole image whose upper rows are put back after each.
-    one = ade.Langevin(1, 0.2, noise_std=0.02, learn_step_size=False)
+    one = ade.Langevin(1, 0.2, noise_std=model.config.noise_std, learn_step_size=False)
     g = generator(5)
     x = model.space.to_z(images)
     x[:, :, 4:] = -1 + 2 * torch.rand(3, 1, 4, 8, generator=g)

@@ -319,6 +319,32 @@ def test_empirical_buffer_overwrites_the_oldest() -> None:
     assert held() == [14, 15, 16, 20]
 
 
+def test_empirical_chains_in_turn_each_go_on_by_themselves() -> None:
+    """x[0] is whose chain it is, x[1] how often it went on; at random, most chains are lost in as many rounds."""
+    ancestors = {}
+    for in_turn in (True, False):
+        q = initial.Empirical(torch.full((1, 2), -1.0), buffer_size=50, reinit=0.0, in_turn=in_turn)
+        g = generator()
+        for i in range(0, 56, 8):  # eight of them over the first ones
+            fresh = q.sample(8, generator=g).x
+            assert (fresh == -1).all() or not in_turn
+            q.update(torch.stack([torch.arange(i, i + 8.0), torch.zeros(8)], 1))
+        for _ in range(50 * 20 // 8):
+            x = q.sample(8, generator=g).x
+            q.update(x + torch.tensor([0.0, 1.0]))
+        ancestors[in_turn] = len(q.buffer[:, 0].unique())
+        if in_turn:
+            assert set(q.buffer[:, 1].tolist()) == {20.0}
+    assert ancestors[True] == 50 and ancestors[False] < 15
+
+
+def test_empirical_chains_in_turn_begin_again_as_often_as_asked() -> None:
+    q = initial.Empirical(torch.full((1, 1), -1.0), buffer_size=1000, reinit=0.2, in_turn=True)
+    q.update(torch.ones(1000, 1))
+    assert (q.sample(1000, generator=generator()).x == -1).float().mean().item() == pytest.approx(0.2, abs=0.06)
+    assert (q.eval().sample(1000, generator=generator()).x == 1).all()
+
+
 def test_empirical_update_copies_and_detaches() -> None:
     q = initial.Empirical(torch.zeros(1, 2), buffer_size=2, reinit=0.0)
     x = torch.ones(2, 2, requires_grad=True)
@@ -343,6 +369,8 @@ def test_empirical_state_is_the_buffer_not_the_data() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
+        (lambda: initial.Empirical(torch.zeros(2, 2), in_turn=True), ValueError, "in_turn is about a replay buffer"),
+        (lambda: initial.Empirical(torch.zeros(2, 2), 3, in_turn=1), TypeError, "in_turn must be True or False, got 1"),
         (lambda: initial.Gaussian((2, 0)), ValueError, r"Gaussian: event must have sizes of at least 1"),
         (lambda: initial.Gaussian("2"), TypeError, r"Gaussian: event must be an int or a tuple of ints"),
         (lambda: initial.Gaussian(2, 0.0), ValueError, r"Gaussian: std must be positive, got 0\.0"),

@@ -1,10 +1,14 @@
 """`ade-fast reproduce`: rows as they end, going on after a kill, reports, and one line for every mistake."""
 
+import dataclasses
 import errno
 import json
 import math
 import os
 import shutil
+import sys
+import types
+import urllib.error
 
 import pytest
 import torch
@@ -22,6 +26,7 @@ from ade_fast.reproduce import (
     reproduce,
     scoring,
     table2,
+    table3,
     table5,
 )
 from ade_fast.reproduce.targets import mean_and_error
@@ -182,10 +187,15 @@ def test_figures_show_samples_and_densities_of_both_settings(name, tmp_path) -> 
     assert text.count("| 2spirals |") == 2 and f"]({name}-paper.png)" in text
 
 
+FEW_IMAGES = {
+    "hidden": (2, 2, 2, 2, 2), "n_steps": 1, "batch_size": 8, "buffer_size": 16, "test_samples": 16, "updates": 2,
+    "test_permutations": 10,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["figure3", "figure4", "figure6", "figure7"])
 def test_figures_of_images_share_a_training(name, tmp_path, monkeypatch) -> None:
-    small = {"hidden": (2, 2, 2, 2, 2), "n_steps": 1, "batch_size": 8, "buffer_size": 16, "test_samples": 16}
-    monkeypatch.setattr(images, "SMALLER", {**small, "updates": 2, "test_permutations": 10})
+    monkeypatch.setattr(images, "SMALLER", FEW_IMAGES)
     monkeypatch.setattr(images, "_SAMPLES", 16)
     monkeypatch.setattr(images, "_RUNS", 1)
     report = made(name, tmp_path / "out", only=["digits"])
@@ -194,6 +204,53 @@ def test_figures_of_images_share_a_training(name, tmp_path, monkeypatch) -> None
     assert (tmp_path / "out" / f"{name}-digits.png").stat().st_size > 1000
     text = report.read_text()
     assert "--only digits`; 1 runs" in text and "![digits: " in text and "Partial" not in text
+
+
+class Brightness:
+    """In the place of torchmetrics' score: the mean and the number of the images that came."""
+
+    def __init__(self) -> None:
+        self.parts: list[torch.Tensor] = []
+
+    def update(self, images: torch.Tensor) -> None:
+        assert images.dtype == torch.uint8 and images.shape[1:] == (3, 8, 8)
+        self.parts.append(images)
+
+    def compute(self) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.cat(self.parts)
+        return images.double().mean() / 255, torch.tensor(len(images))
+
+
+def test_table3_scores_samples_and_test_images_of_the_figures_run(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(images, "SMALLER", FEW_IMAGES)
+    monkeypatch.setattr(images, "_SAMPLES", 16)
+    monkeypatch.setattr(table3, "scorer", Brightness)
+    monkeypatch.setitem(table3.SAMPLES, "quick", 150)
+    monkeypatch.setitem(TARGETS, "table3", dataclasses.replace(table3.TARGET, names=("digits",)))
+    text = made("table3", tmp_path / "out").read_text()
+    (row,) = rows(tmp_path / "out").values()
+    digits = ade.data.digits().images
+    assert row["score"][1] == row["score_of_test"][1] == 150
+    assert row["score_of_test"][0] == pytest.approx(digits.mean().item(), abs=0.02)
+    assert "| **recipe for images**, digits, seed 0 | " in text and "with HMC | 7.55 |" in text.replace(", printed", "")
+    assert [path.name for path in (tmp_path / "out" / "runs").iterdir()] == ["digits-images-seed_0"]
+
+
+def test_table3_without_its_network_is_one_line_before_anything_is_trained(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(TARGETS, "table3", dataclasses.replace(table3.TARGET, names=("digits",)))
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.inception", None)
+    assert "pip install torchmetrics torch-fidelity" in error_of(capsys, "table3", "--out", str(tmp_path / "out"))
+
+    def offline(splits: int) -> None:
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setitem(sys.modules, "torchmetrics", types.ModuleType("torchmetrics"))
+    monkeypatch.setitem(sys.modules, "torchmetrics.image", types.ModuleType("torchmetrics.image"))
+    fake = types.ModuleType("torchmetrics.image.inception")
+    fake.InceptionScore = offline
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.inception", fake)
+    assert "could not be fetched" in error_of(capsys, "table3", "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", deviations.CHANGES)
@@ -293,7 +350,8 @@ def test_the_command_names_every_target() -> None:
 @pytest.mark.parametrize(
     "arguments, code, said",
     [
-        (["table3", "--out", "x"], 2, "invalid choice"),
+        (["table4", "--out", "x"], 2, "invalid choice"),
+        (["table3", "--out", "{}"], 1, "the published files of cifar10 are in none of"),
         (["figure3", "--out", "{}"], 1, "the published files of cifar10 are in none of"),
         (["table2", "--out", "x", "--budget", "huge"], 2, "quick"),
         (["table2"], 2, "--out"),

@@ -306,6 +306,24 @@ def test_the_forecast_is_what_is_kept(name: str, memory: str) -> None:
     assert 0.5 * kept <= forecast[memory] <= 2 * kept, (kept, forecast)
 
 
+@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize("damping", [1.0, 0.5])
+def test_the_forecast_knows_what_a_sample_range_stops(damping: float, per_step: bool) -> None:
+    """Of a part whose size the run itself decides, and which is most of what is kept here."""
+    torch.manual_seed(0)
+    potential = nn.Sequential(nn.Flatten(), ade.GaussianPotential(64))
+    ranged = {"sample_range": (-0.3, 0.3)}
+    layer = layer_of(damping, 400, "reversible", 0.3, **ranged).float()
+    step_size = torch.full((400, 1, 8, 8), 0.3) if per_step else 0.3
+    same = layer_of(damping, 400, "reversible", step_size, **ranged).float()  # but for rows of its own, a step each
+    forecast = ade.memory_forecast(potential, same, (16, 1, 8, 8))["reversible"]
+    without = ade.memory_forecast(potential, layer_of(damping, 400, "reversible", 0.3).float(), (16, 1, 8, 8))
+    kept = kept_bytes(layer, potential, torch.randn(16, 1, 8, 8, requires_grad=True))
+    assert kept > 1.4 * without["reversible"]
+    assert 0.5 * kept <= forecast <= 2 * kept, (kept, forecast)
+    assert same.n_steps == 400 and same.options.memory == "reversible"
+
+
 def test_forecast_of_the_mlp_kernels_and_its_misuses() -> None:
     found = ade.memory_forecast(ade.MLPPotential(2), ade.Leapfrog(10), (100, 2))
     assert found["reversible"] < found["states"] < found["graph"]

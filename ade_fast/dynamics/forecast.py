@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from ..fields import AutogradField, Layout, MLPField, Surroundings, kept_per_gradient, without_base
 from . import base
@@ -15,6 +18,7 @@ from .damped_leapfrog import DampedLeapfrog
 from .leapfrog import Leapfrog
 
 _REVERSIBLE = (Leapfrog, DampedLeapfrog)
+_PROBED_STEPS = 16, 80
 
 
 def memory_forecast(
@@ -29,7 +33,8 @@ def memory_forecast(
 
     From one evaluation of the potential at x0 ~ N(0, I) of that shape; the momenta and what a single evaluation of ∇f
     needs while it runs come on top. ``"auto"`` takes the first of "graph", "masks" and "states" that fits
-    ``ade.set_memory_budget`` beside the states.
+    ``ade.set_memory_budget`` beside the states. What "reversible" keeps of entries that `sample_range` stops depends on
+    where x goes: it is what the first 80 steps from x0 keep, continued.
 
     Args:
         potential: f, (B, *event) -> (B,) or (B, 1).
@@ -74,4 +79,42 @@ def memory_forecast(
     if isinstance(dynamics, _REVERSIBLE):
         rates = math.log2(1 / dynamics.damping) if isinstance(dynamics, DampedLeapfrog) else 0.0
         found["reversible"] = 2 * 8 * rows.numel() + math.ceil(rows.numel() * rates * kicks / 8)
+        if dynamics.options.sample_range is not None:
+            found["reversible"] += _stopped_bytes(potential, dynamics, x0)
     return found
+
+
+def _stopped_bytes(potential: Callable[[Tensor], Tensor], dynamics: Leapfrog | DampedLeapfrog, x0: Tensor) -> int:
+    """What the reversible unroll keeps of the entries that `sample_range` stops, by its first steps: where x0 lies
+    beyond the range, more are stopped at the beginning than later."""
+    n, v0 = dynamics.n_steps, torch.randn_like(x0)
+    few, many = _PROBED_STEPS
+    if n <= many:
+        return _stopped_in(n, potential, dynamics, x0, v0)
+    first, all_ = (_stopped_in(steps, potential, dynamics, x0, v0) for steps in _PROBED_STEPS)
+    return all_ + math.ceil((all_ - first) * (n - many) / (many - few))
+
+
+def _stopped_in(
+    n_steps: int,
+    potential: Callable[[Tensor], Tensor],
+    dynamics: Leapfrog | DampedLeapfrog,
+    x0: Tensor,
+    v0: Tensor,
+) -> int:
+    """The bytes of their places and values, which are the only rows of integers among what is saved."""
+    probe = copy.copy(dynamics)
+    probe.n_steps = n_steps
+    probe.options = dataclasses.replace(dynamics.options, memory="reversible", gradient="full")
+    steps = {**dict(dynamics.named_parameters()), **dict(dynamics.named_buffers())}
+    steps = {name: step[:n_steps] if step.dim() == x0.dim() else step for name, step in steps.items()}
+    kept = 0
+
+    def save(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.nbytes if tensor.dtype == torch.int64 and tensor.dim() == 1 else 0
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        functional_call(probe, steps, (potential, x0.clone().requires_grad_(), v0))
+    return kept

@@ -20,6 +20,11 @@ class Empirical(InitialDistribution):
     from noise, pass noise as ``data``. In evaluation mode none is restarted, and no row comes twice while there are
     enough: restarts are for training, and what they begin is no sample yet.
 
+    Rows drawn at random, put back over the oldest, leave ever fewer chains: some go on twice and others never, and
+    after t rounds through a buffer of N those that are left descend from about 2 N / t. With ``in_turn`` the oldest
+    rows are taken instead, which are those that :meth:`update` then writes over: every chain goes on by itself, and
+    until the buffer is full all begin from ``data``.
+
     x has no density, so ``log_q`` is None: H(q⁰) is a constant that drops from the objective (C.2).
 
     Source: eq. (41); F.2 for a buffer of 10,000 as in Du and Mordatch (2019).
@@ -30,6 +35,7 @@ class Empirical(InitialDistribution):
         data: ``(N, *event)``, N ≥ 1, floating point: sets the event, dtype and device. Kept by reference.
         buffer_size: capacity of the replay buffer; None has none.
         reinit: probability that a row starts afresh from ``data`` although the buffer has samples.
+        in_turn: whether each chain of the buffer goes on by itself; needs ``buffer_size``.
         momentum: the distribution of v; None is N(0, I).
 
     Raises:
@@ -42,6 +48,7 @@ class Empirical(InitialDistribution):
     position: Tensor
     buffer_size: int | None
     reinit: float
+    in_turn: bool
 
     def __init__(
         self,
@@ -49,6 +56,7 @@ class Empirical(InitialDistribution):
         buffer_size: int | None = None,
         *,
         reinit: float = 0.05,
+        in_turn: bool = False,
         momentum: InitialDistribution | None = None,
     ) -> None:
         floating_tensor("Empirical", "data", data)
@@ -58,8 +66,13 @@ class Empirical(InitialDistribution):
             raise TypeError(f"Empirical: reinit must be a number, got {type(reinit).__name__}")
         if not 0 <= reinit <= 1:
             raise ValueError(f"Empirical: reinit must be a probability in [0, 1], got {reinit}")
+        if not isinstance(in_turn, bool):
+            raise TypeError(f"Empirical: in_turn must be True or False, got {in_turn!r}")
+        if in_turn and buffer_size is None:
+            raise ValueError("Empirical: in_turn is about a replay buffer; construct with buffer_size=")
         super().__init__(tuple(data.shape[1:]), momentum=momentum)
         self.reinit = float(reinit)
+        self.in_turn = in_turn
         self.buffer_size = None if buffer_size is None else as_count("Empirical", "buffer_size", buffer_size, least=1)
         data = data.detach()
         self._anchor = data.new_empty(0)
@@ -76,8 +89,13 @@ class Empirical(InitialDistribution):
             return fresh, None
         if not self.training and (filled := int(self.filled)):
             return self.buffer[self._different_rows(n, filled, generator)], None
-        kept = self.buffer[self._uniform_rows(n, self.filled, generator)]
-        restart = (self._unit(n, generator) < self.reinit) | (self.filled == 0)
+        if self.in_turn:
+            rows = (self.position + torch.arange(n, device=self.data.device)) % self.buffer_size
+            restart = (self._unit(n, generator) < self.reinit) | (self.filled < self.buffer_size)
+        else:
+            rows = self._uniform_rows(n, self.filled, generator)
+            restart = (self._unit(n, generator) < self.reinit) | (self.filled == 0)
+        kept = self.buffer[rows]
         return torch.where(restart.view(n, *(1 for _ in self.event)), fresh, kept), None
 
     @torch.no_grad()

@@ -21,12 +21,13 @@ import torch
 
 from ..training._arguments import integer
 from ..training.files import write_atomically
-from . import deviations, figures, flow, gaussians, images, scoring, table2, table5, trainings
+from . import deviations, figures, flow, gaussians, images, scoring, table2, table3, table5, trainings
 from .jobs import Job, Row, finished, keep, opened
 from .targets import Options, Target, named
 
 TARGETS: dict[str, Target] = {
     "table2": table2.TARGET,
+    "table3": table3.TARGET,
     "table5": table5.TARGET,
     "figure1": figures.FIGURE1,
     "figure2": figures.FIGURE2,
@@ -44,6 +45,7 @@ KINDS = {
     "null": scoring.null_row,
     "gaussian": gaussians.row,
     "images": images.row,
+    "inception": table3.row,
 }
 """What makes the row of a job: (arguments, directory, stem of its files) -> row."""
 REPORT = "{}.md"

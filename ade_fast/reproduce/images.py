@@ -5,7 +5,7 @@ The paper has CIFAR-10, and MNIST for completions; ``--only`` names another set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def row(arguments: dict[str, Any], directory: Path, stem: str) -> dict[str, Any]
         summary = train(config, folder, progress=False, pictures=False, **how(config, folder))
     except (NonFiniteError, DivergenceError) as error:
         return {"diverged": str(error).partition(";")[0]}
-    model, source = load(folder), _source(config)
+    model, source = load(folder), source_of(config)
     samples = _drawn(model)
     test = source.pixels(source.test_images[:_SAMPLES])
     histogram = image_pictures.energies(model, source, model.space.to_z(samples), stream(config.seed, "outliers"))
@@ -64,14 +64,19 @@ def job(name: str, seed: int, budget: str) -> Job:
 
 
 def jobs(options: Options) -> list[Job]:
+    """Raises: ValueError: as `check_at_hand`."""
+    check_at_hand(options)
+    return _wanted(options)
+
+
+def check_at_hand(options: Options, names: Sequence[str] = SETS) -> None:
     """Raises: ValueError: a set is not on this machine; the message is one line and says what to do."""
     for name in options.only:
         try:
             image_set(name)
         except FileNotFoundError as error:
-            here = ", ".join(SETS)
-            raise ValueError(f"reproduce: {error}; or choose another set by --only (of {here})") from None
-    return _wanted(options)
+            other = f"; or choose another set by --only (of {', '.join(names)})" if len(names) > 1 else ""
+            raise ValueError(f"reproduce: {error}{other}") from None
 
 
 def _wanted(options: Options) -> list[Job]:
@@ -113,7 +118,7 @@ def target(figure: str, title: str, default: str, caption: str, drawn: Draw) -> 
     return Target(title, {"quick": 1, "full": 1}, SETS, jobs, lines, draw, (default,))
 
 
-def _source(config: Config) -> ImageSource:
+def source_of(config: Config) -> ImageSource:
     source = build_source(config)
     assert isinstance(source, ImageSource)  # by `SETS`
     return source
@@ -125,7 +130,7 @@ def _drawn(model: TrainedModel) -> Tensor:
 
 def _histograms(model: TrainedModel, path: Path) -> None:
     samples, generator = _drawn(model), stream(model.config.seed, "outliers")
-    image_pictures.draw_energies(model, _source(model.config), model.space.to_z(samples), path, generator)
+    image_pictures.draw_energies(model, source_of(model.config), model.space.to_z(samples), path, generator)
 
 
 def _completions(model: TrainedModel, path: Path) -> None:
@@ -134,7 +139,7 @@ def _completions(model: TrainedModel, path: Path) -> None:
 
 def _samples(model: TrainedModel, path: Path) -> None:
     shown = _drawn(model)[: image_pictures.SHOWN]
-    image_pictures.save_samples(_source(model.config), shown, path, model.config.data)
+    image_pictures.save_samples(source_of(model.config), shown, path, model.config.data)
 
 
 def _chains(model: TrainedModel, path: Path) -> None:

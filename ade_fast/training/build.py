@@ -210,7 +210,8 @@ def _image_start(config: Config, space: ImageSpace) -> initial.InitialDistributi
     momentum = None if std is None else initial.Gaussian(space.event, std=std)
     low, high = space.range
     noise = torch.rand(_NOISE_IMAGES, *space.event, generator=stream(config.seed, "chains"))
-    return initial.Empirical(low + (high - low) * noise, config.buffer_size, reinit=config.reinit, momentum=momentum)
+    data = low + (high - low) * noise
+    return initial.Empirical(data, config.buffer_size, reinit=config.reinit, in_turn=True, momentum=momentum)
 
 
 def _build_dynamics(config: Config, space: AnySpace) -> nn.Module:

@@ -127,7 +127,7 @@ def save_samples(source: ImageSource, samples: Tensor, path: Path, title: str) -
     from . import plots
 
     distances, nearest = source.nearest(samples)
-    scores = f"beneath each sample, pale, its nearest training image; mean distance {distances.mean():.2f}"
+    scores = f"beneath each, pale, its nearest training image · mean distance {distances.mean():.2f}"
     plots.save_images(path, samples, nearest, title=title, scores=scores)
 
 

@@ -1,0 +1,137 @@
+"""Scores runs of `ade-fast train` on images, as a user made them: samples beside as many test images.
+
+    python bench/image_runs.py runs/digits runs/fashion      adds a row for each to bench/results/
+
+Three classifiers (scikit-learn's, seeds 0 to 2) are trained on the run's training images, at most 10,000 of them. The
+Inception-style score exp E KL(p(y|x) || p(y)) is the mean over them and over groups of as many samples as there are
+test images, at most 1,000, with its standard error over the groups; it is comparable to no other score. "kinds" is exp
+of the entropy of p(y), "wavering" exp of that of p(y|x): the score is about the one over the other. Distances are to
+the nearest training image, pixels in [0, 1]. The AUROC is that of f at test images against other images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import common
+import image_tables
+import records
+import torch
+from torch import Tensor
+
+from ade_fast.training import image_pictures, load
+from ade_fast.training.build import build_source
+from ade_fast.training.directory import SUMMARY
+from ade_fast.training.image_source import ImageSource
+from ade_fast.training.streams import stream
+
+SAMPLES, COMPARED, LEARNED, CLASSIFIERS = 900, 1000, 10_000, 3
+
+
+class Judges:
+    """Classifiers of the training images, which saw them with and without noise, and how near to them images are."""
+
+    def __init__(self, source: ImageSource, iterations: int = 40) -> None:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.neural_network import MLPClassifier
+
+        self.source = source
+        clean = source.pixels(source.images[:LEARNED]).flatten(1)
+        self._classifiers = []
+        for seed in range(CLASSIFIERS):
+            noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+            images = torch.cat([clean, clean + 0.05 * noise]).numpy()
+            classifier = MLPClassifier((128,), max_iter=iterations, alpha=1e-3, random_state=seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                classifier.fit(images, source.labels[:LEARNED].repeat(2).numpy())
+            self._classifiers.append(classifier)
+
+    def accuracy(self, images: Tensor, labels: Tensor) -> float:
+        found = [c.score(self.source.pixels(images).flatten(1).numpy(), labels.numpy()) for c in self._classifiers]
+        return statistics.fmean(found)
+
+    def scores(self, pixels: Tensor, group: int) -> dict[str, float]:
+        """score, its standard error over the groups, exp of both entropies, and the distances' mean and tenth."""
+        found = []
+        for part in pixels.split(group):
+            if len(part) == group:
+                each = [entropies(c.predict_proba(part.flatten(1).numpy())) for c in self._classifiers]
+                found.append([statistics.fmean(values) for values in zip(*each, strict=True)])
+        score, kinds, wavering = (list(values) for values in zip(*found, strict=True))
+        distance = self.source.nearest(pixels)[0]
+        spread = statistics.stdev(score) / math.sqrt(len(score)) if len(score) > 1 else math.nan
+        return {
+            "score": round(statistics.fmean(score), 3),
+            "score_error": None if math.isnan(spread) else round(spread, 3),
+            "kinds": round(statistics.fmean(kinds), 3),
+            "wavering": round(statistics.fmean(wavering), 3),
+            "nearest": round(distance.mean().item(), 3),
+            "nearest_low": round(distance.quantile(0.1).item(), 3),
+        }
+
+
+def entropies(probabilities: Any) -> tuple[float, float, float]:
+    """The score, and exp of the entropies of p(y) and of p(y|x)."""
+    p = torch.from_numpy(probabilities).double()
+    marginal, conditional = (torch.special.entr(q).sum(-1).mean().item() for q in (p.mean(0), p))
+    return math.exp(marginal - conditional), math.exp(marginal), math.exp(conditional)
+
+
+def measure(directory: Path, iterations: int = 40) -> dict[str, Any]:
+    model, summary = load(directory), json.loads((directory / SUMMARY).read_text())
+    source = build_source(model.config)
+    assert isinstance(source, ImageSource)
+    judges = Judges(source, iterations)
+    test = source.pixels(source.test_images[:COMPARED])
+    samples = model.sample(SAMPLES, model.config.seed)
+    generator = stream(model.config.seed, "outliers")
+    histogram = image_pictures.energies(model, source, model.space.to_z(samples), generator)
+    return {
+        "data": Path(model.config.data).name,
+        "seed": model.config.seed,
+        "updates": summary["updates"],
+        "chosen_update": summary["chosen_update"],
+        "seconds": round(summary["seconds"]),
+        "images": len(test),
+        "accuracy": round(judges.accuracy(source.test_images[:COMPARED], source.test_labels[:COMPARED]), 3),
+        "test": judges.scores(test, len(test)),
+        **judges.scores(samples, min(len(test), SAMPLES)),
+        "auroc": {n: round(histogram.auroc("test", n), 3) for n in histogram.values if n != "test"},
+        "settings": model.config.to_dict(),
+    }
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    common.limit_threads(1)
+    results = common.described_run("image_runs", torch.device("cpu"), 1)
+    out = args.out or records.RESULTS / f"image_runs-{records.slug(results)}.json"
+    rows = records.read_results(out)["rows"] if out.exists() else []
+    results["rows"] = rows
+    for directory in args.directories:
+        print(f"{directory} ...", file=sys.stderr, flush=True)
+        row = measure(directory)
+        rows[:] = [old for old in rows if (old["data"], old["seed"]) != (row["data"], row["seed"])]
+        rows.append({**row, "commit": results["commit"]})
+        rows.sort(key=lambda row: (row["data"], row["seed"]))
+        records.write_results(results, out)
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directories", nargs="+", type=Path, help="of `ade-fast train --out`")
+    parser.add_argument("--out", type=Path, help="results file (default: in bench/results/)")
+    print(image_tables.runs(run(parser.parse_args(argv))))
+
+
+if __name__ == "__main__":
+    main()
