@@ -8,6 +8,7 @@ or backward, begins (`raise_pending`).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -168,12 +169,11 @@ def agrees(slope: Tensor, u: Tensor, grads: Tensor, involved: Sequence[Tensor]) 
         return True
     dtypes = {t.dtype for t in (slope, grads, *involved) if t.is_floating_point()}
     tolerance = _precision(dtypes, device) ** _OTHERWISE
-    kind = grads.shape[1], grads.dtype, device
-    difference = slope.detach().to(grads.dtype) - torch.mv(grads * u, _filled(1.0, *kind))
-    # Of most calls no row is off, and then all of them together are not. (Products with a vector are sums along rows,
-    # for few columns in a quarter of the time.)
-    squares = torch.mv(grads * grads, _filled(tolerance**2, *kind)).mul_(torch.mv(u * u, _filled(1.0, *kind)))
-    if float(torch.addcmul(squares, difference, difference, value=-1).amin()) > 0:
+    # (Products with a vector are sums along rows, for few columns in a quarter of the time.)
+    wanted = torch.mv(grads * u, _ones(grads.shape[1], grads.dtype, device))
+    difference = slope.detach().to(grads.dtype) - wanted
+    # Of most calls no row is off by more than the tolerance of half of the rows' |⟨g, u⟩|, nor then of their sizes.
+    if float(torch.linalg.vector_norm(difference, math.inf)) <= tolerance * float(wanted.abs_().median()):
         return True
     size = torch.linalg.vector_norm(grads, dim=1).mul_(torch.linalg.vector_norm(u, dim=1))
     return not bool(_differs(difference, size, tolerance))
@@ -216,8 +216,8 @@ def _weight(t: int) -> float:
 
 
 @functools.lru_cache(maxsize=64)
-def _filled(value: float, n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.full((n,), value, dtype=dtype, device=device)
+def _ones(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.ones(n, dtype=dtype, device=device)
 
 
 @functools.lru_cache(maxsize=64)
