@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._record import Record
-from ..fields import AffineForce, Ancestry, GradientSide, Layout, MLPField, Plan, pinned
+from ..fields import AffineForce, GradientSide, Layout, MLPField, Plan, Surroundings, pinned
 from . import base
 from .base import Dynamics, DynamicsOutput, Options
 from .diagnostics import Observed, Watched
@@ -57,9 +57,7 @@ class DeterministicLangevinProgram:
     def networks(self) -> Sequence[NetworkPair]:
         return ()
 
-    def prepare(
-        self, known: Sequence[Tensor], behind_known: Ancestry, args: tuple, grad: Tensor, keep: bool
-    ) -> str | None:
+    def prepare(self, around: Surroundings, args: tuple, grad: Tensor, keep: bool) -> str | None:
         return None  # no networks
 
     def forward(self, grad: GradientFunction, args: tuple, saved: list[Tensor] | None) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..fields import (
-    Ancestry,
     AutogradField,
     Checksum,
     Dependence,
@@ -18,7 +17,6 @@ from ..fields import (
     MLPField,
     OtherGradient,
     Surroundings,
-    possible_inputs,
     refuse_observed,
     without_base,
 )
@@ -93,7 +91,7 @@ class Flow:
             raise TypeError(f"{self.layer}: h must return x's dtype {x.dtype}, got {velocity.dtype}")
         return self._layout.rows(velocity)
 
-    def find_inputs(self, x: Tensor, known: tuple[Tensor, ...], behind_known: Ancestry) -> str | None:
+    def find_inputs(self, x: Tensor) -> str | None:
         """Finds everything that f and h depend on, from one evaluation; returns a captured node's name or None."""
         facts = [self._field.first_value(x).facts]
         if self._h is not None:
@@ -102,12 +100,9 @@ class Flow:
                 leaf = x.detach().requires_grad_()
                 velocity = self._velocity(leaf)
             if velocity.requires_grad:
-                facts.append(inspect_graph(velocity, leaf, known, born_after))
+                facts.append(inspect_graph(velocity, leaf, self._surroundings.known, born_after))
         certain = {id(t): t for found in facts for t in (*found.known, *found.leaves)}
-        possible: dict[int, Tensor] = {}
-        for contents in self._surroundings.contents.values():
-            possible |= {id(t): t for t in possible_inputs(contents, list(certain.values()), known, behind_known)}
-        self.inputs = Inputs(list(certain.values()), list(possible.values()))
+        self.inputs = self._surroundings.inputs(list(certain.values()))
         return next((found.captured for found in facts if found.captured is not None), None)
 
     @contextlib.contextmanager
@@ -160,7 +155,7 @@ def refuse_kinks(layer: str, potential: Callable, layout: Layout, x: Tensor, sur
     """∇f of a piecewise-linear f jumps, and where it does log_det jumps too, which no derivative of f can tell."""
     inner, _ = without_base(layer, potential, layout, x, x.dtype)
     with surroundings.held():
-        facts = AutogradField(layer, inner, layout, surroundings.weights).first_value(x).facts
+        facts = AutogradField(layer, inner, layout, surroundings.known).first_value(x).facts
     if facts.piecewise_linear:
         raise ValueError(
             f"{layer}: potential is piecewise linear (ReLU?): ∇f jumps at its kinks, and so does the log-determinant "

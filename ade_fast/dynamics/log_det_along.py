@@ -25,7 +25,7 @@ from ..fields import (
     refuse_observed,
     without_base,
 )
-from ..fields.graph import Ancestry, GraphFacts, inspect_graph, saved_bytes, sequence_number
+from ..fields.graph import GraphFacts, inspect_graph, saved_bytes, sequence_number
 from ..fields.surroundings import Inputs
 from .base import Options, accumulation_dtype
 from .log_det import LogDet, exact, folds, power_iteration, warn_bound, warn_folds, warn_kinks
@@ -70,12 +70,10 @@ class LogDetField:
         self, layer: str, potential: Callable, how: LogDet, layout: Layout, x0: Tensor, context: Sequence[Tensor]
     ) -> None:
         self.layer, self._how, self._layout = layer, how, layout
-        self.surroundings = Surroundings(layer, {"potential": potential}, x0.device)
-        known = tuple(t for t in (*self.surroundings.weights, *context) if t.requires_grad)
-        self.behind_known = Ancestry(known)
+        self.surroundings = Surroundings(layer, {"potential": potential}, x0.device, context)
         self.draws = Draws(x0.device)
         self.potential, self._base = without_base(layer, potential, layout, x0, accumulation_dtype(x0.dtype))
-        self._field = AutogradField(layer, self.potential, layout, known, self._base)
+        self._field = AutogradField(layer, self.potential, layout, self.surroundings.known, self._base)
         self.kinked = False
         self.folded: list[Tensor] = []
         self.bounds: list[Tensor] = []
@@ -279,7 +277,7 @@ def _at(field: LogDetField, at: Points, keep: bool, options: Options) -> tuple[T
     inputs = Inputs()
     if options.gradient == "full" and not facts.piecewise_linear:
         inputs = Inputs([*facts.known, *facts.leaves])
-        if (why := why_under_autograd(inputs.tensors, field.behind_known, facts.captured)) is not None:
+        if (why := why_under_autograd(inputs.tensors, field.surroundings, facts.captured)) is not None:
             note_slow_path(f"{field.layer}: {why}", f"{field.layer}: {why}")
             return field.evaluate_under_autograd(at), graph_bytes
     tensors = (at.x, at.eta, *inputs.tensors)

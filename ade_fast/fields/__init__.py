@@ -4,12 +4,11 @@ from .affine import AffineForce, without_base
 from .agreement import Checksum, Dependence, OtherGradient, raise_pending
 from .autograd import AutogradField, Evaluation, FirstValue
 from .contents import Contents, contents_of, modules_of
-from .graph import Ancestry
 from .layout import Layout
 from .memory import memory_budget, memory_in_use, memory_setting, release_memory, set_memory_budget
 from .mlp import MLPField, Schedule, generalized_kicks
 from .modules import is_tampered_with, pinned, probe_potential
-from .surroundings import Draws, Inputs, Surroundings, is_observed, possible_inputs
+from .surroundings import Draws, Inputs, Surroundings, is_observed
 from .unroll import (
     GradientMode,
     GradientSide,
@@ -18,13 +17,11 @@ from .unroll import (
     choose_plan,
     kept_per_gradient,
     refuse_observed,
-    what_is_kept,
 )
 from .values import fused_sum, fused_value, fused_value_and_grad, fused_weighted_value
 
 __all__ = [
     "AffineForce",
-    "Ancestry",
     "AutogradField",
     "Checksum",
     "Contents",
@@ -57,12 +54,10 @@ __all__ = [
     "memory_setting",
     "modules_of",
     "pinned",
-    "possible_inputs",
     "probe_potential",
     "raise_pending",
     "refuse_observed",
     "release_memory",
     "set_memory_budget",
-    "what_is_kept",
     "without_base",
 ]

@@ -58,9 +58,8 @@ class Dependence:
         self._layer, self._name, self._frozen = layer, f"what {name} depends on", frozen
         self._met: set[int] = set()
 
-    def note(self, outputs: Sequence[Tensor], *own: Tensor, used: Collection[int] = ()) -> bool:
-        """Notes what an evaluation depends on, beside its `own` leaves, by its graph, and by ids; returns whether all
-        that the first evaluation met was met again so far.
+    def note(self, outputs: Sequence[Tensor], *own: Tensor, used: Collection[int] = ()) -> None:
+        """Notes what an evaluation depends on, beside its `own` leaves, by its graph, and by ids.
 
         Raises: OtherGradient if there is a leaf that requires grad and is no input.
         """
@@ -68,17 +67,13 @@ class Dependence:
         for key in met.keys() - {id(t) for t in (*own, *self.inputs.tensors)} - set(self._frozen):
             raise self._error(met[key], "that requires grad was not there at the first step")
         self._met |= met.keys() | set(used)
-        return not self._missing()
 
     def check(self, then: Dependence | None = None) -> None:
         """Raises OtherGradient if an input was not met again (of those that were met `then`)."""
-        for tensor in self._missing():
-            if then is not None and id(tensor) not in then._met:
-                continue
-            raise self._error(tensor, "was there at the first step, and is not met again")
-
-    def _missing(self) -> list[Tensor]:
-        return [t for t in self.inputs.certain if t.requires_grad and id(t) not in self._met]
+        for tensor in self.inputs.certain:
+            missing = tensor.requires_grad and id(tensor) not in self._met
+            if missing and (then is None or id(tensor) in then._met):
+                raise self._error(tensor, "was there at the first step, and is not met again")
 
     def _error(self, tensor: Tensor, what: str) -> OtherGradient:
         return OtherGradient(

@@ -262,9 +262,9 @@ class FirstValue:
             found = self.program.evaluate(self.field.potential, self.x)
             self.program, self.bits = (None, None) if found is None else (self.program, found[1])
 
-    def gradient(self, *, keep_graph: bool, keep: Keep = "nothing") -> Evaluation:
-        """∇f: by the program, if there is one and no graph is to be kept, else by autograd."""
-        if self.program is not None and not keep_graph:
+    def gradient(self, *, keep_graph: bool, keep: Keep) -> Evaluation:
+        """∇f: by the program if there is one, else by autograd; `keep` and `keep_graph` are theirs."""
+        if self.program is not None:
             found = self.field._by_program(self.program, self.y, self.bits, keep)
             self.y, self.bits, self.facts = found.value, None, replace(self.facts, kinks=())  # lets go of the graph
             return found
