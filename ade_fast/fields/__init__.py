@@ -6,9 +6,9 @@ from .autograd import AutogradField, Evaluation, FirstValue
 from .contents import Contents, contents_of, modules_of
 from .layout import Layout
 from .memory import memory_budget, memory_in_use, memory_setting, release_memory, set_memory_budget
-from .mlp import MLPField, Schedule, generalized_kicks
+from .mlp import MLPField, Schedule, generalized_kicks, matmul_precision
 from .modules import is_tampered_with, pinned, probe_potential
-from .surroundings import Draws, Inputs, Surroundings, is_observed
+from .surroundings import Draws, Inputs, Surroundings, is_observed, torch_settings
 from .unroll import (
     GradientMode,
     GradientSide,
@@ -49,6 +49,7 @@ __all__ = [
     "is_observed",
     "is_tampered_with",
     "kept_per_gradient",
+    "matmul_precision",
     "memory_budget",
     "memory_in_use",
     "memory_setting",
@@ -59,5 +60,6 @@ __all__ = [
     "refuse_observed",
     "release_memory",
     "set_memory_budget",
+    "torch_settings",
     "without_base",
 ]

@@ -134,21 +134,27 @@ class AutogradField:
             return Evaluation(self.layout.rows(grad), value=y.detach(), kept=kept)
 
     def mixed_by(
-        self, program: Program, rows: Tensor, u: Tensor, inputs: Sequence[Tensor], kept: Sequence[Kept], grads: Tensor
+        self,
+        program: Program,
+        rows: Tensor,
+        u: Tensor,
+        inputs: Sequence[Tensor],
+        kept: Sequence[Kept],
+        grads: Tensor,
+        tolerance: float,
     ) -> Sequence[Tensor | None]:
         """∂_inputs Σ ⟨∇f(x), u⟩ over any number of rows [N, D]: 2 U or 3 U by what evaluations there kept, one after
         another; 4 U if that is nothing.
 
-        grads: ∇f(x) rows as the forward pass found them.
+        grads: ∇f(x) rows as the forward pass found them. tolerance: for what is found here to agree with them.
 
-        Raises: OtherGradient if what is found here does not agree with these.
+        Raises: OtherGradient if it does not.
         """
         with torch.no_grad():
-            slope, found = program.derivatives(
-                kept or [Kept(program.again(self.layout.events(rows)))], self.layout.events(u)
-            )
-        if not agrees(slope, u, grads, program.constants):
-            raise OtherGradient(self.layer)
+            kept = kept or [Kept(program.again(self.layout.events(rows)))]
+            slope, found = program.derivatives(kept, self.layout.events(u))
+            if not agrees(slope, u, grads, tolerance):
+                raise OtherGradient(self.layer)
         return [found.get(id(t)) if t.requires_grad else None for t in inputs]
 
     def vjp(

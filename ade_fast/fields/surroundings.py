@@ -72,7 +72,7 @@ class Surroundings:
         self._buffers = {name: buffer_versions(c.modules) for name, c in self._contents.items()}
         kinds = dict.fromkeys((device.type, "cpu"))
         self._autocast = [(k, torch.get_autocast_dtype(k), torch.is_autocast_enabled(k)) for k in kinds]
-        self._settings = _settings()
+        self._settings = torch_settings()
         self._function_modes = _get_current_function_mode_stack()
 
     @contextmanager
@@ -85,7 +85,7 @@ class Surroundings:
             stack.enter_context(refusing(self._layer, self._refused))
             for kind, dtype, enabled in self._autocast:
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
-            stack.enter_context(_put(_set, _settings(), self._settings))
+            stack.enter_context(_put(_set, torch_settings(), self._settings))
             stack.enter_context(_put(_stack_up, _get_current_function_mode_stack(), self._function_modes))
             if self._uncompiled:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -142,7 +142,7 @@ def _is_same(part: dict, then: dict) -> bool:
     return len(part) == len(then) and all(part.get(name) is value for name, value in then.items())
 
 
-def _settings() -> tuple:
+def torch_settings() -> tuple:
     """Torch's settings that decide what a function computes: attention's backends, the default dtype."""
     cuda = torch.backends.cuda
     return (

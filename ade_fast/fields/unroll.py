@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._record import Record
 from ..programs import Kept
-from .agreement import Checksum, Dependence, OtherGradient
+from .agreement import Checksum, Dependence, OtherGradient, tolerance_of
 from .autograd import AutogradField, Evaluation, FirstValue, Keep
 from .memory import memory_budget
 from .surroundings import Draws, Inputs, Surroundings, is_observed
@@ -196,6 +196,7 @@ class GradientSide:
                 self._dependence.note([], used={id(t) for t in self._program.constants})
         self._retain = True
         self._current: Evaluation | None = None
+        self._tolerance: float | None = None
 
     @contextlib.contextmanager
     def backward_context(self, grads: Sequence[Tensor]) -> Iterator[None]:
@@ -269,8 +270,11 @@ class GradientSide:
         self._cotangents = []
         kept = [k for k in kept if k is not None]  # all of them, unless an earlier pass came as far as here
         kept = kept if len(kept) == len(x) else []
-        mixed = self._field.mixed_by(self._program, _batch(x), _batch(u), self.inputs.tensors, kept, _batch(grads))
-        self._total.add(mixed)
+        x, u, grads = map(_batch, (x, u, grads))
+        if self._tolerance is None:
+            self._tolerance = tolerance_of([grads, *self._program.constants], grads.device)
+        program, inputs = self._program, self.inputs.tensors
+        self._total.add(self._field.mixed_by(program, x, u, inputs, kept, grads, self._tolerance))
 
     def finish(self) -> list[Tensor | None]:
         """Derivatives for `inputs`."""
