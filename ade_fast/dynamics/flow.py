@@ -151,12 +151,25 @@ def match_mlp(
     return field, None if base is None else (base.pull, base.centre)
 
 
+def _has_kinks(field: AutogradField, x: Tensor) -> bool:
+    """Whether ∇f is constant around each of the points x, and yet depends on where they are."""
+    first = field.first_value(x)
+    if first.program is not None:
+        return bool(first.program.kinks)
+    u = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    hessian_u, _ = field.vjp(first.gradient(keep_graph=True, keep="nothing"), u, (), want_x=True)
+    return hessian_u is not None and not bool(hessian_u.any())
+
+
 def refuse_kinks(layer: str, potential: Callable, layout: Layout, x: Tensor, surroundings: Surroundings) -> None:
     """∇f of a piecewise-linear f jumps, and where it does log_det jumps too, which no derivative of f can tell."""
     inner, _ = without_base(layer, potential, layout, x, x.dtype)
-    with surroundings.held():
-        facts = AutogradField(layer, inner, layout, surroundings.known).first_value(x).facts
-    if facts.piecewise_linear:
+    if isinstance(mlp := MLPField.match(inner), MLPField):
+        kinked = mlp.spec.piecewise_linear
+    else:
+        with surroundings.held():
+            kinked = _has_kinks(AutogradField(layer, inner, layout, surroundings.known), x)
+    if kinked:
         raise ValueError(
             f"{layer}: potential is piecewise linear (ReLU?): ∇f jumps at its kinks, and so does the log-determinant "
             f"there, while the Laplacian is 0: use a smooth activation such as softplus, silu or tanh"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -83,14 +83,17 @@ class AutogradField:
         facts = inspect_graph(y, x, self.known, born_after)
         if not facts.reaches_x:
             raise self._independent_of_x()
-        program = watch.program() if facts.piecewise_linear else None
-        if program is not None and any(t.grad_fn is not None for t in program.constants if not self._is_known(t)):
-            program = None  # what torch.vmap, say, made of x unseen has a graph
-        bits = None if program is None else program.bits_of(facts.kinks)
+        program = self.program_of(watch)
+        bits = None if program is None else watch.bits()
         return FirstValue(self, x, y, facts, saved_bytes(y, self.known), None if bits is None else program, bits)
 
-    def _is_known(self, tensor: Tensor) -> bool:
-        return any(tensor is t for t in self.known)
+    def program_of(self, watch: Watch) -> Program | None:
+        """What a watched evaluation was, if all of it is known."""
+        program, known = watch.program(), {id(t) for t in self.known}
+        # What torch.vmap, say, made of x unseen has a graph.
+        if program is None or any(t.grad_fn is not None and id(t) not in known for t in program.constants):
+            return None
+        return program
 
     def whole_value(self, value: Tensor, x: Tensor) -> Tensor:
         """f and the base's log-density at x, [B], from the potential's own f(x) and rows [B, D]."""
@@ -272,7 +275,7 @@ class FirstValue:
         """∇f: by the program if there is one, else by autograd; `keep` and `keep_graph` are theirs."""
         if self.program is not None:
             found = self.field._by_program(self.program, self.y, self.bits, keep)
-            self.y, self.bits, self.facts = found.value, None, replace(self.facts, kinks=())  # lets go of the graph
+            self.y, self.bits = found.value, None  # lets go of the graph
             return found
         return self.field._gradient(self.x, self.y, keep_graph)
 
