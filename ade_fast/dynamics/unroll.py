@@ -238,7 +238,7 @@ def _without_gradients(
     def grad(t: int, x: Tensor) -> Tensor:
         if t > 0:
             surroundings.refuse_changed_buffers()
-        evaluation = field.gradient(x)
+        evaluation = field.evaluate(x)
         whole = field.whole(evaluation.grad, x)
         if record is not None:
             record.evaluated(x, field.whole_value(evaluation.value, x), whole)

@@ -99,13 +99,6 @@ class AutogradField:
         """f and the base's log-density at x, [B], from the potential's own f(x) and rows [B, D]."""
         return value if self._base is None else value + self._base.log_density(x)
 
-    def gradient(self, rows: Tensor) -> Evaluation:
-        """∇f at rows [B, D], and nothing kept."""
-        x, y = self._evaluate(rows)
-        if not y.requires_grad:
-            raise self._independent_of_x()
-        return self._gradient(x, y)
-
     def _independent_of_x(self) -> ValueError:
         return ValueError(
             f"{self.layer}: potential's output does not depend on x through autograd: it must be differentiable in x "
@@ -117,7 +110,9 @@ class AutogradField:
 
         Raises: OtherGradient if f depends on something that it did not depend on (`dependence`).
         """
-        x, y = self._evaluate(rows)
+        x = self._leaf(rows)
+        with torch.enable_grad():
+            y = self.value(x)
         if dependence is not None:
             dependence.note([y], x)
         return self._gradient(x, y, keep_graph)
@@ -182,18 +177,14 @@ class AutogradField:
             return None, found
         return (None if found[0] is None else self.layout.rows(found[0])), found[1:]
 
-    def _evaluate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(x, f(x)) on a new leaf x."""
-        x = self._leaf(rows)
-        with torch.enable_grad():
-            return x, self.value(x)
-
     def _leaf(self, rows: Tensor) -> Tensor:
         return self.layout.events(rows.detach()).requires_grad_()
 
     def _gradient(self, x: Tensor, y: Tensor, keep_graph: bool = False) -> Evaluation:
-        with torch.enable_grad(), self._explaining_caches():
-            (grad,) = derivatives([y], [x], [torch.ones_like(y)], create_graph=keep_graph)
+        grad = None
+        if y.requires_grad:
+            with torch.enable_grad(), self._explaining_caches():
+                (grad,) = derivatives([y], [x], [torch.ones_like(y)], create_graph=keep_graph)
         if grad is None:
             raise self._independent_of_x()
         graph = (x, grad) if keep_graph and grad.requires_grad else None
