@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .._known import with_derivatives
 from .._mlp_ops import WeightGradients
 from ..dynamics import DampedLeapfrog
 from ..dynamics.sequential import layers_of
@@ -74,21 +74,6 @@ def _is_zero(power: float | Tensor) -> bool:
     return not isinstance(power, Tensor) and power == 0
 
 
-class _AddGradients(torch.autograd.Function):
-    """A loss as it is, with gradients of our own added to those that its graph gives some parameters."""
-
-    @staticmethod
-    def forward(ctx, loss: Tensor, n: int, *tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(*tensors[:n])
-        return loss.view_as(loss)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dloss: Tensor):
-        gradients = ctx.saved_tensors
-        return dloss, None, *[None] * len(gradients), *[dloss * g for g in gradients]
-
-
 def with_other_gradient(
     loss: Tensor,
     other: Tensor,
@@ -113,7 +98,7 @@ def with_other_gradient(
     if not pairs:
         return loss
     gradients, receivers = zip(*pairs, strict=True)
-    return _AddGradients.apply(loss, len(gradients), *gradients, *receivers)
+    return loss + with_derivatives(loss.new_zeros(()), gradients, receivers)
 
 
 @dataclass(frozen=True)
