@@ -97,6 +97,30 @@ def test_recorded_updates_are_the_same_bit_for_bit(name):
     assert plain._captured.recorded == 0
 
 
+def test_a_matmul_precision_that_was_set_by_its_newer_name_is_no_error(monkeypatch):
+    """Torch then refuses to tell it by the older one."""
+
+    def refuse() -> str:
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuse)
+    recorded = _model()
+    _alike(recorded, _model(capture=False))
+    assert recorded._captured.recorded == 1
+
+
+def test_attentions_backend_is_part_of_what_a_recording_is_of():
+    recorded = _model()
+    _alike(recorded, _model(capture=False), RECORDED_AT)
+    torch.backends.cuda.enable_math_sdp(False)
+    try:
+        recorded.step(_data())
+        assert recorded._captured.recorded == 1, "the one of before is not this one's"
+        assert len(recorded._captured._calls) == 2
+    finally:
+        torch.backends.cuda.enable_math_sdp(True)
+
+
 def test_each_batch_size_has_a_recording():
     recorded = _model()
     _alike(recorded, _model(capture=False), 3 * RECORDED_AT, sizes=(24, 24, 7))

@@ -82,14 +82,14 @@ def test_a_tangent_may_round_otherwise_and_differ_by_no_more(rows: int, dtype: t
     """⟨∇f(x), u⟩ by other operations, on the rows of several steps."""
     grads, u = torch.randn(rows, 30, dtype=dtype), torch.randn(rows, 30, dtype=dtype)
     slope, eps = (grads * u).sum(1), torch.finfo(dtype).eps
-    size = grads.norm(dim=1) * u.norm(dim=1)
-    assert agreement.agrees(slope + 50 * eps * size * torch.randn(rows, dtype=dtype), u, grads, [])
+    size, tolerance = grads.norm(dim=1) * u.norm(dim=1), agreement.tolerance_of([grads], grads.device)
+    assert agreement.agrees(slope + 50 * eps * size * torch.randn(rows, dtype=dtype), u, grads, tolerance)
     flipped = slope.clone()
     flipped[::60] += 0.1 * size[::60]
-    assert agreement.agrees(flipped, u, grads, []) == (rows > 50)
-    assert not agreement.agrees(slope + 0.02 * size, u, grads, [])
+    assert agreement.agrees(flipped, u, grads, tolerance) == (rows > 50)
+    assert not agreement.agrees(slope + 0.02 * size, u, grads, tolerance)
     noise = 0.01 * size * torch.randn(rows, dtype=dtype)
-    assert rows == 1 or not agreement.agrees(slope + noise, u, grads, [])
+    assert rows == 1 or not agreement.agrees(slope + noise, u, grads, tolerance)
 
 
 def test_a_sample_near_a_mode_is_measured_by_the_others() -> None:

@@ -651,6 +651,11 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "potential is piecewise linear.*use a smooth activation",
     ),
+    "piecewise linear by other functions": (
+        lambda: call(langevin(), potential=nn.Sequential(nn.Linear(3, 8), nn.Hardtanh(), nn.Linear(8, 1)).double()),
+        ValueError,
+        "potential is piecewise linear.*use a smooth activation",
+    ),
     "piecewise linear images": (
         lambda: call(langevin(), normal(2, 2, 4, 4, seed=1), LeakyCNN().double()),
         ValueError,

@@ -334,6 +334,18 @@ def test_piecewise_linear_potentials_have_the_bases_log_det(name: str, mode: str
         assert_close(a, e, "gradient", 1e-10)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", [nn.PReLU, nn.Hardtanh])
+def test_potentials_of_other_kinked_functions_say_so_too(kind: Callable[[], nn.Module], mode: str) -> None:
+    """By their second derivatives, which are 0."""
+    potential = nn.Sequential(nn.Linear(3, 8), kind(), nn.Linear(8, 1)).double()
+    layer = ade.DeterministicLangevin(3, torch.tensor(0.1, dtype=DOUBLE), log_det=mode)
+    with pytest.warns(UserWarning, match=r"potential is piecewise linear: .* jumps where f bends"):
+        out = layer(potential, normal(4, 3, seed=1).requires_grad_())
+    assert out.log_det.abs().max() < 1e-15
+    out.log_det.sum().backward()
+
+
 def test_an_affine_potential_has_no_kinks() -> None:
     layer = ade.DeterministicLangevin(3, torch.tensor(0.5, dtype=DOUBLE))
     with warnings.catch_warnings():

@@ -13,7 +13,7 @@ from torch.nn import functional
 from .._ops import ops, ops_without_autograd
 from .._record import Record
 from .._slow_paths import note_slow_path
-from ..fields import AffineForce, Ancestry, GradientSide, Layout, MLPField, Plan
+from ..fields import AffineForce, GradientSide, Layout, MLPField, Plan, Surroundings
 from . import base
 from .base import Clip, Dynamics, Options
 from .diagnostics import Observed, Watched
@@ -101,9 +101,7 @@ class AnnealedProgram:
     def networks(self) -> Sequence[NetworkPair]:
         return ()
 
-    def prepare(
-        self, known: Sequence[Tensor], behind_known: Ancestry, args: Args, grad: Tensor, keep: bool
-    ) -> str | None:
+    def prepare(self, around: Surroundings, args: Args, grad: Tensor, keep: bool) -> str | None:
         return None  # no networks
 
     def forward(self, grad: GradientFunction, args: Args, saved: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from .._integers import as_integer
 from .._slow_paths import note_slow_path
 from ..fields import (
-    Ancestry,
     AutogradField,
     Layout,
     Surroundings,
@@ -130,19 +129,17 @@ def _run(
     """(x rows, log_det, number of steps)."""
     if len(rows) == 0:
         return rows.clone(), rows.sum(1), 0
-    surroundings = Surroundings(layer, functions, rows.device)
-    known = tuple(t for t in (*surroundings.weights, *context) if t.requires_grad)
+    surroundings = Surroundings(layer, functions, rows.device, context)
     refuse_kinks(layer, functions["potential"], layout, rows, surroundings)
-    field = AutogradField(layer, functions["potential"], layout, known)
+    field = AutogradField(layer, functions["potential"], layout, surroundings.known)
     mlp = match_mlp(layer, functions, layout, rows)
     flow = Flow(layer, options, field, functions.get("h"), probes, surroundings, mlp)
     with flow.held():
         adjoint = options.adjoint and torch.is_grad_enabled()
         if adjoint:
-            behind_known = Ancestry(known)
-            name = flow.find_inputs(rows, known, behind_known)
+            name = flow.find_inputs(rows)
             slower = "gradients go through the solver's steps (adjoint=False, more memory)"
-            if (why := why_under_autograd(flow.inputs.tensors, behind_known, name, slower)) is not None:
+            if (why := why_under_autograd(flow.inputs.tensors, surroundings, name, slower)) is not None:
                 note_slow_path(f"{layer}: {why}", f"{layer}: {why}")
                 adjoint = False
         x, log_det = solve(flow, rows, time, adjoint=adjoint)

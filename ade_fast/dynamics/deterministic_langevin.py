@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._record import Record
-from ..fields import AffineForce, Ancestry, GradientSide, Layout, MLPField, Plan, pinned
+from ..fields import AffineForce, GradientSide, Layout, MLPField, Plan, Surroundings, pinned
 from . import base
 from .base import Dynamics, DynamicsOutput, Options
 from .diagnostics import Observed, Watched
@@ -58,9 +58,7 @@ class DeterministicLangevinProgram:
     def networks(self) -> Sequence[NetworkPair]:
         return ()
 
-    def prepare(
-        self, known: Sequence[Tensor], behind_known: Ancestry, args: Args, grad: Tensor, keep: bool
-    ) -> str | None:
+    def prepare(self, around: Surroundings, args: Args, grad: Tensor, keep: bool) -> str | None:
         return None  # no networks
 
     def forward(self, grad: GradientFunction, args: Args, saved: list[Tensor] | None) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..fields import (
-    Ancestry,
     AutogradField,
     Checksum,
     Dependence,
@@ -18,7 +17,6 @@ from ..fields import (
     MLPField,
     OtherGradient,
     Surroundings,
-    possible_inputs,
     refuse_observed,
     without_base,
 )
@@ -95,7 +93,7 @@ class Flow:
             raise TypeError(f"{self.layer}: h must return x's dtype {x.dtype}, got {velocity.dtype}")
         return self._layout.rows(velocity)
 
-    def find_inputs(self, x: Tensor, known: tuple[Tensor, ...], behind_known: Ancestry) -> str | None:
+    def find_inputs(self, x: Tensor) -> str | None:
         """Finds everything that f and h depend on, from one evaluation; returns a captured node's name or None."""
         facts = [self._field.first_value(x).facts]
         if self._h is not None:
@@ -104,12 +102,9 @@ class Flow:
                 leaf = x.detach().requires_grad_()
                 velocity = self._velocity(leaf)
             if velocity.requires_grad:
-                facts.append(inspect_graph(velocity, leaf, known, born_after))
+                facts.append(inspect_graph(velocity, leaf, self._surroundings.known, born_after))
         certain = {id(t): t for found in facts for t in (*found.known, *found.leaves)}
-        possible: dict[int, Tensor] = {}
-        for contents in self._surroundings.contents.values():
-            possible |= {id(t): t for t in possible_inputs(contents, list(certain.values()), known, behind_known)}
-        self.inputs = Inputs(list(certain.values()), list(possible.values()))
+        self.inputs = self._surroundings.inputs(list(certain.values()))
         return next((found.captured for found in facts if found.captured is not None), None)
 
     @contextlib.contextmanager
@@ -158,14 +153,27 @@ def match_mlp(
     return field, None if base is None else (base.pull, base.centre)
 
 
+def _has_kinks(field: AutogradField, x: Tensor) -> bool:
+    """Whether ∇f is constant around each of the points x, and yet depends on where they are."""
+    first = field.first_value(x)
+    if first.program is not None:
+        return bool(first.program.kinks)
+    u = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    hessian_u, _ = field.vjp(first.gradient(keep_graph=True, keep="nothing"), u, (), want_x=True)
+    return hessian_u is not None and not bool(hessian_u.any())
+
+
 def refuse_kinks(
     layer: str, potential: Callable[..., Tensor], layout: Layout, x: Tensor, surroundings: Surroundings
 ) -> None:
     """∇f of a piecewise-linear f jumps, and where it does log_det jumps too, which no derivative of f can tell."""
     inner, _ = without_base(layer, potential, layout, x, x.dtype)
-    with surroundings.held():
-        facts = AutogradField(layer, inner, layout, surroundings.weights).first_value(x).facts
-    if facts.piecewise_linear:
+    if isinstance(mlp := MLPField.match(inner), MLPField):
+        kinked = mlp.spec.piecewise_linear
+    else:
+        with surroundings.held():
+            kinked = _has_kinks(AutogradField(layer, inner, layout, surroundings.known), x)
+    if kinked:
         raise ValueError(
             f"{layer}: potential is piecewise linear (ReLU?): ∇f jumps at its kinks, and so does the log-determinant "
             f"there, while the Laplacian is 0: use a smooth activation such as softplus, silu or tanh"

@@ -69,7 +69,7 @@ def memory_forecast(
     else:
         surroundings = Surroundings(layer, {"potential": potential}, rows.device)
         with surroundings.held(), torch.enable_grad():
-            first = AutogradField(layer, inner, layout, surroundings.weights, gaussian).first_value(rows)
+            first = AutogradField(layer, inner, layout, surroundings.known, gaussian).first_value(rows)
         grads = 0 if first.program is None else rows.numel() * rows.element_size()  # ∇f(x_t) is kept beside the states
         found = {
             "graph": (kept_per_gradient(first) + state + grads) * kicks,

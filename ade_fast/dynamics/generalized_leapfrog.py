@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .._ops import ops, ops_without_autograd
 from .._record import Record
-from ..fields import AffineForce, Ancestry, GradientSide, Layout, MLPField, Plan, generalized_kicks
+from ..fields import AffineForce, GradientSide, Layout, MLPField, Plan, Surroundings, generalized_kicks
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
 from .diagnostics import Observed, Watched, clipped
@@ -97,12 +97,10 @@ class GeneralizedLeapfrogProgram:
     def networks(self) -> Sequence[NetworkPair]:
         return (self._kick_nets, self._drift_nets)
 
-    def prepare(
-        self, known: Sequence[Tensor], behind_known: Ancestry, args: Args, grad: Tensor, keep: bool
-    ) -> str | None:
+    def prepare(self, around: Surroundings, args: Args, grad: Tensor, keep: bool) -> str | None:
         """Finds the networks' inputs by evaluating them at the first step's arguments."""
-        kick_captured = self._kick_nets.prepare(known, behind_known, (grad, args[0]), keep)
-        drift_captured = self._drift_nets.prepare(known, behind_known, (args[1],), keep)
+        kick_captured = self._kick_nets.prepare(around, (grad, args[0]), keep)
+        drift_captured = self._drift_nets.prepare(around, (args[1],), keep)
         return kick_captured or drift_captured
 
     def _steps(self, kicks: Sequence[Tensor], t: int) -> tuple[Tensor, Tensor | None]:

@@ -14,7 +14,7 @@ from .._ops import ops, ops_without_autograd
 from .._philox_op import draw_seed, philox_normal
 from .._record import Record
 from .._slow_paths import note_slow_path
-from ..fields import AffineForce, Ancestry, GradientSide, Layout, MLPField, Plan
+from ..fields import AffineForce, GradientSide, Layout, MLPField, Plan, Surroundings
 from . import base
 from .base import Clip, Dynamics, Options
 from .diagnostics import Observed, Watched
@@ -122,16 +122,14 @@ class LangevinProgram:
     def networks(self) -> Sequence[NetworkPair]:
         return (self._kick_nets, self._drift_nets)
 
-    def prepare(
-        self, known: Sequence[Tensor], behind_known: Ancestry, args: Args, grad: Tensor, keep: bool
-    ) -> str | None:
+    def prepare(self, around: Surroundings, args: Args, grad: Tensor, keep: bool) -> str | None:
         """Finds the networks' inputs by evaluating them at the first step's x and ξ."""
-        kick_captured = self._kick_nets.prepare(known, behind_known, (grad, args[0]), keep)
+        kick_captured = self._kick_nets.prepare(around, (grad, args[0]), keep)
         if not self._drift_nets.functions:
             return kick_captured
         with torch.no_grad():
             xi = _scaled(args, 0, self._noise(args, 0))
-        drift_captured = self._drift_nets.prepare(known, behind_known, (xi,), keep)
+        drift_captured = self._drift_nets.prepare(around, (xi,), keep)
         return kick_captured or drift_captured
 
     def _noise(self, args: Args, t: int) -> Tensor:

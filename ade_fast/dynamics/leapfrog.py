@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._ops import ops, ops_without_autograd
 from .._record import Record
-from ..fields import AffineForce, Ancestry, GradientSide, Layout, MLPField, Plan
+from ..fields import AffineForce, GradientSide, Layout, MLPField, Plan, Surroundings
 from . import base
 from .base import Clip, Dynamics, DynamicsOutput, Options
 from .diagnostics import Observed, Watched
@@ -60,9 +60,7 @@ class LeapfrogProgram:
     def networks(self) -> Sequence[NetworkPair]:
         return ()
 
-    def prepare(
-        self, known: Sequence[Tensor], behind_known: Ancestry, args: Args, grad: Tensor, keep: bool
-    ) -> str | None:
+    def prepare(self, around: Surroundings, args: Args, grad: Tensor, keep: bool) -> str | None:
         return None  # no networks
 
     def forward(self, grad: GradientFunction, args: Args, saved: list[Tensor] | None) -> tuple[Tensor, Tensor]:

@@ -25,8 +25,9 @@ from ..fields import (
     refuse_observed,
     without_base,
 )
-from ..fields.graph import Ancestry, GraphFacts, inspect_graph, saved_bytes, sequence_number
+from ..fields.graph import GraphFacts, inspect_graph, saved_bytes, sequence_number
 from ..fields.surroundings import Inputs
+from ..programs import Watch
 from .base import Options, accumulation_dtype
 from .log_det import LogDet, exact, folds, power_iteration, warn_bound, warn_folds, warn_kinks
 from .unroll import why_under_autograd
@@ -76,13 +77,12 @@ class LogDetField:
         context: Sequence[Tensor],
     ) -> None:
         self.layer, self._how, self._layout = layer, how, layout
-        self.surroundings = Surroundings(layer, {"potential": potential}, x0.device)
-        known = tuple(t for t in (*self.surroundings.weights, *context) if t.requires_grad)
-        self.behind_known = Ancestry(known)
+        self.surroundings = Surroundings(layer, {"potential": potential}, x0.device, context)
         self.draws = Draws(x0.device)
         self.potential, self._base = without_base(layer, potential, layout, x0, accumulation_dtype(x0.dtype))
-        self._field = AutogradField(layer, self.potential, layout, known, self._base)
+        self._field = AutogradField(layer, self.potential, layout, self.surroundings.known, self._base)
         self.kinked = False
+        self._curved: list[Tensor] = []
         self.folded: list[Tensor] = []
         self.bounds: list[Tensor] = []
 
@@ -92,22 +92,29 @@ class LogDetField:
         field = MLPField.match(self.potential)
         return isinstance(field, MLPField) and field.spec.piecewise_linear
 
-    def evaluate(self, at: Points) -> tuple[Tensor, GraphFacts]:
-        """[N], as a function of the leaves x and eta and of what f depends on; and what f's graph says."""
+    def evaluate(self, at: Points) -> tuple[Tensor, GraphFacts | None]:
+        """[N], as a function of the leaves x and eta and of what f depends on; and what f's graph says, None where f is
+        piecewise linear."""
         born_after = sequence_number()
-        y = self._value(at.x)
+        events = self._layout.events(at.x)
+        watch = Watch(events)
+        with torch.enable_grad():
+            y = self._field.value(events, watch)
         facts = inspect_graph(y, at.x, self._field.known, born_after)
         if not facts.reaches_x:
             raise self._field._independent_of_x()
-        if not facts.piecewise_linear:
+        program = self._field.program_of(watch)
+        if program is None:
             return self._of_smooth(y, at), facts
-        self.kinked = self.kinked or facts.kinks != ()
-        return self.of_linear(at.eta), facts
+        self.kinked = self.kinked or bool(program.kinks)
+        return self.of_linear(at.eta), None
 
     def evaluate_under_autograd(self, at: Points) -> Tensor:
         """The same of an f that is not piecewise linear, as a function of whatever x and eta were computed from."""
         x = at.x if at.x.requires_grad else at.x.detach().requires_grad_()
-        return self._of_smooth(self._value(x), at.at(x, at.eta))
+        with torch.enable_grad():
+            y = self._field.value(self._layout.events(x))
+        return self._of_smooth(y, at.at(x, at.eta))
 
     def of_linear(self, eta: Tensor) -> Tensor:
         """Of an f with H = 0 where it is differentiable, with its base's H = -pull: exact, but for the kinks."""
@@ -115,10 +122,6 @@ class LogDetField:
             return eta.new_zeros(len(eta))
         self.folded.append((eta.detach() * self._base.pull >= 1).any(1))
         return (1 - eta * self._base.pull).abs().log().sum(1)
-
-    def _value(self, x: Tensor) -> Tensor:
-        with torch.enable_grad():
-            return self._field.value(self._layout.events(x))
 
     def _of_smooth(self, y: Tensor, at: Points) -> Tensor:
         learning = torch.is_grad_enabled()
@@ -129,6 +132,8 @@ class LogDetField:
 
         def hessian_times(u: Tensor, create_graph: bool = learning) -> Tensor:
             (found,) = derivatives([grad], [at.x], [u.to(grad.dtype)], retain_graph=True, create_graph=create_graph)
+            if found is not None:
+                self._curved.append(found.detach().any())
             found = torch.zeros_like(u) if found is None else found.to(at.eta.dtype)
             return found if self._base is None else found - self._base.pull * u
 
@@ -161,7 +166,8 @@ class LogDetField:
 
     def warn(self) -> None:
         """Says where a step is no one-to-one map, as far as was seen."""
-        if self.kinked:
+        # An f that no program is of, but whose ∇f has no derivative anywhere.
+        if self.kinked or (self._curved and not torch.stack(self._curved).any()):
             warn_kinks(self.layer)
         if self.folded:
             folded = torch.cat(self.folded)
@@ -210,7 +216,8 @@ class _LogDet(torch.autograd.Function):
                 ctx.found.compare(again, OtherGradient(field.layer, "the log-determinant"))
                 if ctx.inputs.tensors:
                     of = Dependence(field.layer, "potential", ctx.inputs, field.surroundings.frozen)
-                    of.note([tape], at.x, at.eta, used=[id(t) for t in (*facts.known, *facts.leaves)])
+                    used = () if facts is None else [id(t) for t in (*facts.known, *facts.leaves)]
+                    of.note([tape], at.x, at.eta, used=used)
                     of.check()
             else:
                 at, tape = ctx.tape
@@ -287,9 +294,9 @@ def _at(field: LogDetField, at: Points, keep: bool, options: Options) -> tuple[T
     if not value.requires_grad:
         return value, graph_bytes
     inputs = Inputs()
-    if options.gradient == "full" and not facts.piecewise_linear:
+    if options.gradient == "full" and facts is not None:
         inputs = Inputs([*facts.known, *facts.leaves])
-        if (why := why_under_autograd(inputs.tensors, field.behind_known, facts.captured)) is not None:
+        if (why := why_under_autograd(inputs.tensors, field.surroundings, facts.captured)) is not None:
             note_slow_path(f"{field.layer}: {why}", f"{field.layer}: {why}")
             return field.evaluate_under_autograd(at), graph_bytes
     tensors = (at.x, at.eta, *inputs.tensors)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .._engine import derivatives
 from ..fields import (
-    Ancestry,
     Checksum,
     Dependence,
     Draws,
@@ -17,8 +16,7 @@ from ..fields import (
     Layout,
     OtherGradient,
     Sum,
-    contents_of,
-    possible_inputs,
+    Surroundings,
     refuse_observed,
 )
 from ..fields.graph import inspect_graph, sequence_number
@@ -61,9 +59,7 @@ class NetworkPair:
         self._met = Dependence(layer, "a network", self.inputs, self._frozen)
         self._found, self._found_again = Checksum(), Checksum()
 
-    def prepare(
-        self, known: Sequence[Tensor], behind_known: Ancestry, rows: tuple[Tensor, ...], keep: bool
-    ) -> str | None:
+    def prepare(self, around: Surroundings, rows: tuple[Tensor, ...], keep: bool) -> str | None:
         """Finds the tensors the networks depend on (`inputs`), by one evaluation; returns a captured node's name."""
         self._keep = keep
         self._draws = Draws(rows[0].device)
@@ -76,13 +72,12 @@ class NetworkPair:
             captured = None
             for output in outputs:
                 if output is not None and output.requires_grad:
-                    facts = inspect_graph(output, leaves[0], [*leaves[1:], *known], born_after)
+                    facts = inspect_graph(output, leaves[0], [*leaves[1:], *around.known], born_after)
                     met |= {id(t): t for t in (*facts.known, *facts.leaves)}
                     captured = captured or facts.captured
         certain = [t for t in met.values() if all(t is not leaf for leaf in leaves)]
-        contents = contents_of(*self.functions.values())
-        self._frozen = {id(p) for m in contents.modules for p in m.parameters(recurse=False) if not p.requires_grad}
-        self.inputs = Inputs(certain, possible_inputs(contents, certain, known, behind_known))
+        self.inputs = around.inputs(certain, self.functions)
+        self._frozen = around.frozen
         self._met = Dependence(self._layer, "a network", self.inputs, self._frozen)
         return captured
 

@@ -18,7 +18,6 @@ from .._record import Record
 from .._slow_paths import note_slow_path
 from ..fields import (
     AffineForce,
-    Ancestry,
     AutogradField,
     Draws,
     GradientSide,
@@ -30,9 +29,7 @@ from ..fields import (
     choose_plan,
     is_observed,
     memory_budget,
-    possible_inputs,
     raise_pending,
-    what_is_kept,
     without_base,
 )
 from ..potentials import MLPPotential
@@ -72,9 +69,7 @@ class Program(Protocol):
 
     def networks(self) -> Sequence[NetworkPair]: ...
 
-    def prepare(
-        self, known: Sequence[Tensor], behind_known: Ancestry, args: Args, grad: Tensor, keep: bool
-    ) -> str | None: ...
+    def prepare(self, around: Surroundings, args: Args, grad: Tensor, keep: bool) -> str | None: ...
 
     def forward(self, grad: GradientFunction, args: Args, saved: list[Tensor] | None) -> tuple[Tensor, ...]: ...
 
@@ -207,40 +202,27 @@ def _differentiate(
             return _without_gradients(field, program, args, functions, record), None
 
     mode = options.gradient_mode
-    surroundings = Surroundings(layer, functions, x0.device)
-    known = tuple(t for t in (*surroundings.weights, *context) if t.requires_grad)
-    behind_known = Ancestry(known)
+    around = Surroundings(layer, functions, x0.device, context)
     draws = Draws(x0.device)
-    field = AutogradField(layer, inner, layout, known, base)
-    with surroundings.held():
+    field = AutogradField(layer, inner, layout, around.known, base)
+    with around.held():
         with draws.recorded(0):
             first_value = field.first_value(x0)
         reached = [*first_value.facts.known, *first_value.facts.leaves]
-        inputs = Inputs()
-        if mode == "full":
-            inputs = Inputs(reached, possible_inputs(surroundings.contents["potential"], reached, known, behind_known))
+        inputs = around.inputs(reached, ["potential"]) if mode == "full" else Inputs()
         if draws or (mode == "full" and not first_value.suits(inputs)):
             first_value.program = None
         if options.memory == "reversible":
             first_value.as_later()
         plan = choose_plan(first_value, options.memory, program.n_kicks)
-        tape = plan.memory == "graph" and not plan.piecewise_linear and mode != "stopped"
-        # See GradientSide._evaluate.
-        tape = tape or (plan.memory == "reversible" and first_value.program is None)
-        kept = what_is_kept(plan, mode, inputs.tensors)
-        first = first_value.gradient(keep_graph=tape, keep=kept)
-        grad = field.whole(first.grad, x0)
-        captured = program.prepare(known, behind_known, args, grad, plan.memory == "graph")
+        side = GradientSide(field, first_value, inputs, plan, mode, program.n_kicks, around, draws, record)
+        captured = program.prepare(around, args, side.first_grad(x0), plan.memory == "graph")
         if mode == "full":
             captured = first_value.facts.captured or captured
         network_inputs = [t for network in program.networks() for t in network.inputs.tensors]
-        if (why := why_under_autograd([*inputs.tensors, *network_inputs], behind_known, captured)) is not None:
+        if (why := why_under_autograd([*inputs.tensors, *network_inputs], around, captured)) is not None:
             outputs = _under_autograd(layer, field, program, args, layout, mode, why, record)
             return outputs, Plan("graph", captured=captured)
-        side = GradientSide(
-            field, first, inputs, plan, mode, program.n_kicks, surroundings, draws, record,
-            first_value.program,
-        )  # fmt: skip
         side.guarded = tuple(reached) if mode == "truncated" else ()
         differentiable = any(t is not None and t.requires_grad for t in (*args, *network_inputs, *inputs.tensors))
         if not differentiable:
@@ -266,7 +248,7 @@ def _without_gradients(
     def grad(t: int, x: Tensor) -> Tensor:
         if t > 0:
             surroundings.refuse_changed_buffers()
-        evaluation = field.gradient(x)
+        evaluation = field.evaluate(x)
         whole = field.whole(evaluation.grad, x)
         if record is not None:
             record.evaluated(x, field.whole_value(evaluation.value, x), whole)
@@ -280,7 +262,7 @@ def _without_gradients(
 
 def why_under_autograd(
     inputs: Sequence[Tensor],
-    behind_known: Ancestry,
+    around: Surroundings,
     captured: str | None,
     slower: str = "the unroll runs on autograd's own graph (memory='graph', slower)",
 ) -> str | None:
@@ -293,7 +275,7 @@ def why_under_autograd(
     if any(map(is_observed, inputs)):
         return f"a parameter has gradient hooks (Tensor.register_hook), or a context retains its gradient: {slower}"
     # An input's derivative would have in it what goes through the other one, which autograd adds once more.
-    if any(t in behind_known for t in inputs):
+    if any(t in around.behind_known for t in inputs):
         return (
             f"a context or parametrised weight was computed from another tensor that the unroll depends on directly (a "
             f"tied weight, one context behind another): {slower}"

@@ -57,9 +57,8 @@ class Dependence:
         self._layer, self._name, self._frozen = layer, f"what {name} depends on", frozen
         self._met: set[int] = set()
 
-    def note(self, outputs: Sequence[Tensor], *own: Tensor, used: Collection[int] = ()) -> bool:
-        """Notes what an evaluation depends on, beside its `own` leaves, by its graph, and by ids; returns whether all
-        that the first evaluation met was met again so far.
+    def note(self, outputs: Sequence[Tensor], *own: Tensor, used: Collection[int] = ()) -> None:
+        """Notes what an evaluation depends on, beside its `own` leaves, by its graph, and by ids.
 
         Raises: OtherGradient if there is a leaf that requires grad and is no input.
         """
@@ -67,17 +66,13 @@ class Dependence:
         for key in met.keys() - {id(t) for t in (*own, *self.inputs.tensors)} - set(self._frozen):
             raise self._error(met[key], "that requires grad was not there at the first step")
         self._met |= met.keys() | set(used)
-        return not self._missing()
 
     def check(self, then: Dependence | None = None) -> None:
         """Raises OtherGradient if an input was not met again (of those that were met `then`)."""
-        for tensor in self._missing():
-            if then is not None and id(tensor) not in then._met:
-                continue
-            raise self._error(tensor, "was there at the first step, and is not met again")
-
-    def _missing(self) -> list[Tensor]:
-        return [t for t in self.inputs.certain if t.requires_grad and id(t) not in self._met]
+        for tensor in self.inputs.certain:
+            missing = tensor.requires_grad and id(tensor) not in self._met
+            if missing and (then is None or id(tensor) in then._met):
+                raise self._error(tensor, "was there at the first step, and is not met again")
 
     def _error(self, tensor: Tensor, what: str) -> OtherGradient:
         return OtherGradient(
@@ -160,22 +155,25 @@ def raise_pending() -> None:
         _PENDING.pop(0).raise_if_set()
 
 
-def agrees(slope: Tensor, u: Tensor, grads: Tensor, involved: Sequence[Tensor]) -> bool:
+def tolerance_of(tensors: Sequence[Tensor], device: torch.device) -> float:
+    """For `agrees`, of an f with these constants. (Asking torch for its settings takes as long as three operators.)"""
+    return _precision({t.dtype for t in tensors if t.is_floating_point()}, device) ** _OTHERWISE
+
+
+def agrees(slope: Tensor, u: Tensor, grads: Tensor, tolerance: float) -> bool:
     """Whether `slope`, ⟨∇f(x), u⟩ as computed now, is that of the gradients of the forward pass.
 
-    slope [N]; u, grads [N, D]. involved: tensors whose dtypes say how precisely f is computed.
+    slope [N]; u, grads [N, D]; without graphs.
     """
     device = slope.device
     if len(slope) == 0 or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
         return True
-    dtypes = {t.dtype for t in (slope, grads, *involved) if t.is_floating_point()}
-    tolerance = _precision(dtypes, device) ** _OTHERWISE
-    kind = grads.shape[1], grads.dtype, device
-    difference = slope.detach().to(grads.dtype) - torch.mv(grads * u, _filled(1.0, *kind))
-    # Of most calls no row is off, and then all of them together are not. (Products with a vector are sums along rows,
-    # for few columns in a quarter of the time.)
-    squares = torch.mv(grads * grads, _filled(tolerance**2, *kind)).mul_(torch.mv(u * u, _filled(1.0, *kind)))
-    if float(torch.addcmul(squares, difference, difference, value=-1).amin()) > 0:
+    # (Products with a vector are sums along rows, for few columns in a quarter of the time.)
+    ones = _ones(grads.shape[1], grads.dtype, device)
+    difference = slope.to(grads.dtype) - torch.mv(grads * u, ones)
+    # Of most calls no row is off, and then all of them together are not.
+    squares = torch.mv(grads * grads, ones).mul_(torch.mv(u * u, ones))
+    if float(torch.addcmul(squares, difference, difference, value=-(tolerance**-2)).amin()) > 0:
         return True
     size = torch.linalg.vector_norm(grads, dim=1).mul_(torch.linalg.vector_norm(u, dim=1))
     return not bool(_differs(difference, size, tolerance))
@@ -218,8 +216,8 @@ def _weight(t: int) -> float:
 
 
 @functools.lru_cache(maxsize=64)
-def _filled(value: float, n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.full((n,), value, dtype=dtype, device=device)
+def _ones(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.ones(n, dtype=dtype, device=device)
 
 
 @functools.lru_cache(maxsize=64)

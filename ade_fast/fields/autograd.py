@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -83,25 +83,21 @@ class AutogradField:
         facts = inspect_graph(y, x, self.known, born_after)
         if not facts.reaches_x:
             raise self._independent_of_x()
-        program = watch.program() if facts.piecewise_linear else None
-        if program is not None and any(t.grad_fn is not None for t in program.constants if not self._is_known(t)):
-            program = None  # what torch.vmap, say, made of x unseen has a graph
-        bits = None if program is None or facts.kinks is None else program.bits_of(facts.kinks)
+        program = self.program_of(watch)
+        bits = None if program is None else watch.bits()
         return FirstValue(self, x, y, facts, saved_bytes(y, self.known), None if bits is None else program, bits)
 
-    def _is_known(self, tensor: Tensor) -> bool:
-        return any(tensor is t for t in self.known)
+    def program_of(self, watch: Watch) -> Program | None:
+        """What a watched evaluation was, if all of it is known."""
+        program, known = watch.program(), {id(t) for t in self.known}
+        # What torch.vmap, say, made of x unseen has a graph.
+        if program is None or any(t.grad_fn is not None and id(t) not in known for t in program.constants):
+            return None
+        return program
 
     def whole_value(self, value: Tensor, x: Tensor) -> Tensor:
         """f and the base's log-density at x, [B], from the potential's own f(x) and rows [B, D]."""
         return value if self._base is None else value + self._base.log_density(x)
-
-    def gradient(self, rows: Tensor) -> Evaluation:
-        """∇f at rows [B, D], and nothing kept."""
-        x, y = self._evaluate(rows)
-        if not y.requires_grad:
-            raise self._independent_of_x()
-        return self._gradient(x, y)
 
     def _independent_of_x(self) -> ValueError:
         return ValueError(
@@ -114,7 +110,9 @@ class AutogradField:
 
         Raises: OtherGradient if f depends on something that it did not depend on (`dependence`).
         """
-        x, y = self._evaluate(rows)
+        x = self._leaf(rows)
+        with torch.enable_grad():
+            y = self.value(x)
         if dependence is not None:
             dependence.note([y], x)
         return self._gradient(x, y, keep_graph)
@@ -134,21 +132,27 @@ class AutogradField:
             return Evaluation(self.layout.rows(grad), y.detach(), kept=kept)
 
     def mixed_by(
-        self, program: Program, rows: Tensor, u: Tensor, inputs: Sequence[Tensor], kept: Sequence[Kept], grads: Tensor
+        self,
+        program: Program,
+        rows: Tensor,
+        u: Tensor,
+        inputs: Sequence[Tensor],
+        kept: Sequence[Kept],
+        grads: Tensor,
+        tolerance: float,
     ) -> Sequence[Tensor | None]:
         """∂_inputs Σ ⟨∇f(x), u⟩ over any number of rows [N, D]: 2 U or 3 U by what evaluations there kept, one after
         another; 4 U if that is nothing.
 
-        grads: ∇f(x) rows as the forward pass found them.
+        grads: ∇f(x) rows as the forward pass found them. tolerance: for what is found here to agree with them.
 
-        Raises: OtherGradient if what is found here does not agree with these.
+        Raises: OtherGradient if it does not.
         """
         with torch.no_grad():
-            slope, found = program.derivatives(
-                kept or [Kept(program.again(self.layout.events(rows)))], self.layout.events(u)
-            )
-        if not agrees(slope, u, grads, program.constants):
-            raise OtherGradient(self.layer)
+            kept = kept or [Kept(program.again(self.layout.events(rows)))]
+            slope, found = program.derivatives(kept, self.layout.events(u))
+            if not agrees(slope, u, grads, tolerance):
+                raise OtherGradient(self.layer)
         return [found.get(id(t)) if t.requires_grad else None for t in inputs]
 
     def vjp(
@@ -173,18 +177,14 @@ class AutogradField:
             return None, found
         return (None if found[0] is None else self.layout.rows(found[0])), found[1:]
 
-    def _evaluate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(x, f(x)) on a new leaf x."""
-        x = self._leaf(rows)
-        with torch.enable_grad():
-            return x, self.value(x)
-
     def _leaf(self, rows: Tensor) -> Tensor:
         return self.layout.events(rows.detach()).requires_grad_()
 
     def _gradient(self, x: Tensor, y: Tensor, keep_graph: bool = False) -> Evaluation:
-        with torch.enable_grad(), self._explaining_caches():
-            (grad,) = derivatives([y], [x], [torch.ones_like(y)], create_graph=keep_graph)
+        grad = None
+        if y.requires_grad:
+            with torch.enable_grad(), self._explaining_caches():
+                (grad,) = derivatives([y], [x], [torch.ones_like(y)], create_graph=keep_graph)
         if grad is None:
             raise self._independent_of_x()
         graph = (x, grad) if keep_graph and grad.requires_grad else None
@@ -262,12 +262,11 @@ class FirstValue:
             found = self.program.evaluate(self.field.potential, self.x)
             self.program, self.bits = (None, None) if found is None else (self.program, found[1])
 
-    def gradient(self, *, keep_graph: bool, keep: Keep = "nothing") -> Evaluation:
-        """∇f: by the program, if there is one and no graph is to be kept, else by autograd."""
-        if self.program is not None and not keep_graph:
-            assert self.bits is not None  # once
+    def gradient(self, *, keep_graph: bool, keep: Keep) -> Evaluation:
+        """∇f: by the program if there is one, else by autograd; `keep` and `keep_graph` are theirs."""
+        if self.program is not None:
             found = self.field._by_program(self.program, self.y, self.bits, keep)
-            self.y, self.bits, self.facts = found.value, None, replace(self.facts, kinks=())  # lets go of the graph
+            self.y, self.bits = found.value, None  # lets go of the graph
             return found
         return self.field._gradient(self.x, self.y, keep_graph)
 

@@ -80,8 +80,8 @@ class MLPSpec:
         return _CODES[self.activation], self.parameter, _precision()
 
 
-def _precision_name() -> str:
-    """Torch's precision of float32 matrix products."""
+def matmul_precision() -> str:
+    """Torch's precision of float32 matrix products, by whichever of its names it was set."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:  # set by its newer name, which the older one refuses to tell
@@ -90,7 +90,7 @@ def _precision_name() -> str:
 
 def _precision() -> int:
     """The same as the operators' code."""
-    return _PRECISIONS[_precision_name()]
+    return _PRECISIONS[matmul_precision()]
 
 
 def shared_memory(device: torch.device) -> int:
@@ -115,7 +115,7 @@ def _note_weights(spec: MLPSpec, device: torch.device) -> None:
     """On CUDA, weights that do not stay on the chip are a slow path."""
     if device.type != "cuda" or torch.compiler.is_compiling():
         return
-    why = _beyond_shared_memory(spec, _precision_name(), device)
+    why = _beyond_shared_memory(spec, matmul_precision(), device)
     if why is not None:
         note_slow_path(why, why)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from .._slow_paths import note_slow_path
-from .contents import Contents, contents_of
+from .contents import contents_of
 from .graph import Ancestry
 from .modules import (
     buffer_versions,
@@ -35,23 +35,29 @@ class Surroundings:
         layer: name of the dynamics, for error messages.
         functions: the potential and the networks, by their names.
         device: of the states.
+        context: tensors that the functions depend on, other than modules'.
         differentiable: whether second derivatives are taken (which compiled code does not have).
 
     Attributes:
-        contents: what can be seen from each function, by its name. weights: those that are no leaves: effective ones,
-            computed here, and others that were put in the place of parameters. frozen: ids of visible parameters that
-            get no gradient.
+        known: what requires grad and is known beforehand: the context, and weights that are no leaves (effective ones,
+            computed here, and others that were put in the place of parameters). behind_known: what these were computed
+            from. frozen: ids of visible parameters that get no gradient.
     """
 
     def __init__(
-        self, layer: str, functions: dict[str, Callable[..., Tensor]], device: torch.device, differentiable: bool = True
+        self,
+        layer: str,
+        functions: dict[str, Callable[..., Tensor]],
+        device: torch.device,
+        context: Sequence[Tensor] = (),
+        differentiable: bool = True,
     ) -> None:
         self._layer = layer
-        self.contents = {name: contents_of(function) for name, function in functions.items()}
-        modules = {id(m): m for contents in self.contents.values() for m in contents.modules}
+        self._contents = {name: contents_of(function) for name, function in functions.items()}
+        modules = {id(m): m for contents in self._contents.values() for m in contents.modules}
         self._modules = list(modules.values())
-        self._refused = [(m, why) for name, c in self.contents.items() for m, why in unfit(c.modules, name)]
-        compiled = any(contents.compiled for contents in self.contents.values())
+        self._refused = [(m, why) for name, c in self._contents.items() for m, why in unfit(c.modules, name)]
+        compiled = any(contents.compiled for contents in self._contents.values())
         if self._refused and compiled:
             raise ValueError(f"{layer}: {self._refused[0][1]}")
         self._uncompiled = compiled and differentiable
@@ -62,7 +68,9 @@ class Surroundings:
                 f"the uncompiled function, and compile what is around the layer",
             )
         self._effective = effective_weights(self._modules)
-        self.weights = (*self._effective, *_put_in(self._modules))
+        weights = (*self._effective, *_put_in(self._modules))
+        self.known = tuple(t for t in (*weights, *context) if t.requires_grad)
+        self.behind_known = Ancestry(self.known)
         self.frozen = {id(p) for m in self._modules for p in m._parameters.values() if p is not None and _is_frozen(p)}
         self._parts = [
             (part, dict(part))
@@ -72,10 +80,10 @@ class Surroundings:
             if part
         ]
         self._modes = [(m, m.training) for m in self._modules]
-        self._buffers = {name: buffer_versions(c.modules) for name, c in self.contents.items()}
+        self._buffers = {name: buffer_versions(c.modules) for name, c in self._contents.items()}
         kinds = dict.fromkeys((device.type, "cpu"))
         self._autocast = [(k, torch.get_autocast_dtype(k), torch.is_autocast_enabled(k)) for k in kinds]
-        self._settings = _settings()
+        self._settings = torch_settings()
         self._function_modes = _get_current_function_mode_stack()
 
     @contextmanager
@@ -88,11 +96,20 @@ class Surroundings:
             stack.enter_context(refusing(self._layer, self._refused))
             for kind, dtype, enabled in self._autocast:
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
-            stack.enter_context(_put(_set, _settings(), self._settings))
+            stack.enter_context(_put(_set, torch_settings(), self._settings))
             stack.enter_context(_put(_stack_up, _get_current_function_mode_stack(), self._function_modes))
             if self._uncompiled:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             yield
+
+    def inputs(self, met: Sequence[Tensor], names: Iterable[str] | None = None) -> Inputs:
+        """What these functions, or all, depend on: what their first evaluations met, and what a later one may meet:
+        their own leaves and what is known. Not leaves behind that (a conditioning network's): these get their
+        gradients through it."""
+        contents = [self._contents[name] for name in names or self._contents]
+        leaves = [t for c in contents for t in (*own_parameters(c.modules), *c.leaves) if t not in self.behind_known]
+        there = {id(t) for t in met}
+        return Inputs(met, list({id(t): t for t in (*self.known, *leaves) if id(t) not in there}.values()))
 
     def refuse_changed_buffers(self) -> None:
         """Raises ValueError if a function changed its own buffers."""
@@ -136,7 +153,7 @@ def _is_same(part: dict[str, Any], then: dict[str, Any]) -> bool:
     return len(part) == len(then) and all(part.get(name) is value for name, value in then.items())
 
 
-def _settings() -> tuple[Any, ...]:
+def torch_settings() -> tuple[Any, ...]:
     """Torch's settings that decide what a function computes: attention's backends, the default dtype."""
     cuda = torch.backends.cuda
     return (
@@ -249,18 +266,6 @@ class Inputs:
                 )
         certain = zip(self.tensors[:n], totals[:n], strict=True)
         return [torch.zeros_like(t) if total is None else total for t, total in certain] + list(totals[n:])
-
-
-def possible_inputs(
-    contents: Contents, met: Sequence[Tensor], known: Sequence[Tensor], behind_known: Ancestry
-) -> list[Tensor]:
-    """What a function may depend on at a later step and did not meet at the first: its own leaves, known inputs.
-
-    Not leaves behind a known input (a conditioning network's): these get their gradients through it.
-    """
-    there = {id(t) for t in met}
-    leaves = [t for t in (*own_parameters(contents.modules), *contents.leaves) if t not in behind_known]
-    return list({id(t): t for t in (*known, *leaves) if id(t) not in there}.values())
 
 
 def is_observed(tensor: Tensor) -> bool:

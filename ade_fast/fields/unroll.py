@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .._record import Record
-from ..programs import Kept, Program
-from .agreement import Checksum, Dependence, OtherGradient
+from ..programs import Kept
+from .agreement import Checksum, Dependence, OtherGradient, tolerance_of
 from .autograd import AutogradField, Evaluation, FirstValue, Keep
 from .memory import memory_budget
 from .surroundings import Draws, Inputs, Surroundings, is_observed
@@ -87,7 +87,7 @@ class GradientSide:
 
     Args:
         field: the field.
-        first: the evaluation at x⁰ if it was made already.
+        first: f at x⁰, and the program if there is one.
         inputs: tensors whose derivatives `finish` returns.
         plan: see `Plan`.
         mode: "full"; "truncated" (no `inputs`: H u alone, eq. (38)); "stopped" (∇f is a constant).
@@ -95,40 +95,42 @@ class GradientSide:
         surroundings: of the potential and of whatever else is evaluated along the unroll.
         draws: what evaluations draw; the first one's are there.
         record: where evaluations are written down, or None.
-        program: that `first` was evaluated by, or None.
     """
 
     def __init__(
         self,
         field: AutogradField,
-        first: Evaluation | None,
+        first: FirstValue,
         inputs: Inputs,
         plan: Plan,
         mode: GradientMode,
         n_kicks: int,
         surroundings: Surroundings,
         draws: Draws,
-        record: Record | None = None,
-        program: Program | None = None,
+        record: Record | None,
     ) -> None:
         self.plan = plan
         self.record = record
         self.inputs = inputs
         self.guarded: tuple[Tensor, ...] = ()  # not inputs, but must not change before the backward pass either
         self._field = field
-        self._first = first
         self._mode = mode
         self._n_kicks = n_kicks
         self._surroundings = surroundings
         self._draws = draws
-        self._program = program
+        self._program = first.program
         # Evaluations before this one are the program's. If f is another at a later step (control flow that depends on
         # x), they are autograd's from there on.
-        self._programmed = 0 if program is None else n_kicks
+        self._programmed = 0 if self._program is None else n_kicks
         self._found = Checksum()  # of what the backward pass evaluates again, if anything
         self._tapes: list[Evaluation | None] = [None] * n_kicks
         self._grads: list[Tensor] = []
         self._begin_backward()
+        self._first: Evaluation | None = first.gradient(keep_graph=self._with_graph, keep=self._kept)
+
+    def first_grad(self, x: Tensor) -> Tensor:
+        """∇f(x⁰), rows [B, D], before the unroll asks for it."""
+        return self._field.whole(self._first.grad, x)
 
     def _keeps_grad(self, t: int) -> bool:
         """Whether ∇f(x_t) is saved with the states, because the adjoint does not evaluate it again."""
@@ -137,6 +139,19 @@ class GradientSide:
     @property
     def _keeps_graph(self) -> bool:
         return self._mode != "stopped" and self.plan.memory == "graph" and not self.plan.piecewise_linear
+
+    @property
+    def _with_graph(self) -> bool:
+        """Whether autograd's evaluations of the forward pass have graphs: to the last bit the same as in the backward
+        pass only if they are made in the same way."""
+        return self._keeps_graph or self.plan.memory == "reversible"
+
+    @property
+    def _kept(self) -> Keep:
+        """What the program's evaluations keep for the mixed derivative."""
+        if self._mode != "full" or not self.inputs.tensors:
+            return "nothing"
+        return {"graph": "deltas", "masks": "bits"}.get(self.plan.memory, "nothing")
 
     # Forward.
     def grad(self, t: int, x: Tensor) -> Tensor:
@@ -161,15 +176,12 @@ class GradientSide:
     def _evaluate(self, t: int, x: Tensor) -> Evaluation:
         if self._program is not None and t < self._programmed:
             with self._draws.undone() as undo:
-                found = self._field.evaluate_by(
-                    self._program, x, what_is_kept(self.plan, self._mode, self.inputs.tensors)
-                )
+                found = self._field.evaluate_by(self._program, x, self._kept)
                 if found is not None:
                     return found
                 undo()
             self._programmed = t
-        # To the last bit the same as in the backward pass only if it is made in the same way, graph and all.
-        with_graph = self._keeps_graph or self.plan.memory == "reversible"
+        with_graph = self._with_graph
         return self._field.evaluate(x, keep_graph=with_graph, dependence=self._dependence if with_graph else None)
 
     def end_forward(self) -> list[Tensor]:
@@ -189,6 +201,7 @@ class GradientSide:
                 self._dependence.note([], used={id(t) for t in self._program.constants})
         self._retain = True
         self._current: Evaluation | None = None
+        self._tolerance: float | None = None
 
     @contextlib.contextmanager
     def backward_context(self, grads: Sequence[Tensor]) -> Iterator[None]:
@@ -264,10 +277,13 @@ class GradientSide:
         assert self._program is not None
         x, u, grads, kept = zip(*self._cotangents, strict=True)
         self._cotangents = []
-        there = [k for k in kept if k is not None]  # all of them, unless an earlier pass came as far as here
-        there = there if len(there) == len(x) else []
-        mixed = self._field.mixed_by(self._program, _batch(x), _batch(u), self.inputs.tensors, there, _batch(grads))
-        self._total.add(mixed)
+        kept = [k for k in kept if k is not None]  # all of them, unless an earlier pass came as far as here
+        kept = kept if len(kept) == len(x) else []
+        x, u, grads = map(_batch, (x, u, grads))
+        if self._tolerance is None:
+            self._tolerance = tolerance_of([grads, *self._program.constants], grads.device)
+        program, inputs = self._program, self.inputs.tensors
+        self._total.add(self._field.mixed_by(program, x, u, inputs, kept, grads, self._tolerance))
 
     def finish(self) -> list[Tensor | None]:
         """Derivatives for `inputs`."""
@@ -311,11 +327,3 @@ def refuse_observed(layer: str, inputs: Inputs) -> None:
             f"called on a context) after the forward pass: it would run at every evaluation. Register hooks before the "
             f"forward pass"
         )
-
-
-def what_is_kept(plan: Plan, mode: str, inputs: Sequence[Tensor]) -> Keep:
-    """What a program's evaluations keep for the mixed derivative."""
-    if mode != "full" or not inputs:
-        return "nothing"
-    by_memory: dict[str, Keep] = {"graph": "deltas", "masks": "bits"}
-    return by_memory.get(plan.memory, "nothing")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +44,8 @@ class Kink(Step):
         """Of one row."""
         raise NotImplementedError
 
-    def mask_of(self, saved: Tensor) -> Tensor | None:
-        """The mask of a call by autograd, from what it saved (`GraphFacts.kinks`); None if that was another call."""
+    def mask_of(self, result: Tensor) -> Tensor | None:
+        """The mask of a call by autograd, from its result and what it saved; None if it saved something else."""
         raise NotImplementedError
 
     def bend(self, z: Tensor, ours: bool) -> tuple[Tensor, Tensor]:
@@ -82,9 +83,8 @@ class Rectifier(Kink):
     def mask_bytes(self) -> int:
         return -(-math.prod(self.event) // 8)
 
-    def mask_of(self, saved: Tensor) -> Tensor | None:
-        is_this = saved.is_floating_point() and tuple(saved.shape[1:]) == self.event
-        return bits_of(self._dense(saved)) if is_this else None
+    def mask_of(self, result: Tensor) -> Tensor | None:
+        return bits_of(self._dense(result.detach()))  # whose sign is that of the argument
 
     def bend(self, z: Tensor, ours: bool) -> tuple[Tensor, Tensor]:
         dense = self._dense(z)
@@ -157,9 +157,12 @@ class MaxPool(Kink):
     def mask_bytes(self) -> int:
         return -(-math.prod(self.event) * self._bits // 8)
 
-    def mask_of(self, saved: Tensor) -> Tensor | None:
-        is_this = saved.dtype == torch.int64 and list(saved.shape[1:]) == [self._channels, *self._out]
-        return self._mask(saved) if is_this else None
+    def mask_of(self, result: Tensor) -> Tensor | None:
+        node: Any = result.grad_fn
+        if len(self.event) == 2:  # the pooling of images of height 1 is behind a view
+            node = node.next_functions[0][0]
+        indices = getattr(node, "_saved_result1", None)
+        return None if indices is None else self._mask(indices)
 
     def bend(self, z: Tensor, ours: bool) -> tuple[Tensor, Tensor]:
         value, indices = torch.ops.aten.max_pool2d_with_indices(self._image(z), *self._numbers)

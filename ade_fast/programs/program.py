@@ -53,6 +53,7 @@ class Watch(Following):
         self._results: list[Tensor] = []  # held, so that no other tensor gets their ids
         self._made: set[int] = set()
         self._output: int | None = None
+        self._kinks: list[tuple[Kink, Tensor]] = []
         # A checkpoint around the layer runs it again, and wants to see the same evaluations.
         self._gave_up = len(x) == 0 or self._hooks is not None
 
@@ -84,6 +85,8 @@ class Watch(Following):
             step = step_of(self, func, args, kwargs, result, self._memory)
             self._gave_up = any(id(t) in self._made for t in step.constants())  # computed at every evaluation
             self._steps.append(step)
+            if isinstance(step, Kink):
+                self._kinks.append((step, result))
         except Unsupported:  # not to be called twice
             self._gave_up = True
         return result
@@ -93,6 +96,12 @@ class Watch(Following):
         if not number or not self._steps[number - 1].is_fresh:
             return False
         return not any(number in step.inputs and not step.is_fresh for step in self._steps)
+
+    def bits(self) -> list[Tensor] | None:
+        """The masks of its kinks there, or None."""
+        masks = [kink.mask_of(result) for kink, result in self._kinks]
+        found = [mask for mask in masks if mask is not None]
+        return found if len(found) == len(masks) else None
 
     def end(self, y: object) -> None:
         """Notes the potential's result."""
@@ -161,17 +170,6 @@ class Program:
     @property
     def delta_bytes(self) -> int:
         return sum(math.prod(step.event) * step.dtype.itemsize for step in self._trained.values())
-
-    def bits_of(self, kinks: Sequence[Tensor]) -> list[Tensor] | None:
-        """The masks of an evaluation by autograd, from what it saved of its kinks, in order (`GraphFacts.kinks`).
-
-        None if these are not the program's.
-        """
-        if len(kinks) != len(self.kinks):
-            return None
-        masks = [kink.mask_of(saved) for kink, saved in zip(self.kinks, kinks, strict=True)]
-        found = [mask for mask in masks if mask is not None]
-        return found if len(found) == len(masks) else None
 
     def evaluate(self, potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, list[Tensor]] | None:
         """(f's result at x, the bits of its kinks); None if the potential does something else there."""

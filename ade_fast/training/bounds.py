@@ -7,12 +7,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .._known import with_derivatives
 from .._mlp_ops import WeightGradients
 from ..dynamics import DampedLeapfrog
 from ..dynamics.sequential import layers_of
@@ -75,21 +74,6 @@ def _is_zero(power: float | Tensor) -> bool:
     return not isinstance(power, Tensor) and power == 0
 
 
-class _AddGradients(torch.autograd.Function):
-    """A loss as it is, with gradients of our own added to those that its graph gives some parameters."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, n: int, *tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(*tensors[:n])
-        return loss.view_as(loss)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = ctx.saved_tensors
-        return dloss, None, *[None] * len(gradients), *[dloss * g for g in gradients]
-
-
 def with_other_gradient(
     loss: Tensor,
     other: Tensor,
@@ -113,8 +97,8 @@ def with_other_gradient(
     pairs = [(g, p) for g, p in zip(found, receivers, strict=True) if g is not None]
     if not pairs:
         return loss
-    gradients, learning = zip(*pairs, strict=True)
-    return _AddGradients.apply(loss, len(gradients), *gradients, *learning)
+    gradients, receivers = zip(*pairs, strict=True)
+    return loss + with_derivatives(loss.new_zeros(()), gradients, receivers)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from .. import _C, _log
 from .._mlp_ops import WeightGradients
 from .._record import Record
-from ..fields import is_tampered_with, memory_setting
+from ..fields import is_tampered_with, matmul_precision, memory_setting, torch_settings
 from ..initial import Empirical
 from .recording import GraphReplay, Replay, as_graph, record
 
@@ -191,7 +191,7 @@ def _kind(value: object) -> object:
 def _settings() -> tuple[object, ...]:
     """Of torch's and of ours, on which what is called depends."""
     return (
-        torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(),
+        *torch_settings(), matmul_precision(), torch.are_deterministic_algorithms_enabled(),
         torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic,
         memory_setting(),
     )  # fmt: skip
