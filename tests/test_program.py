@@ -71,6 +71,41 @@ def test_gradients_are_eagers(memory: str, inplace: bool) -> None:
         torch.testing.assert_close(g, e, rtol=1e-10, atol=1e-12)
 
 
+class ByHand(nn.Module):
+    """Products with matrices and a vector, as one writes them without modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(3, 5)), nn.Parameter(torch.randn(5))
+        self.c, self.w = nn.Parameter(torch.randn(5, 4)), nn.Parameter(torch.randn(4))
+        self.register_buffer("e", torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(x @ self.a + self.b)
+        k = F.leaky_relu(torch.matmul(h.unflatten(1, (1, 5)), self.c), 0.1).flatten(1)
+        return k.mm(self.e) @ self.w
+
+
+@pytest.mark.parametrize("memory", ["graph", "masks", "states"])
+def test_products_with_matrices_are_steps_too(memory: str) -> None:
+    torch.manual_seed(0)
+    potential = ByHand().to(D)
+    x0, v0 = (torch.randn(6, 3, dtype=D, requires_grad=True) for _ in range(2))
+    layer = ade.Leapfrog(3, 0.2, memory=memory).to(D)
+    eta, inputs = layer.step_size, [x0, v0, *potential.parameters()]
+    found = layer(potential, x0, v0)
+    assert layer.last_plan.piecewise_linear and layer.last_plan.memory == memory
+    force = lambda x: torch.autograd.grad(potential(x).sum(), x, create_graph=True)[0]  # noqa: E731
+    x, v = x0, v0
+    for _ in range(3):
+        v = v + eta / 2 * force(x)
+        x = x + eta * v
+        v = v + eta / 2 * force(x)
+    wanted = torch.autograd.grad((x.sin() + v.cos()).sum(), inputs)
+    for got, expected in zip(torch.autograd.grad((found.x.sin() + found.v.cos()).sum(), inputs), wanted, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-12)
+
+
 def test_auto_goes_down_with_the_budget() -> None:
     torch.manual_seed(0)
     potential, layer = Residual(False), ade.Leapfrog(3, 0.1)

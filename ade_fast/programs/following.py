@@ -34,6 +34,8 @@ AFFINE = {
     torch.conv3d: 2,
 }
 AFFINE |= {F.conv_transpose1d: 2, F.conv_transpose2d: 2, F.conv_transpose3d: 2}
+# x W, with a matrix or a vector.
+MATMULS = {torch.matmul, T.matmul, T.__matmul__, torch.mm, T.mm}
 # Linear in one tensor argument. Reshapes keep rows apart as long as dimension 0 keeps its size, which is checked.
 LINEAR = {
     torch.flatten, T.flatten, T.view, T.reshape, torch.reshape, torch.unflatten, T.unflatten,
@@ -158,6 +160,9 @@ def _check(func: Function, args: Arguments, kwargs: Keywords, depends: Callable[
             raise Unsupported("a kink with a negative slope")
     elif func in BY_DIM:
         _refuse_batch_dim(func, args, kwargs)
+    elif func in MATMULS:
+        if args[0].dim() < 2 or args[1].dim() > 2:
+            raise Unsupported(f"{name} of a batch of matrices")
     elif func not in LINEAR and func not in AFFINE and func not in MAX_POOLS:
         raise Unsupported(name)
 

@@ -21,7 +21,8 @@ _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _TRANSPOSING = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 _POOL = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-_linear = F.linear  # torch's own: by another function of that name it is called all the same
+# Torch's own: by another function of that name it is called all the same.
+_linear, _matmul = F.linear, torch.matmul
 _SUBTRACT = {torch.sub, T.sub, T.__sub__}
 
 
@@ -163,10 +164,23 @@ class Linear(_Affine):
         return _linear(x, self._w, bias)
 
     def transpose(self, d: Tensor) -> Sequence[Tensor]:
-        return (torch.matmul(d, self._w),)
+        return (_matmul(d, self._w),)
 
     def _product(self, d: Tensor, u: Tensor) -> Tensor:
         return d.reshape(-1, d.shape[-1]).t() @ u.reshape(-1, u.shape[-1])
+
+
+class MatMul(_Affine):
+    """x W, of a matrix or a vector W."""
+
+    def _of(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return _matmul(x, self._w)
+
+    def transpose(self, d: Tensor) -> Sequence[Tensor]:
+        return (_matmul(d, self._w.t()) if self._w.dim() == 2 else d.unsqueeze(-1) * self._w,)
+
+    def _product(self, d: Tensor, u: Tensor) -> Tensor:
+        return _matmul(u.reshape(-1, u.shape[-1]).t(), d.reshape(-1, *self._w.shape[1:]))
 
 
 class Convolution(_Affine):

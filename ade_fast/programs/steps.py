@@ -11,11 +11,12 @@ from torch import Tensor
 from . import following
 from .bends import Kink, MaxPool, Rectifier
 from .following import Arguments, Following, Function, Keywords, T
-from .linear_steps import Concatenation, Convolution, Linear, Map, Pool, Reshape, Same, Scale, Step, Sum
+from .linear_steps import Concatenation, Convolution, Linear, Map, MatMul, Pool, Reshape, Same, Scale, Step, Sum
 
 _SAME = {T.contiguous, T.clone}
 _LINEAR: list[tuple[Collection[object], type[Step]]] = [
     ({F.linear}, Linear),
+    (following.MATMULS, MatMul),
     (following.ADDITIVE, Sum),
     (following.SCALING, Scale),
     (following.RESHAPES, Reshape),
