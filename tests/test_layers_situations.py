@@ -108,12 +108,18 @@ def test_weights_swapped_by_other_means_get_their_gradients(how, equal: bool, ac
 
 
 @every_activation
-def test_a_swapped_tensor_that_no_module_holds_is_refused(activation) -> None:
-    """Values cannot tell: an equal clone would take the gradient away."""
+def test_a_swapped_tensor_that_no_module_holds_is_seen(activation) -> None:
+    """Values cannot tell: where f is evaluated again, an equal clone would take the gradient away. A program is not: it
+    has the tensors of the forward pass."""
     first, last, (x0, v0) = nn.Linear(2, 7).double(), {"w": torch.randn(7, dtype=D, requires_grad=True)}, start()
     f = lambda x: activation()(first(x)) @ last["w"]  # noqa: E731
+    old = last["w"]
+    (wanted,) = torch.autograd.grad(eager(f, x0, v0), old)
     loss = ours(f, x0, v0, memory="states")
     last["w"] = last["w"].detach().clone().requires_grad_()
+    if activation is nn.ReLU:
+        assert_same(torch.autograd.grad(loss, old), (wanted,))
+        return
     with pytest.raises(OtherGradient, match=r"a tensor of shape \(7,\) that requires grad was not there"):
         loss.backward()
 

@@ -898,7 +898,7 @@ def test_weights_beyond_shared_memory_are_a_slow_path(monkeypatch: pytest.Monkey
         mlp._note_weights(four, device)
     mlp._note_weights(four, device)
     assert len(ade.slow_paths()) == 1
-    monkeypatch.setattr(mlp, "_precision_name", lambda: "high")
+    monkeypatch.setattr(mlp, "matmul_precision", lambda: "high")
     mlp._note_weights(four, device)
     assert len(ade.slow_paths()) == 1
     mlp._beyond_shared_memory.cache_clear()
