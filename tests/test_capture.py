@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ade_fast as ade
+from ade_fast._ops import below_autograd
 from ade_fast.training import Config
 from ade_fast.training.capture import RECORDED_AT, Unchanged
 from ade_fast.training.recording import record
@@ -298,6 +299,44 @@ def test_views_of_what_lasts_are_made_once():
         for now, again in zip(compute(), found, strict=True):
             assert torch.equal(now, again)
     assert not any(t.requires_grad for t in replay._given if t is not weight)
+
+
+@pytest.mark.parametrize("context", [below_autograd, torch.inference_mode, torch.no_grad])
+def test_copies_that_might_have_been_views_are_made_each_time(context):
+    """Schemas call these aliases, and below autograd they come as they are written."""
+    weight, x = torch.randn(3, 4), torch.randn(2, 4)
+
+    def compute():
+        with context():
+            turned = weight.t()
+            made = [
+                turned.contiguous(),
+                turned.reshape(-1),
+                weight.to(torch.float64),
+                turned.flatten(),
+                weight.reshape(-1),
+            ]
+        return x @ weight.t(), *[2 * t for t in made]
+
+    _, replay = record(compute, [x], [weight])
+    weight.add_(1.0)
+    for now, again in zip(compute(), replay(x), strict=True):
+        assert torch.equal(now, again)
+
+
+def test_what_nobody_takes_is_in_no_sum():
+    x, w = torch.randn(3), torch.randn(3)
+
+    def compute():
+        first, same, other = x + w, x + w, x * 2 + w
+        x.exp() + w.sin()
+        return first, same, other
+
+    _, replay = record(compute, [x, w], [])
+    code = replay._run.__self__.code
+    assert "exp" not in code and "sin" not in code
+    (sums,) = [n for n in replay._run.__self__.graph.nodes if "foreach_add" in str(n.target)]
+    assert len(sums.args[0]) == 2
 
 
 def test_a_view_that_is_as_something_before_is_left_out():

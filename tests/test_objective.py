@@ -699,6 +699,16 @@ def test_the_average_follows_what_is_replaced():
     assert average.module[0].weight.item() != 5.0
 
 
+def test_the_average_says_what_it_cannot_follow():
+    module = nn.Linear(1, 1)
+    average = ade.training.EMA(module, 0.9)
+    average.update(module)
+    with pytest.raises(
+        ValueError, match=r"EMA: module must have the average's parameters .*float32.*, got torch.float64"
+    ):
+        average.update(module.double())
+
+
 def test_the_average_of_a_module_without_parameters_is_the_module():
     average = ade.training.EMA(nn.Tanh(), 0.9)
     average.update(nn.Tanh())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import torch
@@ -31,8 +32,9 @@ def memory_forecast(
 ) -> dict[str, int]:
     """Bytes that a call of ``dynamics(potential, x0)`` keeps for its backward pass under each memory plan.
 
-    From one evaluation of the potential at x0 ~ N(0, I) of that shape; the momenta and what a single evaluation of ∇f
-    needs while it runs come on top. ``"auto"`` takes the first of "graph", "masks" and "states" that fits
+    From one evaluation of the potential at x0 ~ N(0, I) of that shape (and unrolls of up to 80 steps, where a
+    reversible layer has a `sample_range`); the momenta and what a single evaluation of ∇f needs while it runs come on
+    top. ``"auto"`` takes the first of "graph", "masks" and "states" that fits
     ``ade.set_memory_budget`` beside the states. What "reversible" keeps of entries that `sample_range` stops depends on
     where x goes: it is what the first 80 steps from x0 keep, continued.
 
@@ -104,6 +106,7 @@ def _stopped_in(
 ) -> int:
     """The bytes of their places and values, which are the only rows of integers among what is saved."""
     probe = copy.copy(dynamics)
+    probe._forward_hooks, probe._forward_pre_hooks = OrderedDict(), OrderedDict()  # whoever is hooked did not ask
     probe.n_steps = n_steps
     probe.options = dataclasses.replace(dynamics.options, memory="reversible", gradient="full")
     steps = {**dict(dynamics.named_parameters()), **dict(dynamics.named_buffers())}

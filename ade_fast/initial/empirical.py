@@ -23,7 +23,7 @@ class Empirical(InitialDistribution):
     Rows drawn at random, put back over the oldest, leave ever fewer chains: some go on twice and others never, and
     after t rounds through a buffer of N those that are left descend from about 2 N / t. With ``in_turn`` the oldest
     rows are taken instead, which are those that :meth:`update` then writes over: every chain goes on by itself, and
-    until the buffer is full all begin from ``data``.
+    until the buffer is full all begin from ``data``. (Of more rows than the buffer has, some are the same chain.)
 
     x has no density, so ``log_q`` is None: H(q⁰) is a constant that drops from the objective (C.2).
 

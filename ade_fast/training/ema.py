@@ -47,7 +47,11 @@ class EMA(AveragedModel, Generic[M]):
         if averaged.parameters:
             n = int(self.n_averaged)
             weight = 1 - min(self.decay, n / (n + 10)) if n else 1.0
-            torch._foreach_lerp_(averaged.parameters, followed.parameters, weight)
+            try:
+                torch._foreach_lerp_(averaged.parameters, followed.parameters, weight)
+            except RuntimeError:
+                _check_alike(averaged, followed)
+                raise
         for mine, current in zip(averaged.buffers, followed.buffers, strict=True):
             mine.copy_(current)
         self.n_averaged += 1
@@ -58,6 +62,14 @@ class EMA(AveragedModel, Generic[M]):
     def update(self, module: nn.Module) -> None:
         """Takes one step towards ``module``'s parameters, and its buffers, a replay buffer among them, as they are."""
         self.update_parameters(module)
+
+
+def _check_alike(averaged: _Tensors, followed: _Tensors) -> None:
+    for mine, current in zip(averaged.parameters, followed.parameters, strict=True):
+        kinds = [(tuple(t.shape), t.dtype, t.device) for t in (mine, current)]
+        if kinds[0] != kinds[1]:
+            ours, theirs = (f"{kind} on {device}, shape {shape}" for shape, kind, device in kinds)
+            raise ValueError(f"EMA: module must have the average's parameters ({ours}), got {theirs}")
 
 
 class _Tensors:

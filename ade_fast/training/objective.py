@@ -231,10 +231,6 @@ class ADE(Objective):
         """The ascending player's parameters (none for a plain function)."""
         return self.potential.parameters() if isinstance(self.potential, nn.Module) else iter(())
 
-    def sampler_parameters(self) -> Iterator[nn.Parameter]:
-        """The descending player's parameters: q^0, step sizes, S and g networks."""
-        return self.sampler.parameters()
-
     def parameter_groups(
         self, *, potential: Mapping[str, object] | None = None, sampler: Mapping[str, object] | None = None
     ) -> list[dict[str, object]]:

@@ -116,8 +116,8 @@ class _Recorder(TorchDispatchMode):
         lasting = [self._nodes[known] for known in self._lasting if known in self._nodes]
         for node, constant in simplify(self._graph, self._values, self._written, lasting):
             node.replace_all_uses_with(self._give(constant.detach()))  # without the graph of this once
-        add_together(self._graph, self._values, self._written)
         self._graph.eliminate_dead_code()
+        add_together(self._graph, self._values, self._written)
         return Replay(self._graph, self._given)
 
     def _node(self, value: object) -> Any:

@@ -70,7 +70,7 @@ def simplify(
             node.replace_all_uses_with(same)
         elif torch.Tag.nondeterministic_seeded in node.target.tags:
             continue
-        elif node.all_input_nodes and lasting >= set(node.all_input_nodes) and _is_view(node.target):
+        elif node.all_input_nodes and lasting >= set(node.all_input_nodes) and _shares_memory(node, values):
             lasting.add(node)  # it goes on showing what is there
         elif node.target in _CONSTANT or (node.all_input_nodes and constants.keys() >= set(node.all_input_nodes)):
             constants[node] = value
@@ -106,6 +106,13 @@ def add_together(graph: fx.Graph, values: Mapping[fx.Node, Any], written: Writte
                 behind = graph.call_function(operator.getitem, (sums, i))
             node.replace_all_uses_with(behind)
             graph.erase_node(node)
+
+
+def _shares_memory(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
+    """Whether a tensor is memory of the first argument, and no copy: some views, such as ``reshape``, may be either."""
+    first = values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+    target = cast(torch._ops.OpOverload, node.target)
+    return _is_view(target) and isinstance(first, Tensor) and _storage(first) == _storage(values[node])
 
 
 def _is_view(target: torch._ops.OpOverload) -> bool:

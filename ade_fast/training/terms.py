@@ -80,6 +80,10 @@ class Objective(nn.Module):
     _data_weights: Tensor | None
     _ranks: Ranks | None
 
+    def sampler_parameters(self) -> Iterator[nn.Parameter]:
+        """The descending player's parameters: q^0, step sizes, S and g networks."""
+        return self.sampler.parameters()
+
     @contextmanager
     def _given(self, condition: Condition | None, data: Tensor) -> Iterator[None]:
         """Within this block, the potential is that at a condition."""
@@ -176,7 +180,7 @@ class Objective(nn.Module):
             loss = f_data - self.bounds.of_potential(model.model, model.log_w, beta, defence) - penalty
             if apart:
                 other = f_data - self.bounds.of_sampler(model.model, model.log_w, beta) - penalty
-                parameters = [p for p in self.sampler.parameters() if p.requires_grad]
+                parameters = [p for p in self.sampler_parameters() if p.requires_grad]
                 loss = with_other_gradient(loss, other, parameters, cut, weights)
             if covering:
                 covered = covering * self._covered(data)
