@@ -331,9 +331,8 @@ class MergedSteps:
     def schedule(self, x0: Tensor) -> Schedule:
         """The same for the MLP operators: numbers of their own, whatever becomes of the step sizes."""
         with torch.no_grad():
-            eta = self.step_rows(x0, self.step_size).detach()
-            if self.drift_step is None and is_plain_on_cpu(eta):
-                kick, drift = merged_steps(eta, self.n_steps)
+            if self.drift_step is None and is_plain_on_cpu(x0.detach()):
+                kick, drift = merged_steps(self.step_rows(x0, self.step_size).detach(), self.n_steps)
             else:
                 kick, drift = self.rows(x0)
                 drift = drift.clone()

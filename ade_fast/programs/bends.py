@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .following import Arguments, Following, Function, Keywords, Unsupported, slope_of
+from .following import Unsupported, slope_of
 from .kinks import bend, bent_, bits_of
-from .linear_steps import Step, each
+from .linear_steps import Call, Step, each
 
 _POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
 _IN_ONE_DIMENSION = {F.max_pool1d, torch.max_pool1d}
@@ -27,16 +27,8 @@ class Kink(Step):
 
     is_own = True
 
-    def __init__(
-        self,
-        follow: Following,
-        func: Function,
-        args: Arguments,
-        kwargs: Keywords,
-        result: Tensor,
-        memory: torch.memory_format,
-    ) -> None:
-        super().__init__(follow, func, args, kwargs, result)
+    def __init__(self, call: Call, memory: torch.memory_format) -> None:
+        super().__init__(call)
         self._memory = memory
 
     @property
@@ -67,17 +59,9 @@ class Kink(Step):
 class Rectifier(Kink):
     """ReLU and leaky ReLU."""
 
-    def __init__(
-        self,
-        follow: Following,
-        func: Function,
-        args: Arguments,
-        kwargs: Keywords,
-        result: Tensor,
-        memory: torch.memory_format,
-    ) -> None:
-        super().__init__(follow, func, args, kwargs, result, memory)
-        self._slope = slope_of(func, args, kwargs)
+    def __init__(self, call: Call, memory: torch.memory_format) -> None:
+        super().__init__(call, memory)
+        self._slope = slope_of(call.func, call.args, call.kwargs)
 
     @property
     def mask_bytes(self) -> int:
@@ -108,16 +92,9 @@ class MaxPool(Kink):
     """In one or two dimensions (one is taken for images of height 1): what it lets through is a gather, by the indices
     that autograd would save, and back a scatter."""
 
-    def __init__(
-        self,
-        follow: Following,
-        func: Function,
-        args: Arguments,
-        kwargs: Keywords,
-        result: Tensor,
-        memory: torch.memory_format,
-    ) -> None:
-        super().__init__(follow, func, args, kwargs, result, memory)
+    def __init__(self, call: Call, memory: torch.memory_format) -> None:
+        super().__init__(call, memory)
+        _, func, args, kwargs, result = call
         n = 1 if func in _IN_ONE_DIMENSION else 2
         if args[0].dim() != n + 2:
             raise Unsupported("max pooling without a batch")

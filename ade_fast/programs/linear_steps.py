@@ -7,7 +7,7 @@ W x + b, has a product too: the derivative of ⟨δ, W u⟩ by W.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,16 @@ _linear, _matmul = F.linear, torch.matmul
 _SUBTRACT = {torch.sub, T.sub, T.__sub__}
 
 
+class Call(NamedTuple):
+    """A call that passed `Following`'s checks, and its result."""
+
+    follow: Following
+    func: Function
+    args: Arguments
+    kwargs: Keywords
+    result: Tensor
+
+
 class Step:
     """One call of a function, of values that depend on x and of others that must be the same at every evaluation.
 
@@ -37,7 +47,8 @@ class Step:
     is_fresh = True  # the result of a call is in memory of its own
     is_own = False  # so are those of tangent and transpose
 
-    def __init__(self, follow: Following, func: Function, args: Arguments, kwargs: Keywords, result: Tensor) -> None:
+    def __init__(self, call: Call) -> None:
+        follow, func, args, kwargs, result = call
         self.func = func
         self._kwargs = kwargs
         found = [a for arg in args for a in (arg if isinstance(arg, (list, tuple)) else (arg,)) if follow.depends(a)]
@@ -134,8 +145,9 @@ class _Affine(Step):
     weight: Tensor
     is_own = True
 
-    def __init__(self, follow: Following, func: Function, args: Arguments, kwargs: Keywords, result: Tensor) -> None:
-        super().__init__(follow, func, args, kwargs, result)
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        _, func, args, kwargs, _ = call
         names = _TRANSPOSED if func in _TRANSPOSING else _CONV
         given = dict(zip(names[1:], args[1:], strict=False)) | kwargs
         self.weight, bias = given["weight"], given.get("bias")
@@ -186,16 +198,9 @@ class MatMul(_Affine):
 class Convolution(_Affine):
     """memory: the order in memory that two-dimensional images are taken and given in."""
 
-    def __init__(
-        self,
-        follow: Following,
-        func: Function,
-        args: Arguments,
-        kwargs: Keywords,
-        result: Tensor,
-        memory: torch.memory_format,
-    ) -> None:
-        super().__init__(follow, func, args, kwargs, result)
+    def __init__(self, call: Call, memory: torch.memory_format) -> None:
+        super().__init__(call)
+        _, func, args, _, _ = call
         n = self.weight.dim() - 2
         if args[0].dim() != n + 2:
             raise Unsupported("a convolution without a batch")
@@ -233,8 +238,9 @@ def each(numbers: object, n: int) -> list[int]:
 
 
 class Sum(Step):
-    def __init__(self, follow: Following, func: Function, args: Arguments, kwargs: Keywords, result: Tensor) -> None:
-        super().__init__(follow, func, args, kwargs, result)
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        follow, func, args, kwargs, _ = call
         alpha: Any = kwargs.get("alpha", args[2] if len(args) > 2 else 1)
         signs = (-1, 1) if func is T.__rsub__ else (1, -alpha if func in _SUBTRACT else alpha)
         self._factors = [s for s, a in zip(signs, args, strict=False) if follow.depends(a)]
@@ -253,8 +259,9 @@ class Scale(Step):
 
     is_own = True
 
-    def __init__(self, follow: Following, func: Function, args: Arguments, kwargs: Keywords, result: Tensor) -> None:
-        super().__init__(follow, func, args, kwargs, result)
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        follow, _, args, _, _ = call
         self._by = args[1] if follow.depends(args[0]) else args[0]
         if isinstance(self._by, Tensor):
             if self._by.dim() > len(self.event) and self._by.shape[0] != 1:
@@ -318,8 +325,9 @@ class Pool(Step):
 
 
 class Concatenation(Step):
-    def __init__(self, follow: Following, func: Function, args: Arguments, kwargs: Keywords, result: Tensor) -> None:
-        super().__init__(follow, func, args, kwargs, result)
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        _, _, args, kwargs, result = call
         if len(self.inputs) != len(args[0]):
             raise Unsupported("a concatenation with constants")
         self._dim = concatenated_dim(args, kwargs) % result.dim()

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .bends import Kink
 from .following import KINKS, Arguments, Following, Function, Keywords, Unsupported, is_inplace
-from .linear_steps import Step
+from .linear_steps import Call, Step
 from .steps import step_of
 
 
@@ -82,7 +82,7 @@ class Watch(Following):
         result = func(*args, **kwargs)
         self._results.append(result)
         try:
-            step = step_of(self, func, args, kwargs, result, self._memory)
+            step = step_of(Call(self, func, args, kwargs, result), self._memory)
             self._gave_up = any(id(t) in self._made for t in step.constants())  # computed at every evaluation
             self._steps.append(step)
             if isinstance(step, Kink):

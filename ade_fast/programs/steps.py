@@ -6,12 +6,11 @@ from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from . import following
 from .bends import Kink, MaxPool, Rectifier
-from .following import Arguments, Following, Function, Keywords, T
-from .linear_steps import Concatenation, Convolution, Linear, Map, MatMul, Pool, Reshape, Same, Scale, Step, Sum
+from .following import T
+from .linear_steps import Call, Concatenation, Convolution, Linear, Map, MatMul, Pool, Reshape, Same, Scale, Step, Sum
 
 _SAME = {T.contiguous, T.clone}
 _LINEAR: list[tuple[Collection[object], type[Step]]] = [
@@ -31,25 +30,17 @@ _IN_MEMORY: list[tuple[Collection[object], type[Convolution] | type[Kink]]] = [
 ]
 
 
-def step_of(
-    follow: Following,
-    func: Function,
-    args: Arguments,
-    kwargs: Keywords,
-    result: Tensor,
-    memory: torch.memory_format,
-) -> Step:
-    """The step that a call is which passed `Following`'s checks.
+def step_of(call: Call, memory: torch.memory_format) -> Step:
+    """The step that a call is.
 
     memory: the order in memory that images have in the program.
 
     Raises: Unsupported if there is none for it.
     """
-    call = (follow, func, args, kwargs, result)
     for functions, in_memory in _IN_MEMORY:
-        if func in functions:
-            return in_memory(*call, memory)
+        if call.func in functions:
+            return in_memory(call, memory)
     for functions, kind in _LINEAR:
-        if func in functions:
-            return kind(*call)
-    return Map(*call)
+        if call.func in functions:
+            return kind(call)
+    return Map(call)

@@ -8,7 +8,7 @@ was: the results are the same, bit for bit.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 from torch.nn.modules.module import _has_any_global_hook
 
-from .. import _C, _log
+from .. import _log
 from .._mlp_ops import WeightGradients
 from .._record import Record
 from ..fields import is_tampered_with, matmul_precision, memory_setting, torch_settings
 from ..initial import Empirical
+from .held import Held, Part
 from .recording import GraphReplay, Replay, as_graph, record
 
 RECORDED_AT = 4
@@ -44,10 +45,7 @@ class Unchanged:
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        parts = list(_parts(modules))
-        self._parts = tuple(part for part, _ in parts)
-        self._passing = tuple(passing or None for _, passing in parts)
-        self._values = tuple(_values(part, passing) for part, passing in parts)
+        self._held = Held(_parts(modules))
         self._kinds = [(module, type(module)) for module in modules]
         found = {id(t): t for m in modules for own in (m._parameters, m._buffers) for t in own.values()}
         self.tensors = [t for t in found.values() if t is not None]
@@ -56,9 +54,8 @@ class Unchanged:
         self._places = [t.data_ptr() for t in self.tensors]
 
     def holds(self) -> bool:
-        # By identity: == of tensors is another thing, and equal numbers need not be the same parameter.
         return (
-            _C.same_values(self._parts, self._passing, self._values)
+            self._held.is_there()
             and [t.data_ptr() for t in self.tensors] == self._places
             and [t.requires_grad for t in self.tensors] == self._wants
             and not any(t._backward_hooks for t in self.learning)
@@ -66,10 +63,7 @@ class Unchanged:
         )
 
 
-_Part = Mapping[str, object] | list[object]
-
-
-def _parts(modules: Sequence[nn.Module]) -> Iterator[tuple[_Part, frozenset[str]]]:
+def _parts(modules: Sequence[nn.Module]) -> Iterator[tuple[Part, frozenset[str]]]:
     nothing: frozenset[str] = frozenset()
     for module in modules:
         own = vars(module)
@@ -78,12 +72,6 @@ def _parts(modules: Sequence[nn.Module]) -> Iterator[tuple[_Part, frozenset[str]
     for kind in dict.fromkeys(kind for module in modules for kind in type(module).__mro__[:-1]):
         yield vars(kind), nothing
     yield vars(F), nothing
-
-
-def _values(part: _Part, passing: frozenset[str]) -> tuple[object, ...]:
-    if isinstance(part, list):
-        return tuple(part)
-    return tuple(value for name, value in part.items() if name not in passing)
 
 
 class Gradients(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .. import _C
+from .held import Held
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -78,16 +78,13 @@ class _Tensors:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         parts = [(part._modules, part._parameters, part._buffers) for part in module.modules()]
-        self._parts = tuple(own for part in parts for own in part)
-        self._values = tuple(tuple(own.values()) for own in self._parts)
-        self._passing = (None,) * len(self._parts)
+        self._held = Held((own, frozenset()) for part in parts for own in part)
         self.parameters: list[Tensor] = list(module.parameters())
         self.buffers: list[Tensor] = list(module.buffers())
 
     @classmethod
     def of(cls, module: nn.Module, known: _Tensors | None) -> _Tensors:
         """Those that are known, or found anew."""
-        if known is None or known._module is not module:
-            return cls(module)
-        same = _C.same_values(known._parts, known._passing, known._values)
-        return known if same else cls(module)
+        if known is not None and known._module is module and known._held.is_there():
+            return known
+        return cls(module)

@@ -18,7 +18,7 @@ struct Network {
 
   Network(Op& op, const Tensors& weight, const Tensors& bias, int64_t activation, double parameter,
           int64_t precision) {
-    if (op.dtype() == kBFloat16) op.fail("states must be float32 or float64, got bfloat16");
+    op.not_bfloat16("states");
     if (op.dtype() == kFloat64 && op.on_cuda()) op.fail("states must be float32 on CUDA, got float64");
     op.mlp_device();
     if (weight.size() < 2 || weight.size() > kMaxHiddenLayers + 1 || bias.size() != weight.size()) {

@@ -11,7 +11,7 @@ namespace {
 template <class Args>
 Args given(Op& op, const Tensor& x, const Tensor& widths, const Tensor& heights, const Tensor& slopes,
            double bound, double least, bool inverse) {
-  if (op.dtype() == kBFloat16) op.fail("x must be float32 or float64, got bfloat16");
+  op.not_bfloat16("x");
   const int64_t pieces = widths.dim() == 3 ? widths.size(2) : 0;
   if (pieces < 2 || pieces > kSplinePieces) {
     op.fail("widths must have the shape (B, D, K) with K from 2 to " + std::to_string(kSplinePieces));
