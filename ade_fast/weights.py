@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import _log_weights_op
 from ._ops import is_plain_on_cpu
+from ._sums import kinetic as _kinetic
 from .dynamics.sequential import clips_samples, layers_of
 
 if TYPE_CHECKING:
@@ -34,11 +35,11 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
 
 
 def log_weight_figures(log_w: Tensor) -> tuple[Tensor, Tensor]:
-    """(`log_mean_exp`, `effective_sample_size`) of [K], without a graph."""
+    """(`log_mean_exp`, `effective_sample_size`) of [K], without a graph, in its dtype."""
     log_w = log_w.detach()
     if is_plain_on_cpu(log_w):
         return _log_weights_op.log_weight_figures(log_w)
-    return log_mean_exp(log_w), effective_sample_size(log_w)
+    return log_mean_exp(log_w), effective_sample_size(log_w).to(log_w.dtype)
 
 
 def log_mean_exp_error(log_w: Tensor) -> Tensor:
@@ -59,14 +60,14 @@ def kinetic(layer: str, v: Tensor, momentum_weight: Tensor, *, per_step: bool = 
         v: [B, *momentum], or with ``per_step`` [T, B, *event], a momentum for each step (9).
         momentum_weight: lambda, a scalar, or with ``per_step`` also [T].
     """
-    weight = momentum_weight.to(v)
     if not per_step:
-        if weight.dim() != 0:
+        if momentum_weight.dim() != 0:
             raise ValueError(
                 f"{layer}: momentum_weight must be a number where there is one momentum, "
-                f"got shape {tuple(weight.shape)}"
+                f"got shape {tuple(momentum_weight.shape)}"
             )
-        return weight / 2 * v.flatten(1).square().sum(1)
+        return _kinetic(v.flatten(1), momentum_weight)
+    weight = momentum_weight.to(v)
     squares = v.flatten(2).square().sum(-1)  # [T, B]
     if weight.dim() == 1 and weight.shape[0] != squares.shape[0]:
         raise ValueError(
@@ -95,12 +96,20 @@ def log_weights(
         momentum_weight: lambda > 0, a scalar, or with ``per_step`` also [T].
         per_step: ``sampler.draws_own_momenta()``.
     """
-    log_w = values.double() - log_q.double()
     if v is None:
-        return log_w
-    shape, count = (v.shape[2:], v.shape[0]) if per_step else (v.shape[1:], 1)
+        return values.double() - log_q.double()
     energy = kinetic(layer, v, momentum_weight, per_step=per_step).double()
-    return log_w - energy - log_normaliser(shape, count, momentum_weight.double())
+    return joint_log_weights(values.double(), energy, log_q.double(), v, momentum_weight.double(), per_step)
+
+
+def joint_log_weights(
+    values: Tensor, energy: Tensor, log_q: Tensor, v: Tensor, momentum_weight: Tensor, per_step: bool
+) -> Tensor:
+    """log w as in `log_weights`, from the `kinetic` energy too, in the dtype of what is given."""
+    if not per_step and _log_weights_op.takes(momentum_weight, values, energy, log_q):
+        return _log_weights_op.log_weights(values, energy, log_q, momentum_weight, v[0].numel())
+    shape, count = (v.shape[2:], v.shape[0]) if per_step else (v.shape[1:], 1)
+    return values - energy - log_q - log_normaliser(shape, count, momentum_weight)
 
 
 def as_momentum_weight(layer: str, weight: float | Tensor | None) -> Tensor:

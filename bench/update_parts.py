@@ -9,7 +9,7 @@ from players import Problem, make_model
 from torch import Tensor
 
 import ade_fast as ade
-from ade_fast.training.updates import clip_grads, grad_norm, gradients_of
+from ade_fast.training.updates import clip_grads, grad_norms, gradients_of
 from ade_fast.training.values import evaluate
 
 Part = Callable[[], object]
@@ -56,5 +56,5 @@ def parts(problem: Problem) -> dict[str, Part]:
 
 def optimizers(model: ade.ADE) -> None:
     for optimizer in (model.potential_optimizer, model.sampler_optimizer):
-        clip_grads(optimizer, grad_norm(gradients_of(optimizer)).item(), model.grad_norm_clip)
+        clip_grads(optimizer, grad_norms(gradients_of(optimizer)).item(), model.grad_norm_clip)
         optimizer.step()

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ade_fast as ade
 from ade_fast._ops import below_autograd
 from ade_fast.training import Config
+from ade_fast.training.accumulation import are_apart
 from ade_fast.training.capture import RECORDED_AT, Unchanged
 from ade_fast.training.recording import record
 from ade_fast.training.trainer import Trainer
@@ -298,7 +299,7 @@ def test_views_of_what_lasts_are_made_once():
     with torch.no_grad():
         for now, again in zip(compute(), found, strict=True):
             assert torch.equal(now, again)
-    assert not any(t.requires_grad for t in replay._given if t is not weight)
+    assert not any(t.requires_grad for t in replay.given if t is not weight)
 
 
 @pytest.mark.parametrize("context", [below_autograd, torch.inference_mode, torch.no_grad])
@@ -553,6 +554,76 @@ def test_hooks_of_accumulated_gradients_are_called_once_an_update():
     assert model._captured.recorded == 1
     assert calls.count("after") == UPDATES
     assert calls.count("before") == UPDATES
+
+
+def _accumulated_by_hand(model: ade.ADE) -> list[bool]:
+    """Whether the gradients of each recording are handed on as they are, with what is hooked at this moment."""
+    watched = model._captured._unchanged.accumulators.are_watched()
+    return [known.apart and not watched for known in model._captured._replays.values()]
+
+
+def test_gradients_that_nobody_watches_are_handed_on_as_they_are():
+    """And become autograd's matter again for as long as somebody does, however they are hooked."""
+    model, calls = _model(), []
+    weight = model.potential.layers[0].weight
+
+    def updates():
+        calls.clear()
+        for _ in range(3):
+            model.step(_data())
+        return _accumulated_by_hand(model), len(calls)
+
+    for _ in range(UPDATES):
+        model.step(_data())
+    assert updates() == ([True], 0)
+    node = weight.view_as(weight).grad_fn.next_functions[0][0]
+    for register in (node.register_hook, node.register_prehook, weight.register_post_accumulate_grad_hook):
+        handle = register(lambda *_: calls.append(1))
+        assert updates() == ([False], 3)
+        handle.remove()
+        assert updates() == ([True], 0)
+
+
+def test_a_node_that_somebody_holds_already_may_be_hooked():
+    model = _model()
+    held = [p.view_as(p).grad_fn.next_functions[0][0] for p in model.potential.parameters()]
+    for _ in range(UPDATES):
+        model.step(_data())
+    assert _accumulated_by_hand(model) == [False]
+    assert len(held) == 6
+
+
+@pytest.mark.parametrize("model", [_model, lambda: _model(potential=_with_base, bound="importance")])
+def test_gradients_are_memory_of_their_own(model):
+    """So that one can be written to, as clipping does, and nothing else changes."""
+    model = model()
+    for _ in range(UPDATES):
+        model.step(_data())
+    assert _accumulated_by_hand(model) == [True]
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(gradients) == len({g.data_ptr() for g in gradients})
+    kept = [g.clone() for g in gradients]
+    model.step(_data())
+    for gradient, before in zip(gradients, kept, strict=True):
+        assert torch.equal(gradient, before)  # the next update's are others
+    for g in gradients:
+        for other in gradients:
+            before = other.clone()
+            g.add_(1.0)
+            assert other is g or torch.equal(other, before)
+
+
+def test_which_gradients_are_apart():
+    p = [nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.zeros(4))]
+    memory = torch.zeros(40)
+    apart = [memory[:12].view(3, 4), memory[12:16]]
+    assert are_apart(apart, p, [memory[16:], 1.0, None, memory[20:]])
+    assert are_apart([apart[0], None], p, [memory[12:]])
+    assert not are_apart(apart, p, [memory[11:13]])
+    assert not are_apart([apart[0], memory[11:15]], p, [])
+    assert not are_apart([memory[:12].view(4, 3).T, memory[12:16]], p, [])  # laid out otherwise
+    assert not are_apart([apart[0], torch.zeros(1).expand(4)], p, [])
+    assert not are_apart([apart[0], memory[12:16].double()], p, [])
 
 
 def test_a_mode_of_dispatch_sees_every_operator():

@@ -37,6 +37,11 @@ TESTED_ELSEWHERE = {
     "log_weight_figures": "test_weights.py",
     "merged_steps": "test_merged_steps.py",
     "normal_log_density": "test_merged_steps.py",
+    "kinetic": "test_sums.py",
+    "log_weights": "test_sums.py",
+    "mean": "test_sums.py",
+    "numbers": "test_sums.py",
+    "total_norms": "test_sums.py",
 }
 
 # ------------------------------------------------------------------------------------------------- formulas

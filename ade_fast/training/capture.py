@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import _engine_run_backward
 from torch.nn.modules.module import _has_any_global_hook
+from torch.utils import _pytree as pytree
 
 from .. import _log
 from .._mlp_ops import WeightGradients
 from .._record import Record
 from ..fields import is_tampered_with, matmul_precision, memory_setting, torch_settings
 from ..initial import Empirical
+from .accumulation import Accumulators, Gradients, are_apart
 from .held import Held, Part
 from .recording import GraphReplay, Replay, as_graph, record
 
@@ -41,7 +42,7 @@ class Unchanged:
     their values lie and whether they want a gradient, too. A module's class names those that do not matter in
     ``passing``.
 
-    tensors: parameters and buffers. learning: those of them that want a gradient.
+    tensors: parameters and buffers. learning: those of them that want a gradient. accumulators: of these.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
@@ -50,6 +51,7 @@ class Unchanged:
         found = {id(t): t for m in modules for own in (m._parameters, m._buffers) for t in own.values()}
         self.tensors = [t for t in found.values() if t is not None]
         self.learning = [t for t in self.tensors if t.requires_grad]
+        self.accumulators = Accumulators(self.learning)
         self._wants = [t.requires_grad for t in self.tensors]
         self._places = [t.data_ptr() for t in self.tensors]
 
@@ -74,21 +76,11 @@ def _parts(modules: Sequence[nn.Module]) -> Iterator[tuple[Part, frozenset[str]]
     yield vars(F), nothing
 
 
-class Gradients(NamedTuple):
-    """tensors: all parameters and buffers. learning: those that want a gradient, and these: tensors, or None."""
+class _Recording(NamedTuple):
+    """apart: whether the gradients that are found `are_apart`, and can be handed on as they are."""
 
-    tensors: Sequence[Tensor]
-    learning: Sequence[Tensor]
-    gradients: Sequence[Tensor | None]
-
-    def accumulate(self) -> None:
-        """Adds them to the parameters' own as a backward pass does, so that what is hooked to it takes its part."""
-        pairs = [(p, g) for p, g in zip(self.learning, self.gradients, strict=True) if g is not None]
-        if pairs:
-            # `torch.autograd.backward`, whose checks take as long again.
-            _engine_run_backward(
-                *zip(*pairs, strict=True), False, False, (), allow_unreachable=True, accumulate_grad=True
-            )
+    replay: Replay | GraphReplay
+    apart: bool
 
 
 class Captured:
@@ -100,7 +92,7 @@ class Captured:
     def __init__(self) -> None:
         self.why_not: str | None = None
         self._calls: dict[object, int] = {}
-        self._replays: dict[object, Replay | GraphReplay] = {}
+        self._replays: dict[object, _Recording] = {}
         self._replayed = 0
         self._unchanged: Unchanged | None = None
         self._patience = _PATIENCE
@@ -140,10 +132,11 @@ class Captured:
             unchanged = self._begin(module)
             self.why_not = self.why_not or refuses()
         key = (key, _settings(), *map(_kind, inputs))
-        if (replay := self._replays.get(key)) is not None:
+        if (known := self._replays.get(key)) is not None:
             self._replayed += 1
-            found, gradients = replay(*inputs)
-            return found, Gradients(unchanged.tensors, unchanged.learning, gradients)
+            found, gradients = known.replay(*inputs)
+            own = known.apart and _are_different(gradients) and not unchanged.accumulators.are_watched()
+            return found, Gradients(unchanged.tensors, unchanged.learning, gradients, own)
         if self.why_not is not None or len(self._replays) == _MOST:
             return None
         self._calls[key] = self._calls.get(key, 0) + 1
@@ -153,18 +146,28 @@ class Captured:
         if isinstance(recording, str):
             self.why_not = recording
         else:
-            self._replays[key] = as_graph(recording, inputs)
+            replay = as_graph(recording, inputs)
+            others = [*pytree.tree_leaves(found), *recording.given, *inputs, *unchanged.tensors]
+            apart = replay is recording and are_apart(gradients, unchanged.learning, others)
+            self._replays[key] = _Recording(replay, apart)
         return found, Gradients(unchanged.tensors, unchanged.learning, gradients)
 
     def _begin(self, module: nn.Module) -> Unchanged:
         self._patience = _PATIENCE if self._replayed >= _WORTH_IT else self._patience - 1
         if not self._patience:
             self.why_not = "its modules were changed again and again between updates"
+        self._unchanged = None  # lets go of what it holds
         self._unchanged = Unchanged(list(module.modules()))
         self._calls.clear()
         self._replays.clear()
         self._replayed = 0
         return self._unchanged
+
+
+def _are_different(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether none is handed out twice: equal nodes of a recording have become one."""
+    given = [id(g) for g in gradients if g is not None]
+    return len(given) == len(set(given))
 
 
 def _kind(value: object) -> object:

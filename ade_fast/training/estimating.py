@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import estimators
+from .._sums import mean_square, numbers
 from ..fields import fused_value_and_grad, pinned
 from ..initial import Empirical
 from ..potentials.conditioned import Condition
@@ -19,7 +20,7 @@ from .config import Config
 from .objective import ADE
 from .sampler import DualSampler
 from .streams import stream
-from .updates import clip_grads, forget_gradients, frozen, grad_norm, gradients_of
+from .updates import clip_grads, forget_gradients, frozen, grad_norms, gradients_of
 from .values import unfused_values_and_grad, values_of
 
 Loss = Callable[..., Tensor]
@@ -102,8 +103,8 @@ class Estimation(ADE):
         loss = self.loss(data, generator=generator)
         forget_gradients(self.parameters(), self._optimizers())
         (-loss - penalty).backward()  # f's optimizer ascends
-        norm = grad_norm(gradients_of(optimizer))
-        found, penalised, length = torch.stack([t.detach().to(loss) for t in (loss, penalty, norm)]).tolist()
+        (norm,) = grad_norms(gradients_of(optimizer))
+        found, penalised, length = numbers([loss, penalty, norm]).tolist()
         if self.check_finite and not math.isfinite(found + penalised + length):
             raise self._non_finite("the estimator's loss or its gradient", data, {})
         clip_grads(optimizer, length, self.grad_norm_clip)
@@ -118,7 +119,7 @@ class Estimation(ADE):
             with pinned(self.potential):
                 found = fused_value_and_grad(self.potential, x)
                 f, grad = unfused_values_and_grad(self.potential, x) if found is None else found
-            penalty = penalty + self.gradient_penalty * grad.flatten(1).square().sum(1).mean()
+            penalty = penalty + self.gradient_penalty * mean_square(grad)
             penalty = penalty + self.value_penalty * f.square().mean()
         return penalty
 
@@ -141,9 +142,9 @@ class Estimation(ADE):
             "f_data": f_data, "f_samples": model.f_samples, "kinetic": model.kinetic, "entropy": model.entropy,
         }  # fmt: skip
         if self.sampler_optimizer is not None:
-            terms["sampler_grad_norm"] = grad_norm(gradients_of(self.sampler_optimizer))
+            (terms["sampler_grad_norm"],) = grad_norms(gradients_of(self.sampler_optimizer))
         terms |= figures
-        metrics = dict(zip(terms, torch.stack([t.detach().to(loss) for t in terms.values()]).tolist(), strict=True))
+        metrics = dict(zip(terms, numbers(list(terms.values())).tolist(), strict=True))
         if self.check_finite and not all(map(math.isfinite, (metrics["f_samples"], metrics["entropy"]))):
             raise self._non_finite("the sampler's objective", data, {})
         if self.sampler_optimizer is not None:

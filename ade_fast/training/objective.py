@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -32,7 +33,7 @@ from .updates import (
     clip_grads,
     forget_gradients,
     frozen,
-    grad_norm,
+    grad_norms,
     gradients_of,
     player_optimizer,
     shortened,
@@ -344,8 +345,8 @@ class ADE(Objective):
         players = {"potential_grad_norm": self.potential_optimizer, "sampler_grad_norm": self.sampler_optimizer}
         optimizers = {name: optimizer for name, optimizer in players.items() if optimizer is not None}
         names, values, x = self._gradients(data, generator, context, diagnostics, captured)
-        norms = [grad_norm(gradients_of(optimizer)).to(values) for optimizer in optimizers.values()]
-        values = torch.cat([values, torch.stack(norms)])
+        norms = grad_norms(*map(gradients_of, optimizers.values()))
+        values = torch.cat([values, norms.to(values)])
         # One transfer for all metrics; it also tells whether to touch the parameters at all.
         found = (values if self._ranks is None else self._ranks.average(values)).tolist()
         known = dict(zip((*names, *optimizers), found, strict=True))
@@ -376,10 +377,7 @@ class ADE(Objective):
         one, averaged over ranks."""
         if captured:
             # The penalties, which schedules change in each update, as tensors.
-            penalties = [
-                torch.tensor(p, dtype=data.dtype, device=data.device) if p else 0.0
-                for p in (self.gradient_penalty, self.value_penalty)
-            ]
+            penalties = [_factor(p, data.dtype, data.device) for p in (self.gradient_penalty, self.value_penalty)]
             compute = self._computing(data, generator, penalties)
             inputs = [data, generator, *penalties]
             replayed = self._captured(self._covering(), self, self._refusing(data), compute, inputs)
@@ -454,7 +452,7 @@ class ADE(Objective):
         if self._ranks is not None:
             self._ranks.average_gradients([optimizer])
             found = self._ranks.average(found)
-        found, norm = torch.stack([found, grad_norm(gradients_of(optimizer)).to(found)]).tolist()
+        found, norm = torch.cat([found[None], grad_norms(gradients_of(optimizer)).to(found)]).tolist()
         if self.check_finite and not math.isfinite(found + norm):
             raise self._non_finite("the sampler's objective or its gradient", data, {})
         clip_grads(optimizer, norm, self.grad_norm_clip)
@@ -466,3 +464,9 @@ class ADE(Objective):
         start = self.sampler.initial
         if isinstance(start, Empirical) and start.buffer_size is not None:
             start.update(x.detach())
+
+
+@functools.lru_cache(maxsize=8)
+def _factor(value: float, dtype: torch.dtype, device: torch.device) -> Tensor | float:
+    """A penalty's factor as a tensor that nobody writes to; without a penalty the number."""
+    return torch.tensor(value, dtype=dtype, device=device) if value else 0.0

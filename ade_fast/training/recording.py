@@ -18,16 +18,19 @@ _aten = torch.ops.aten
 
 
 class Replay:
-    """Calls of operators, in order, from inputs to outputs; see `record`."""
+    """Calls of operators, in order, from inputs to outputs; see `record`.
+
+    given: what they take besides, which stays the same objects.
+    """
 
     def __init__(self, graph: fx.Graph, given: Sequence[object]) -> None:
         self._run = fx.GraphModule(nn.Module(), graph).forward
-        self._given = given
+        self.given = given
 
     def __call__(self, *inputs: object) -> Any:
         """The outputs, for other values of the inputs; without a graph."""
         with torch.no_grad(), below_autograd():
-            return self._run(*inputs, *self._given)
+            return self._run(*inputs, *self.given)
 
 
 class GraphReplay:

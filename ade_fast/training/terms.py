@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from .._ends import Ends
 from .._mlp_ops import WeightGradients
+from .._sums import means, numbers
 from .._tensors import check_dtype, floating_tensor
 from ..dynamics import NonFiniteError
 from ..fields import pinned
 from ..initial.base import standard_normal_log_density
 from ..potentials.conditioned import Condition, conditioned, first_length
-from ..weights import kinetic, log_normaliser, log_weight_figures
+from ..weights import joint_log_weights, kinetic, log_weight_figures
 from .bounds import Bounds, Defence, renyi_bound, with_other_gradient
 from .divergence import ADVICE
 from .ranks import Ranks
@@ -43,8 +44,7 @@ class Terms(NamedTuple):
 
 def together(terms: Terms, figures: Mapping[str, Tensor]) -> tuple[list[str], Tensor]:
     """All names, and their values in one tensor [n]."""
-    values = torch.stack([t.detach().to(terms.loss) for t in (*terms, *figures.values())])
-    return [*terms._fields, *figures], values
+    return [*terms._fields, *figures], numbers([*terms, *figures.values()])
 
 
 class Model(NamedTuple):
@@ -131,7 +131,7 @@ class Objective(nn.Module):
     def _over_data(self, values: Tensor, every: int = 1) -> Tensor:
         """The mean of values at the data, or at each ``every``-th of them."""
         if self._data_weights is None:
-            return values.mean()
+            return means(values)[0]
         weights = self._data_weights / self._data_weights.mean()
         return (weights[::every] * values).mean()
 
@@ -196,11 +196,12 @@ class Objective(nn.Module):
 
     def _model_terms(self, sample: DualSample, values: Tensor) -> Model:
         kinetics = self._kinetic(sample)
-        f_samples, kinetic, entropy = values.mean(), kinetics.mean(), -sample.log_q.mean()
+        f_samples, kinetic, log_q = means(values, kinetics, sample.log_q)
+        entropy = -log_q
         model = f_samples - kinetic + self.entropy_weight * entropy
         log_w = None
         if self._has_weights and sample.log_q0 is not None:
-            log_w = self._together(values - kinetics - sample.log_q - self._log_normaliser(sample))
+            log_w = self._together(self._log_weights(sample, values, kinetics))
         return Model(model, f_samples, kinetic, entropy, values, log_w)
 
     def _together(self, log_w: Tensor) -> Tensor:
@@ -238,28 +239,24 @@ class Objective(nn.Module):
             if defence is not None:
                 figures["log_z"] = renyi_bound(model.log_w, 1.0, defence)
             _, figures["initial_ess"] = log_weight_figures(self._initial_log_weights(sample, ends))
-            figures["beta"] = torch.as_tensor(beta)
+            figures["beta"] = torch.as_tensor(beta).to(model.model)
         return figures
 
     def _initial_log_weights(self, sample: DualSample, ends: Ends | None) -> Tensor:
         """log f(x^0) - log q^0(x^0) of the first samples, up to a constant: the momenta, where N(0, I), are no part of
         the matter."""
-        rows = slice(_INITIAL_ROWS)
         assert sample.log_q0 is not None
-        log_q = sample.log_q0[rows]
+        log_q = _some(sample.log_q0)
         if sample.v0 is not None and getattr(self.sampler.initial, "momentum", None) is None:
-            log_q = log_q - standard_normal_log_density(sample.v0[rows])
+            log_q = log_q - standard_normal_log_density(_some(sample.v0))
         values = None if ends is None else ends.start_of(self.potential, sample.x0)
-        values = values_of(self.potential, sample.x0[rows]) if values is None else values[rows]
-        return values - log_q
+        return (values_of(self.potential, _some(sample.x0)) if values is None else _some(values)) - log_q
 
-    def _log_normaliser(self, sample: DualSample) -> Tensor | float:
-        """Sum over the momenta of l/2 log(2 pi / lambda_i)."""
+    def _log_weights(self, sample: DualSample, values: Tensor, kinetics: Tensor) -> Tensor:
         if sample.v is None:
-            return 0.0
+            return values - sample.log_q
         own = self.sampler.draws_own_momenta()
-        shape = sample.v.shape[2:] if own else sample.v.shape[1:]
-        return log_normaliser(shape, sample.v.shape[0] if own else 1, self.momentum_weight)
+        return joint_log_weights(values, kinetics, sample.log_q, sample.v, self.momentum_weight, own)
 
     def _kinetic(self, sample: DualSample) -> Tensor:
         """lambda/2 |v|^2 per sample, or the sum of lambda_i/2 |v_i|^2 (9); [B]."""
@@ -287,6 +284,11 @@ class Objective(nn.Module):
         bad = [name for name in Terms._fields if not math.isfinite(metrics.get(name, 0.0))]
         where = f" (non-finite: {', '.join(bad)})" if bad else ""
         return NonFiniteError(f"ADE: {what} is not finite{where}; {ADVICE}")
+
+
+def _some(of_samples: Tensor) -> Tensor:
+    """The first of them."""
+    return of_samples if len(of_samples) <= _INITIAL_ROWS else of_samples[:_INITIAL_ROWS]
 
 
 def _check_like(data: Tensor, samples: Tensor) -> None:

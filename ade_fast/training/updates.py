@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .._sums import total_norms
+from .adam import Adam
 from .sharding import whole
 
 _MARGIN = 1e-6  # of torch.nn.utils.clip_grad_norm_
@@ -21,7 +23,7 @@ OptimizerOrFactory = Optimizer | OptimizerFactory
 
 def adam(lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), *, maximize: bool) -> OptimizerFactory:
     """Adam as one kernel over all parameters, not one or more for each of them."""
-    return functools.partial(optim.Adam, lr=lr, betas=betas, maximize=maximize, fused=True)
+    return functools.partial(Adam, lr=lr, betas=betas, maximize=maximize, fused=True)
 
 
 def player_optimizer(
@@ -65,13 +67,15 @@ def gradients_of(optimizer: Optimizer) -> list[Tensor]:
     return [p.grad for p in parameters_of(optimizer) if p.grad is not None]
 
 
-def grad_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The norm of all of them together."""
-    return whole(nn.utils.get_total_norm(gradients))
+def grad_norms(*players: Sequence[Tensor]) -> Tensor:
+    """The norms of the gradients of one or two players, [n]."""
+    if all(type(gradient) is Tensor for gradients in players for gradient in gradients):
+        return total_norms(*players)
+    return torch.stack([whole(nn.utils.get_total_norm(gradients)) for gradients in players])
 
 
 def clip_grads(optimizer: Optimizer, norm: float, limit: float | None) -> None:
-    """Scales all gradients of one optimizer down in place, whose `grad_norm` is ``norm``, to at most ``limit``.
+    """Scales all gradients of one optimizer down in place, whose norm (`grad_norms`) is ``norm``, to at most ``limit``.
 
     The norm is a number: where it has come off the device for the metrics, most updates have nothing to scale.
     """

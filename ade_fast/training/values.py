@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._ends import End
+from .._sums import mean_square
 from ..fields import fused_value, fused_value_and_grad
 
 
@@ -63,7 +64,7 @@ def evaluate(
     if found is not None:
         values, grad = found
         if want_slope:
-            slope = grad[:rows].flatten(1).square().sum(1).mean()
+            slope = mean_square(grad if len(grad) == rows else grad[:rows])
         # f's derivative by the samples is known: another evaluation would find the same.
         own = (x - x.detach()) * grad[n : n + k].detach()
         at_x = values[n : n + k] + own.flatten(1).sum(1)
@@ -84,8 +85,7 @@ def _with_end(end: End, n: int, values: Tensor, grad: Tensor, want_slope: bool) 
     slope, with_base = None, len(values) > n
     if want_slope:
         assert end.gradient is not None
-        parts = [g if len(g) == n else g[:n] for g in (grad, end.gradient)]
-        slope = (parts[0].square().sum() + parts[1].square().sum()) / sum(map(len, parts))
+        slope = mean_square(*(g if len(g) == n else g[:n] for g in (grad, end.gradient)))
     at_data, at_base = (values[:n], values[n:]) if with_base else (values, None)
     return Evaluations(at_data, end.value, at_base, slope, None)
 
@@ -102,7 +102,7 @@ def _evaluate_separately(
     n, at_x = len(data), values_of(potential, x)
     if want_slope:
         (at_data, grad), (penalised, more) = (unfused_values_and_grad(potential, part.detach()) for part in (data, x))
-        slope = torch.cat([grad, more[:n]]).flatten(1).square().sum(1).mean()
+        slope = mean_square(grad, more[:n])
     else:
         at_data = values_of(potential, data)
         penalised = values_of(potential, x.detach()) if want_square else at_x

@@ -23,6 +23,24 @@ Tensor normal_log_density(const Tensor& noise) {
   return log_q;
 }
 
+Tensor log_weights(const Tensor& value, const Tensor& energy, const Tensor& log_q, const Tensor& weight,
+                   int64_t size) {
+  Op op("log_weights", "value", value, 1);
+  op.not_bfloat16("value");
+  LogWeights args{};
+  args.dtype = op.dtype();
+  args.rows = op.rows();
+  args.weight = op.number("weight", weight);
+  args.size = static_cast<double>(size);
+  args.value = op.per_sample("value", value);
+  args.energy = op.per_sample("energy", energy);
+  args.log_q = op.per_sample("log_q", log_q);
+  const Tensor log_w = op.new_per_sample();
+  args.log_w = log_w.data_ptr();
+  op.run_on_cpu(args);
+  return log_w;
+}
+
 std::tuple<Tensor, Tensor> log_weight_figures(const Tensor& log_w) {
   Op op("log_weight_figures", "log_w", log_w, 1);
   op.not_bfloat16("log_w");
@@ -30,9 +48,9 @@ std::tuple<Tensor, Tensor> log_weight_figures(const Tensor& log_w) {
   args.dtype = op.dtype();
   args.rows = op.rows();
   args.log_w = op.per_sample("log_w", log_w);
-  const Tensor log_mean = op.new_number(), ess = op.new_double();
+  const Tensor log_mean = op.new_number(), ess = op.new_number();
   args.log_mean = log_mean.data_ptr();
-  args.ess = static_cast<double*>(ess.data_ptr());
+  args.ess = ess.data_ptr();
   op.run_on_cpu(args);
   return {log_mean, ess};
 }
@@ -43,10 +61,12 @@ std::tuple<Tensor, Tensor> log_weight_figures(const Tensor& log_w) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
   m.def("normal_log_density(Tensor noise) -> Tensor log_q");
+  m.def("log_weights(Tensor value, Tensor energy, Tensor log_q, Tensor weight, int size) -> Tensor log_w");
   m.def("log_weight_figures(Tensor log_w) -> (Tensor log_mean, Tensor ess)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ade_fast, CPU, m) {
   m.impl("normal_log_density", TORCH_BOX(&ade::bind::normal_log_density));
+  m.impl("log_weights", TORCH_BOX(&ade::bind::log_weights));
   m.impl("log_weight_figures", TORCH_BOX(&ade::bind::log_weight_figures));
 }

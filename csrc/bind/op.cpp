@@ -77,7 +77,7 @@ void Op::fail(const std::string& message) const {
 }
 
 Op::Op(const char* name, const char* argument, const Tensor& states, size_t dims)
-    : name_(name), like_(argument) {
+    : Op(name, argument, states, AnyShape{}) {
   const auto sizes = states.sizes();
   if (sizes.size() != dims) {
     fail(std::string(argument) + " must be " + (dims == 1 ? "[B]" : "[B, D]") + ", got shape " +
@@ -85,7 +85,11 @@ Op::Op(const char* name, const char* argument, const Tensor& states, size_t dims
   }
   rows_ = sizes[0];
   cols_ = dims == 1 ? 1 : sizes[1];
-  torch_dtype_ = torch_dtype_of(states);
+}
+
+Op::Op(const char* name, const char* argument, const Tensor& tensor, AnyShape)
+    : name_(name), like_(argument), rows_(0), cols_(0) {
+  torch_dtype_ = torch_dtype_of(tensor);
   if (torch_dtype_ == aoti_torch_dtype_float32()) {
     dtype_ = kFloat32;
   } else if (torch_dtype_ == aoti_torch_dtype_float64()) {
@@ -96,7 +100,7 @@ Op::Op(const char* name, const char* argument, const Tensor& states, size_t dims
     fail(std::string(argument) + " must be float32, float64 or bfloat16, got " + dtype_name(torch_dtype_));
   }
   accumulate_ = dtype_ == kFloat64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
-  device_of(states, &device_type_, &device_index_);
+  device_of(tensor, &device_type_, &device_index_);
 }
 
 void Op::check(const char* argument, const Tensor& tensor, int32_t torch_dtype, const char* meaning,
@@ -107,6 +111,10 @@ void Op::check(const char* argument, const Tensor& tensor, int32_t torch_dtype, 
         meaning == nullptr ? std::string(like_) + "'s shape" : std::string(meaning) + ", shape";
     fail(std::string(argument) + " must have " + of + " " + shape_name(shape) + ", got " + shape_name(sizes));
   }
+  check_kind(argument, tensor, torch_dtype);
+}
+
+void Op::check_kind(const char* argument, const Tensor& tensor, int32_t torch_dtype) const {
   const int32_t dtype = torch_dtype_of(tensor);
   if (dtype != torch_dtype) {
     fail(std::string(argument) + " must be " + dtype_name(torch_dtype) + " (" + like_ + " is " +
@@ -151,6 +159,14 @@ const void* Op::of_shape(const char* argument, const Tensor& tensor, const char*
   return contiguous_data(tensor);
 }
 
+const void* Op::of_any_shape(const char* argument, size_t k, const Tensor& tensor) {
+  int32_t type, index;
+  device_of(tensor, &type, &index);
+  if (torch_dtype_of(tensor) != torch_dtype_ || type != device_type_ || index != device_index_)
+    check_kind((std::string(argument) + "[" + std::to_string(k) + "]").c_str(), tensor, torch_dtype_);
+  return contiguous_data(tensor);
+}
+
 const uint8_t* Op::bytes(const char* argument, const Tensor& tensor, const char* meaning,
                          std::initializer_list<int64_t> shape) {
   check(argument, tensor, aoti_torch_dtype_uint8(), meaning, shape);
@@ -184,6 +200,19 @@ ClipArgs Op::clip(const char* argument, int64_t mode, double bound) const {
 double Op::finite(const char* argument, double value) const {
   if (!std::isfinite(value)) fail(std::string(argument) + " must be finite, got " + std::to_string(value));
   return value;
+}
+
+double Op::number(const char* argument, const Tensor& tensor) const {
+  const int32_t dtype = torch_dtype_of(tensor);
+  int32_t type, index;
+  device_of(tensor, &type, &index);
+  if (tensor.dim() != 0 || type != aoti_torch_device_type_cpu() ||
+      (dtype != aoti_torch_dtype_float32() && dtype != aoti_torch_dtype_float64())) {
+    fail(std::string(argument) + " must be a float32 or float64 number on the CPU, got " + dtype_name(dtype) +
+         " " + shape_name(tensor.sizes()) + " on " + device_name(type, index));
+  }
+  if (dtype == aoti_torch_dtype_float64()) return *static_cast<const double*>(tensor.data_ptr());
+  return *static_cast<const float*>(tensor.data_ptr());
 }
 
 void Op::range(double lo, double hi) const {
@@ -248,7 +277,6 @@ Tensor Op::new_scale(const std::optional<Tensor>& scale) const {
 Tensor Op::absent() const { return empty({0}, accumulate_); }
 Tensor Op::new_of_shape(std::initializer_list<int64_t> shape) const { return empty(shape, torch_dtype_); }
 Tensor Op::new_number() const { return empty({}, torch_dtype_); }
-Tensor Op::new_double() const { return empty({}, aoti_torch_dtype_float64()); }
 Tensor Op::keep_of_shape(std::initializer_list<int64_t> shape) const {
   return pooled(shape, torch_dtype_, dtype_ == kFloat64 ? 8 : dtype_ == kFloat32 ? 4 : 2);
 }

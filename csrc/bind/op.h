@@ -30,6 +30,9 @@ class Op {
  public:
   // `states` decides dtype, device, rows and cols; dims: 2, or 1, and there is one column.
   Op(const char* name, const char* argument, const Tensor& states, size_t dims = 2);
+  // A first argument of any shape decides dtype and device alone.
+  struct AnyShape {};
+  Op(const char* name, const char* argument, const Tensor& tensor, AnyShape);
 
   Dtype dtype() const { return dtype_; }
   int64_t rows() const { return rows_; }
@@ -43,7 +46,8 @@ class Op {
   const void* row(const char* argument, const std::optional<Tensor>& tensor);  // [D] A, or null
   const void* per_sample(const char* argument, const Tensor& tensor);          // [B] A
   const void* of_shape(const char* argument, const Tensor& tensor, const char* meaning,
-                       std::initializer_list<int64_t> shape);  // any shape, S
+                       std::initializer_list<int64_t> shape);                      // any shape, S
+  const void* of_any_shape(const char* argument, size_t k, const Tensor& tensor);  // the k-th of a list, S
   const uint8_t* bytes(const char* argument, const Tensor& tensor, const char* meaning,
                        std::initializer_list<int64_t> shape);  // any shape, uint8
   const void* integers(const char* argument, const Tensor& tensor, const char* meaning,
@@ -51,6 +55,7 @@ class Op {
   ScaleArgs scale(const char* argument, const std::optional<Tensor>& tensor);  // [B, D] or [1, D] A, or null
   ClipArgs clip(const char* argument, int64_t mode, double bound) const;
   double finite(const char* argument, double value) const;
+  double number(const char* argument, const Tensor& tensor) const;  // [] float32 or float64, on the CPU
   void range(double lo, double hi) const;
   void not_bfloat16(const char* argument) const;  // the first one
 
@@ -65,7 +70,6 @@ class Op {
   Tensor absent() const;                                       // [0] A
   Tensor new_of_shape(std::initializer_list<int64_t> shape) const;  // S
   Tensor new_number() const;                                        // [] S
-  Tensor new_double() const;                                        // [] float64
   // For the backward pass: on the CPU from the pool.
   Tensor keep_of_shape(std::initializer_list<int64_t> shape) const;  // S
   Tensor keep_bytes(std::initializer_list<int64_t> shape) const;     // uint8
@@ -82,6 +86,7 @@ class Op {
  private:
   void check(const char* argument, const Tensor& tensor, int32_t torch_dtype, const char* meaning,
              std::initializer_list<int64_t> shape) const;
+  void check_kind(const char* argument, const Tensor& tensor, int32_t torch_dtype) const;
   const void* contiguous_data(const Tensor& tensor);
   Tensor empty(std::initializer_list<int64_t> shape, int32_t torch_dtype) const;
   Tensor pooled(std::initializer_list<int64_t> shape, int32_t torch_dtype, int64_t itemsize) const;

@@ -14,6 +14,7 @@
 #include "launch/philox.h"
 #include "launch/planar_flow.h"
 #include "launch/spline.h"
+#include "launch/sums.h"
 
 // Every launch of the CPU: one line per argument struct.
 #define ADE_FOR_EACH_LAUNCH(X)            \
@@ -26,6 +27,8 @@
   X(GeneralizedLeapfrogKickDriftBackward) \
   X(KinkBend)                             \
   X(KinkSlopes)                           \
+  X(Kinetic)                              \
+  X(KineticBackward)                      \
   X(LeapfrogKick)                         \
   X(LeapfrogKickBackward)                 \
   X(LeapfrogDrift)                        \
@@ -33,6 +36,10 @@
   X(LeapfrogKickDrift)                    \
   X(LeapfrogKickDriftBackward)            \
   X(LogWeightFigures)                     \
+  X(LogWeights)                           \
+  X(MeanSquare)                           \
+  X(MeanSquareBackward)                   \
+  X(Means)                                \
   X(MergedSteps)                          \
   X(MergedStepsBackward)                  \
   X(MlpChain)                             \
@@ -46,6 +53,7 @@
   X(PlanarFlowBackward)                   \
   X(RationalQuadraticSpline)              \
   X(RationalQuadraticSplineBackward)      \
+  X(TotalNorms)                           \
   X(UnrollFigures)
 
 #define ADE_DECLARE(Args)               \

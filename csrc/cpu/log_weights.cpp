@@ -30,6 +30,17 @@ void launch_as(const NormalLogDensity& args, cpu::Parallel parallel) {
   });
 }
 
+template <class T>
+void launch_as(const LogWeights& args) {
+  const T *const value = static_cast<const T*>(args.value), *const energy =
+                                                                static_cast<const T*>(args.energy);
+  const T* const log_q = static_cast<const T*>(args.log_q);
+  T* const log_w = static_cast<T*>(args.log_w);
+  const T normaliser = static_cast<T>(args.size * (kHalfLog2Pi - 0.5 * std::log(args.weight)));
+#pragma omp simd
+  for (int64_t k = 0; k < args.rows; ++k) log_w[k] = value[k] - energy[k] - log_q[k] - normaliser;
+}
+
 // The largest weight counts as 1: no sum overflows, and none is 0.
 template <class T>
 void launch_as(const LogWeightFigures& args) {
@@ -40,10 +51,10 @@ void launch_as(const LogWeightFigures& args) {
     largest = log_w[k] > largest ? log_w[k] : largest;
     known &= !std::isnan(log_w[k]);
   }
-  T* const log_mean = static_cast<T*>(args.log_mean);
+  T *const log_mean = static_cast<T*>(args.log_mean), *const ess = static_cast<T*>(args.ess);
   if (!known || std::isinf(largest)) {  // as torch's logsumexp and softmax
     *log_mean = known ? largest : static_cast<T>(NAN);
-    *args.ess = NAN;
+    *ess = static_cast<T>(NAN);
     return;
   }
   const double top = largest, count = static_cast<double>(args.rows);
@@ -55,15 +66,19 @@ void launch_as(const LogWeightFigures& args) {
     squares += w * w;
   }
   *log_mean = static_cast<T>(top + std::log(sum / count));
-  *args.ess = sum * sum / (count * squares);
+  *ess = static_cast<T>(sum * sum / (count * squares));
 }
 
 }  // namespace
 
 int64_t workspace_bytes(const NormalLogDensity&) { return 0; }
+int64_t workspace_bytes(const LogWeights&) { return 0; }
 int64_t workspace_bytes(const LogWeightFigures&) { return 0; }
 void launch(const NormalLogDensity& args, cpu::Parallel parallel) {
   args.dtype == kFloat64 ? launch_as<double>(args, parallel) : launch_as<float>(args, parallel);
+}
+void launch(const LogWeights& args, cpu::Parallel) {
+  args.dtype == kFloat64 ? launch_as<double>(args) : launch_as<float>(args);
 }
 void launch(const LogWeightFigures& args, cpu::Parallel) {
   args.dtype == kFloat64 ? launch_as<double>(args) : launch_as<float>(args);
