@@ -90,7 +90,7 @@ def _register_fakes() -> None:
         want_weights: bool, dv_all: Tensor | None = None, scale: Tensor | None = None, pull: Tensor | None = None,
         centre: Tensor | None = None, noise_v: Tensor | None = None, noise_x: Tensor | None = None,
         noise: Tensor | None = None, want_adjoint: bool = False, dend_value: Tensor | None = None,
-        dend_gradient: Tensor | None = None, hidden: Tensor | None = None,
+        dend_gradient: Tensor | None = None, hidden: Tensor | None = None, weight_factor: Tensor | None = None,
     ) -> tuple[Tensor | Tensors, ...]:  # fmt: skip
         inputs = (dx_end, dv_end, kick, drift, log_decay, log_stretch, scale, pull, centre, noise_v, noise_x)
         like = [_empty_like(t, dx_end) for t in inputs]
@@ -158,16 +158,29 @@ class Schedule(NamedTuple):
 
 
 class WeightGradients(Current):
-    """Whether the backward passes of unrolls that were made while it was current compute the weights' gradients.
+    """What the backward passes of unrolls that were made while it was current do about the weights' gradients.
 
     PyTorch does not tell a backward pass which of its derivatives are asked for. Who goes through one graph twice, and
-    once for the states' alone, says so by `unwanted`.
+    once for the states' alone, says so by `unwanted`; who goes through it once, where the weights have cotangents of
+    their own, says by `times` how many times as large they are.
+
+    unrolls: how many there are.
     """
 
     _place = threading.local()
 
     def __init__(self) -> None:
-        self.wanted = True
+        self.wanted, self.unrolls = True, 0
+        self.factor: Tensor | None = None
+
+    @contextmanager
+    def times(self, factor: Tensor) -> Iterator[None]:
+        """factor: [B] > 0, on the CPU. Derivatives by x^T of what the loss has of each sample are all it multiplies."""
+        self.factor = factor
+        try:
+            yield
+        finally:
+            self.factor = None
 
     @contextmanager
     def unwanted(self) -> Iterator[None]:
@@ -194,7 +207,7 @@ class _Unroll(_Function):
                 *steps, weights, biases, *rest, True, keep_bits, keep_products, *bridge, *figures
             )
         want_figures, want_ends = figures
-        ctx.numbers, ctx.decides = rest, WeightGradients.current()
+        ctx.numbers, ctx.decides = rest, _counted(WeightGradients.current())
         ctx.record = Record.current() if want_figures else None
         bits, products, *_ = kept
         ctx.save_for_backward(*tensors, x, v, bits, products, hidden)
@@ -220,7 +233,7 @@ class _Unroll(_Function):
         *dinputs, dweights, dbiases = _go_back(
             dx_end, dv_end, v0, steps, weights, biases, (x, v, bits, products), ctx.numbers,
             _are_wanted(ctx, wanted[_UNROLL_TENSORS:]), dv_all, *bridge, record=ctx.record,
-            ends=(dend_value, dend_gradient, hidden),
+            ends=(dend_value, dend_gradient, hidden, _factor(ctx)),
         )  # fmt: skip
         derivatives = [*dinputs, None, *dweights, *dbiases]  # none for the noise
         if torch.is_grad_enabled():  # create_graph=True: x0 is not among the operator's inputs, but they depend on it
@@ -255,7 +268,7 @@ class _ScheduledUnroll(_Function):
                 ctx.record, want_ends, x0, v0, kick, drift, None, None, weights, biases, *rest, True, keep_bits,
                 keep_products, *_as_bridge(gaussian),
             )  # fmt: skip
-        ctx.numbers, ctx.vjp, ctx.decides = rest, vjp, WeightGradients.current()
+        ctx.numbers, ctx.vjp, ctx.decides = rest, vjp, _counted(WeightGradients.current())
         # What a derivative's derivative would depend on.
         ctx.step_tensors = [t for t in steps if t is not None and t.requires_grad]
         ctx.save_for_backward(x0, v0, *weights, *biases, kick, drift, *kept, hidden, *gaussian)
@@ -283,7 +296,7 @@ class _ScheduledUnroll(_Function):
         dx0, dv0, dkick, ddrift, *_, dweights, dbiases = _go_back(
             dx_end, dv_end, v0, (kick, drift, None, None), weights, biases, (x, v, bits, products), ctx.numbers,
             _are_wanted(ctx, wanted[_SCHEDULED_TENSORS:]), *((None, *_as_bridge(gaussian)) if gaussian else ()),
-            record=ctx.record, ends=(dend_value, dend_gradient, hidden),
+            record=ctx.record, ends=(dend_value, dend_gradient, hidden, _factor(ctx)),
         )  # fmt: skip
         derivatives = [dx0, dv0, *ctx.vjp(dkick, ddrift, wanted[2:_SCHEDULED_TENSORS]), *dweights, *dbiases]
         if torch.is_grad_enabled():
@@ -291,8 +304,18 @@ class _ScheduledUnroll(_Function):
         return None, None, None, None, None, None, *_where(wanted, derivatives)
 
 
+def _counted(decides: WeightGradients | None) -> WeightGradients | None:
+    if decides is not None:
+        decides.unrolls += 1
+    return decides
+
+
 def _are_wanted(ctx: Any, weights: Sequence[bool]) -> bool:
     return any(weights) and (ctx.decides is None or ctx.decides.wanted)
+
+
+def _factor(ctx: Any) -> Tensor | None:
+    return None if ctx.decides is None else ctx.decides.factor
 
 
 def _as_bridge(gaussian: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
@@ -312,11 +335,12 @@ def _go_back(
     want_weights: bool,
     *optional: Tensor | bool | None,
     record: Record | None = None,
-    ends: Sequence[Tensor | None] = (None, None, None),
+    ends: Sequence[Tensor | None] = (None, None, None, None),
 ) -> tuple[Any, ...]:
     """``mlp_unroll_backward``; `steps` and `kept` are kick to log_stretch, and x to products; ends: the cotangents of
-    value and gradient, and what was kept for them."""
-    at_ends = any(t is not None for t in ends[:2])
+    value and gradient, what was kept for them, and the weights' factor."""
+    dend_value, dend_gradient, _, factor = ends
+    at_ends = dend_value is not None or dend_gradient is not None or factor is not None
     if record is not None or at_ends:
         optional = (*optional, *(None,) * (1 + _BRIDGE_TENSORS - len(optional)), record is not None)
         optional = (*optional, *ends) if at_ends else optional

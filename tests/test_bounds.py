@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from training_cases import generator
 
 import ade_fast as ade
-from ade_fast import reference
-from ade_fast.training import DivergenceError, bounds
+from ade_fast import _mlp_ops, reference
+from ade_fast.training import DivergenceError, bounds, terms
 from ade_fast.training.build import ScaleShiftNet
 
 N, T, DIM = 12, 3, 2
@@ -462,3 +462,69 @@ def test_a_sampler_that_is_cut_off_gets_no_gradient():
     sampler = ade.DualSampler(ade.initial.Gaussian(DIM, 1.5), ade.Leapfrog(T, 0.1, gradient="none"))
     model = ade.ADE(f, sampler, bound="importance", sampler_bound="renyi")
     assert not model.loss(torch.randn(4, DIM), generator=generator()).requires_grad
+
+
+# --------------------------------------------------------------------------------- both players' gradients in one pass
+
+
+def both(model, x, **options):
+    """The loss, and all gradients."""
+    for p in model.parameters():
+        p.grad = None
+    loss = model.loss(x, generator=generator(), **options)
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.filterwarnings("ignore:ADE. DampedLeapfrog shrinks")
+@pytest.mark.parametrize("dynamics", [ade.Leapfrog, lambda *a: ade.DampedLeapfrog(*a, 0.7)], ids=["leapfrog", "damped"])
+@pytest.mark.parametrize(
+    ("potential", "of_sampler"),
+    [*(("importance", other) for other in BOUNDS), ("elbo", "renyi"), ("elbo", "importance")],
+)
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_one_pass_back_has_both_players_gradients(activation, of_sampler, potential, dynamics, monkeypatch):
+    f = ade.WithBase(ade.MLPPotential(2, hidden=(32, 32), activation=activation, input_gain=2.0), 0.0, 2.0)
+    sampler = ade.DualSampler(ade.initial.PlanarFlow(2, 3), dynamics(3, 0.2))
+    share = {"defensive": 0.5} if potential == "importance" else {}  # with which one gradient never serves both
+    model = ade.ADE(f, sampler, bound=potential, sampler_bound=of_sampler, **share).double()
+    x, passes = torch.randn(50, 2, dtype=torch.float64), []
+    whole = _mlp_ops._unroll_backward
+    monkeypatch.setattr(_mlp_ops, "_unroll_backward", lambda *a: (passes.append(1), whole(*a))[1])
+    found = both(model, x)
+    assert len(passes) == 1
+    monkeypatch.setattr(model, "_is_of_one_unroll", lambda *a: False)
+    for actual, expected in zip(found, both(model, x), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10 * (1 + expected.abs().max().item()))
+    assert len(passes) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_that_vanish_beside_others_do_no_harm_to_the_pass_of_both(dtype, monkeypatch):
+    """Those that are 0 in either precision beside the largest: (20) has their samples all the same."""
+    f = ade.MLPPotential(2, hidden=(32,), activation="silu", input_gain=30.0)
+    sampler = ade.DualSampler(ade.initial.Gaussian(2), ade.Leapfrog(1, 0.01))
+    model = ade.ADE(f, sampler, bound="importance", sampler_bound="elbo").to(dtype)
+    with torch.no_grad():
+        model.potential.layers[-1].weight.mul_(300.0)
+    x = torch.randn(200, 2, dtype=dtype)
+    values = model.potential(sampler.sample(model.potential, 200, generator()).x)
+    assert values.max() - values.min() > 1000
+    found = both(model, x)
+    monkeypatch.setattr(model, "_is_of_one_unroll", lambda *a: False)
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-10
+    for actual, expected in zip(found, both(model, x), strict=True):
+        assert (actual - expected).abs().max() <= tolerance * (1 + expected.abs().max())
+
+
+@pytest.mark.parametrize("options", [{"gradient_penalty": 0.1}, {"value_penalty": 0.1}], ids=str)
+def test_where_f_acts_in_other_ways_there_are_two_passes(options, monkeypatch):
+    f, sampler = ade.MLPPotential(2, hidden=(32,)), ade.DualSampler(ade.initial.Gaussian(2), ade.Leapfrog(2, 0.1))
+    model = ade.ADE(f, sampler, bound="importance", sampler_bound="elbo", **options)
+    monkeypatch.setattr(terms, "with_both_gradients", None)
+    both(model, torch.randn(20, 2))
+    two = ade.Sequential(ade.Leapfrog(1, 0.1), ade.Leapfrog(1, 0.1))
+    both(
+        ade.ADE(f, ade.DualSampler(ade.initial.Gaussian(2), two), bound="importance", sampler_bound="elbo"),
+        torch.randn(20, 2),
+    )

@@ -88,8 +88,8 @@ def op_arguments(f: nn.Module, x0: Tensor, v0: Tensor) -> tuple:
     linears = [layer for layer in f.modules() if isinstance(layer, nn.Linear)]
     weights, biases = ([getattr(layer, name).detach() for layer in linears] for name in ("weight", "bias"))
     kick, drift = (torch.full((n, 2), 0.1, dtype=torch.float64) for n in (3, 2))
-    code = {"relu": 0, "silu": 3}[f.activation]
-    numbers = (code, 0.0, 3, 1.0, 0, 0.0, 0, 0.0, -torch.inf, torch.inf, False)
+    code = {"relu": 0, "leaky_relu": 1, "silu": 3, "tanh": 4}[f.activation]
+    numbers = (code, 0.01 if code == 1 else 0.0, 3, 1.0, 0, 0.0, 0, 0.0, -torch.inf, torch.inf, False)
     return (x0, v0, kick, drift, None, None, weights, biases, *numbers)
 
 
@@ -107,6 +107,34 @@ def test_opcheck(activation: str) -> None:
     ends = (x_end[:, 0].contiguous(), gradient, hidden)
     back = (x_end, v_end, v0, *arguments[2:8], *kept, *arguments[8:], True, None, *ABSENT, False, *ends)
     torch.library.opcheck(ops.mlp_unroll_backward.default, back)
+    torch.library.opcheck(ops.mlp_unroll_backward.default, (*back, torch.rand(5, dtype=torch.float64) + 0.1))
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize("keep", [KEPT, (True, True, False), (True, False, False)], ids=str)
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu", "tanh"])
+def test_the_weights_can_have_cotangents_many_times_as_large(activation: str, keep: tuple, at_end: bool) -> None:
+    """Row by row; what else is differentiated by keeps its own."""
+    f, x0, v0 = make_problem(activation, 2, (32, 64, 32), batch=70)
+    arguments = op_arguments(f, x0, v0)
+    ops = torch.ops.ade_fast
+    x0, v0 = (t.detach() for t in (x0, v0))
+    *found, hidden = ops.mlp_unroll(x0, v0, *arguments[2:], *keep, *ABSENT, False, True)
+    kept, factor = found[2:6], 10.0 ** torch.linspace(-12, 6, 70, dtype=torch.float64)
+    cotangents = [torch.randn(70, 2, dtype=torch.float64), torch.randn(70, 2, dtype=torch.float64)]
+    value = torch.randn(70, dtype=torch.float64) if at_end else None
+
+    def back(dx, dv, value, *factor):
+        ends = (value, None, hidden, *factor)
+        rest = (v0, *arguments[2:8], *kept, *arguments[8:], True, None, *ABSENT, False, *ends)
+        return ops.mlp_unroll_backward(dx, dv, *rest)
+
+    *states, weights, biases = back(*cotangents, value, factor)
+    *as_they_are, _, _ = back(*cotangents, value)
+    larger = [t * factor[:, None] for t in cotangents]
+    *_, of_weights, of_biases = back(*larger, None if value is None else value * factor)
+    torch.testing.assert_close(states, as_they_are, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close([*weights, *biases], [*of_weights, *of_biases], rtol=1e-10, atol=1e-10)
 
 
 def test_the_gradient_of_a_smooth_potential_has_no_derivative() -> None:

@@ -10,16 +10,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._ends import Ends
+from .._ends import End, Ends
 from .._mlp_ops import WeightGradients
 from .._sums import means, numbers
 from .._tensors import check_dtype, floating_tensor
 from ..dynamics import NonFiniteError
+from ..dynamics.sequential import layers_of
 from ..fields import pinned
 from ..initial.base import standard_normal_log_density
 from ..potentials.conditioned import Condition, conditioned, first_length
 from ..weights import joint_log_weights, kinetic, log_weight_figures
-from .bounds import Bounds, Defence, renyi_bound, with_other_gradient
+from .bounds import Bounds, Defence, renyi_bound, with_both_gradients, with_other_gradient
 from .divergence import ADVICE
 from .ranks import Ranks
 from .sampler import Cut, DualSample, DualSampler
@@ -177,16 +178,43 @@ class Objective(nn.Module):
                 potential: Any = self.potential  # a `WithBase`
                 defence = Defence(self._together(f.base - potential.log_base(base)), self.bounds.defensive)
             beta = self.bounds.beta(model.log_w)
-            loss = f_data - self.bounds.of_potential(model.model, model.log_w, beta, defence) - penalty
-            if apart:
-                other = f_data - self.bounds.of_sampler(model.model, model.log_w, beta) - penalty
-                parameters = [p for p in self.sampler_parameters() if p.requires_grad]
-                loss = with_other_gradient(loss, other, parameters, cut, weights)
+            if cut is not None and not (slope or square) and self._is_of_one_unroll(model, end, weights):
+                loss = self._in_one_pass(f_data - penalty, model, beta, defence, cut, weights)
+            else:
+                loss = f_data - self.bounds.of_potential(model.model, model.log_w, beta, defence) - penalty
+                if apart:
+                    other = f_data - self.bounds.of_sampler(model.model, model.log_w, beta) - penalty
+                    parameters = [p for p in self.sampler_parameters() if p.requires_grad]
+                    loss = with_other_gradient(loss, other, parameters, cut, weights)
             if covering:
                 covered = covering * self._covered(data)
                 loss = loss - (covered - covered.detach())
             figures = self._figures(sample, model, beta, defence, ends) if want_figures else {}
         return Terms(loss, f_data, model.f_samples, model.kinetic, model.entropy, penalty), sample, figures
+
+    def _is_of_one_unroll(self, model: Model, end: End | None, weights: WeightGradients) -> bool:
+        """Whether f acts on the log-weights through one fused unroll alone, and on no other rank's."""
+        layers = list(layers_of(self.sampler.dynamics))
+        known = end is not None and model.values is end.value and model.log_w is not None
+        return known and self._ranks is None and len(layers) == weights.unrolls == 1
+
+    def _in_one_pass(
+        self,
+        rest: Tensor,
+        model: Model,
+        beta: float | Tensor,
+        defence: Defence | None,
+        cut: Cut,
+        weights: WeightGradients,
+    ) -> Tensor:
+        """The loss, of which ``rest`` is all but f's bound, with the gradients of both players' bounds."""
+        assert model.log_w is not None and isinstance(self.potential, nn.Module)
+        weighed = model.log_w.detach().requires_grad_()
+        elbo = model.model.detach() + (weighed - weighed.detach()).mean()  # (20) is the mean of log w, up to a constant
+        bound = self.bounds.of_potential(elbo, weighed, beta, defence)
+        both = bound, self.bounds.of_sampler(elbo, weighed, beta)
+        parameters = [p for p in self.potential.parameters() if p.requires_grad]
+        return with_both_gradients(rest - bound, both, weighed, model.log_w, parameters, cut, weights)
 
     def _covered(self, data: Tensor) -> Tensor:
         """The log-likelihood of a part of the data under q^0, a scalar."""

@@ -33,7 +33,7 @@ Tensor figure_of(const Op& op, bool wanted, std::initializer_list<int64_t> shape
 }
 void only_on_cpu(const Op& op, const char* argument, bool wanted) {
   if (wanted && op.on_cuda())
-    op.fail(std::string(argument) + " must be false on CUDA: it is of the CPU alone");
+    op.fail(std::string(argument) + " must be left out on CUDA: it is of the CPU alone");
 }
 
 // The gradient of an argument that may be absent: allocated as it, or absent() and null.
@@ -135,7 +135,7 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
                     bool want_weights, const Given& dv_all, const Given& scale, const Given& pull,
                     const Given& centre, const Given& noise_v, const Given& noise_x, const Given& noise,
                     bool want_adjoint, const Given& dend_value, const Given& dend_gradient,
-                    const Given& hidden) {
+                    const Given& hidden, const Given& weight_factor) {
   Op op("mlp_unroll_backward", "dx_end", dx_end);
   const Network network(op, weights, biases, activation, parameter, precision);
   MlpUnrollBackward args{};
@@ -175,6 +175,8 @@ mlp_unroll_backward(const Tensor& dx_end, const Tensor& dv_end, const Tensor& v0
     args.dends.hidden =
         op.of_shape("hidden", *hidden, "every kept hidden value", {hidden_columns(network.shape), rows});
   }
+  only_on_cpu(op, "weight_factor", weight_factor.has_value());
+  if (weight_factor) args.weight_factor = op.per_sample("weight_factor", *weight_factor);
   const Tensor dx0 = op.new_states(), dv0 = op.new_states();
   const Tensor dkick = op.new_of_shape({steps + 1, dim}), ddrift = op.new_of_shape({steps, dim});
   const Tensor dlog_decay = gradient_of(op, log_decay, args.dlog_decay);
@@ -325,7 +327,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ade_fast, m) {
       "int momentum_clip, float momentum_bound, float lo, float hi, bool stopped, bool want_weights, "
       "Tensor? dv_all=None, Tensor? scale=None, Tensor? pull=None, Tensor? centre=None, "
       "Tensor? noise_v=None, Tensor? noise_x=None, Tensor? noise=None, bool want_adjoint=False, "
-      "Tensor? dend_value=None, Tensor? dend_gradient=None, Tensor? hidden=None) "
+      "Tensor? dend_value=None, Tensor? dend_gradient=None, Tensor? hidden=None, "
+      "Tensor? weight_factor=None) "
       "-> (Tensor dx0, Tensor dv0, Tensor dkick, Tensor ddrift, Tensor dlog_decay, Tensor dlog_stretch, "
       "Tensor dscale, Tensor dpull, Tensor dcentre, Tensor dnoise_v, Tensor dnoise_x, Tensor adjoint, "
       "Tensor[] dweights, Tensor[] dbiases)");

@@ -100,6 +100,9 @@ struct MlpUnrollBackward {
   const void* dv_end;    // [B, D]
   const void* dv_all;    // [T+1, B, D] of v, beside dv_end; or null: 0
   MlpEndCotangents dends;  // of the CPU alone
+  // [B] > 0, of the CPU alone: the weights' gradients are those of cotangents so many times as large, row by
+  // row; or null: 1.
+  const void* weight_factor;
   void* dx0;               // [B, D]
   void* dv0;               // [B, D]
   void* dkick;             // [T+1, D], summed over the batch like all that follows

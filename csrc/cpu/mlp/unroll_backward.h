@@ -150,6 +150,7 @@ struct UnrollBackward {
     const T* const x = static_cast<const T*>(args.x) + at;
     const T* const v = static_cast<const T*>(args.v) + at;
     const T* const v0 = static_cast<const T*>(args.v0) + at;
+    const T* const factor = args.weight_factor ? static_cast<const T*>(args.weight_factor) + first : nullptr;
     const T* const dv_all = args.dv_all ? static_cast<const T*>(args.dv_all) + at : nullptr;
     T* const dx = static_cast<T*>(args.dx0) + at;  // the cotangents of x and v are carried in their outputs
     T* const dv = static_cast<T*>(args.dv0) + at;
@@ -188,13 +189,23 @@ struct UnrollBackward {
       }
       for (int64_t i = 0; last && args.dends.gradient && i < size; ++i)
         tile.dgradient[i] += static_cast<const T*>(args.dends.gradient)[at + i];
+      if (factor) scale(tile, rows, dim, factor, at_end);
       if (tile.want.tangent) second_order(tile, tile.want);
-      for (int64_t i = 0; tile.want.curvature && i < size; ++i) dx[i] += tile.dx[i];
+      for (int64_t i = 0; tile.want.curvature && i < size; ++i)
+        dx[i] += factor ? tile.dx[i] / factor[i / dim] : tile.dx[i];
       if (args.adjoint) {
         T* const norm = static_cast<T*>(args.adjoint) + 2 * t * args.dynamics.rows + first;
         norms(rows, dim, dx, norm);
         norms(rows, dim, dv, norm + args.dynamics.rows);
       }
+    }
+  }
+
+  // Second-order products are linear in these, row by row.
+  static void scale(Tile<T>& tile, int rows, int64_t dim, const T* factor, bool at_end) {
+    for (int r = 0; r < rows; ++r) {
+      for (int64_t d = 0; d < dim; ++d) tile.dgradient[r * dim + d] *= factor[r];
+      if (at_end) tile.dvalue[r] *= factor[r];
     }
   }
 
