@@ -626,6 +626,34 @@ def test_which_gradients_are_apart():
     assert not are_apart([apart[0], memory[12:16].double()], p, [])
 
 
+class _Smooth(nn.Module):
+    """One that autograd differentiates; with noise, which it draws anew at each evaluation."""
+
+    def __init__(self, noise: float = 0.0):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(DIM, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 1))
+        self.noise = noise
+
+    def forward(self, x):
+        return self.layers(x + self.noise * torch.randn_like(x) if self.noise else x).squeeze(-1)
+
+
+def test_potentials_of_autograd_are_recorded_on_request():
+    one, other = _model(True, potential=_Smooth), _model(False, potential=_Smooth)
+    _alike(one, other)
+    assert one.capture_refused is None
+    assert one._captured.recorded == 1
+
+
+def test_what_an_evaluation_draws_is_not_recorded():
+    """The backward pass draws the same again, by the generators' states, which no operator knows."""
+    model = _model(True, potential=lambda: _Smooth(0.1))
+    for _ in range(UPDATES):
+        model.step(_data())
+    assert model.capture_refused is not None
+    assert model._captured.recorded == 0
+
+
 def test_a_mode_of_dispatch_sees_every_operator():
     class Counting(TorchDispatchMode):
         calls = 0

@@ -225,8 +225,10 @@ class Draws:
         yield
         after = self._state()
         pairs = zip(before, after, strict=True)
-        if any(a is not None and b is not None and not torch.equal(a, b) for a, b in pairs):
+        # Not by an operator: who records those would see values decide.
+        if any(a is not None and b is not None and a.numpy().tobytes() != b.numpy().tobytes() for a, b in pairs):
             self._before[key] = before
+            torch.equal(before[0], after[0])  # here they do
 
     @contextmanager
     def repeated(self, key: Hashable) -> Iterator[None]:

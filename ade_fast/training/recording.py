@@ -102,7 +102,8 @@ class _Recorder(TorchDispatchMode):
         if _reads(func, args):
             self._refuse(f"{func} reads a value, on which what comes next may depend")
         elif func is _aten.detach.default:  # there is no graph in a replay
-            self._know(found, self._node(args[0]))
+            if _identity(args[0]) in self._nodes or id(args[0]) in self._lasting:
+                self._know(found, self._node(args[0]))
         elif func is _aten.lift_fresh.default:  # a number of Python's
             self._lasting[id(args[0])] = args[0]
             self._know(found, self._node(args[0]))
