@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from training_cases import generator
 
 import ade_fast as ade
-from ade_fast import _mlp_ops, reference
+from ade_fast import _log_weights_op, _mlp_ops, reference
 from ade_fast.training import DivergenceError, bounds, terms
 from ade_fast.training.build import ScaleShiftNet
 
@@ -216,6 +216,77 @@ def test_coverage_adds_the_datas_likelihood_to_the_sampler_alone():
 def test_good_weights_are_not_tempered():
     assert float(bounds.tempered_power(torch.zeros(50), 0.9)) == 1.0
     assert float(bounds.tempered_power(torch.linspace(0, 1e6, 50), 0.5)) == pytest.approx(64**-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("most", [1.0, 0.5])
+def test_the_power_is_found_alike_with_and_without_the_operator(most, dtype, monkeypatch):
+    weights = [
+        scale * torch.randn(100, dtype=dtype, generator=generator(k)) - 1e3 for k, scale in enumerate((0.1, 1, 10, 1e3))
+    ]
+    weights += [torch.full((5,), -math.inf, dtype=dtype), torch.tensor([0.0, math.nan], dtype=dtype), weights[0][:1]]
+    found = [bounds.tempered_power(w, min_ess, most) for w in weights for min_ess in (0.05, 0.5, 0.95)]
+    monkeypatch.setattr(bounds, "is_plain_on_cpu", lambda log_w: False)
+    expected = [bounds.tempered_power(w, min_ess, most) for w in weights for min_ess in (0.05, 0.5, 0.95)]
+    assert len({p.item() for p in found}) >= 8
+    for power, other in zip(found, expected, strict=True):
+        assert power.dtype == other.dtype == dtype
+        torch.testing.assert_close(power, other, rtol=1e-6, atol=0)
+    torch.library.opcheck(torch.ops.ade_fast.tempered_power.default, (weights[0], 64, 0.5, 1.0))
+    with pytest.raises(RuntimeError, match="tempered_power: levels must be at least 1, got 0"):
+        torch.ops.ade_fast.tempered_power(weights[0], 0, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("power", [1.0, 0.5, torch.tensor(0.3), 2**-12])
+@pytest.mark.parametrize("others", [None, 1, 300])
+def test_bounds_by_one_operator_are_those_of_the_plain_formula(others, power, dtype, monkeypatch):
+    log_w = (5 * torch.randn(200, dtype=dtype, generator=generator(1)) - 900).requires_grad_()
+    theirs = None if others is None else torch.linspace(-920, -880, others, dtype=dtype).requires_grad_()
+    given = [log_w] if theirs is None else [log_w, theirs]
+
+    def found(first=log_w):
+        bound = bounds.renyi_bound(first, power, None if theirs is None else bounds.Defence(theirs, 0.25))
+        return bound, torch.autograd.grad(3 * bound, given, retain_graph=True, allow_unused=first is not log_w)
+
+    (bound, slopes), alone = found(), bounds.renyi_bound(log_w.detach(), power)
+    assert torch.autograd.gradcheck(lambda *a: bounds.renyi_bound(*a, power), (log_w.double() / 900,))
+    (slope,) = torch.autograd.grad(bound, log_w, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable only once"):
+        slope.sum().backward()
+    last = torch.cat([log_w[:-1], log_w.new_full((1,), -math.inf)])
+    without = found(last)[0]
+    monkeypatch.setattr(_log_weights_op, "takes", lambda *a: False)
+    tolerance = {"rtol": 2e-6, "atol": 2e-5} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
+    expected, wanted = found()
+    torch.testing.assert_close([bound, *slopes], [expected, *wanted], **tolerance)
+    torch.testing.assert_close(alone, bounds.renyi_bound(log_w.detach(), power), **tolerance)
+    torch.testing.assert_close(without, found(last)[0], **tolerance)
+    number = torch.as_tensor(power, dtype=dtype)
+    share = 0.0 if theirs is None else 0.25
+    torch.library.opcheck(
+        torch.ops.ade_fast.renyi_bound.default, (log_w.detach(), given[-1].detach() if share else None, number, share)
+    )
+
+
+@pytest.mark.parametrize("values", [[-math.inf] * 3, [0.0, math.inf], [0.0, math.nan]], ids=str)
+def test_bounds_of_weights_that_are_none_are_those_of_the_plain_formula(values, monkeypatch):
+    log_w = torch.tensor(values, requires_grad=True)
+    found = [bounds.renyi_bound(log_w, 0.5), bounds.renyi_bound(log_w, 1.0, bounds.Defence(torch.zeros(2), 0.5))]
+    (slope,) = torch.autograd.grad(found[0], log_w)
+    monkeypatch.setattr(_log_weights_op, "takes", lambda *a: False)
+    expected = [bounds.renyi_bound(log_w, 0.5), bounds.renyi_bound(log_w, 1.0, bounds.Defence(torch.zeros(2), 0.5))]
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    assert slope.isfinite().all() == torch.autograd.grad(expected[0], log_w)[0].isfinite().all()
+
+
+def test_wrong_bounds_are_refused_by_the_operator():
+    with pytest.raises(
+        RuntimeError, match=r"renyi_bound: share must be between 0 and 1 with log_b, and 0 without, got 0\.5"
+    ):
+        torch.ops.ade_fast.renyi_bound(torch.zeros(3), None, torch.tensor(1.0), 0.5)
+    with pytest.raises(RuntimeError, match="renyi_bound: log_b must be float32"):
+        torch.ops.ade_fast.renyi_bound(torch.zeros(3), torch.zeros(2).double(), torch.tensor(1.0), 0.5)
 
 
 def test_the_default_bound_is_20_bit_for_bit():

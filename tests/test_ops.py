@@ -39,6 +39,8 @@ TESTED_ELSEWHERE = {
     "normal_log_density": "test_merged_steps.py",
     "kinetic": "test_sums.py",
     "log_weights": "test_sums.py",
+    "tempered_power": "test_bounds.py",
+    "renyi_bound": "test_bounds.py",
     "mean": "test_sums.py",
     "numbers": "test_sums.py",
     "total_norms": "test_sums.py",

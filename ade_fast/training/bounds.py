@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import _log_weights_op
 from .._known import with_derivatives
 from .._mlp_ops import WeightGradients
+from .._ops import is_plain_on_cpu
 from ..dynamics import DampedLeapfrog
 from ..dynamics.sequential import layers_of
 from ..potentials import WithBase
@@ -43,6 +45,10 @@ def renyi_bound(log_w: Tensor, power: float | Tensor, defence: Defence | None = 
 
     Shapes: log_w [K], any floating dtype; power in [0, 1], a number or a scalar tensor (without a gradient; positive).
     """
+    given = (log_w,) if defence is None else (log_w, defence.log_w)
+    if not _is_zero(power) and _log_weights_op.takes(number := torch.as_tensor(power, dtype=log_w.dtype), *given):
+        log_b, share = (None, 0.0) if defence is None else (defence.log_w, defence.share)
+        return _log_weights_op.renyi_bound(log_w, log_b, number, share)
     if defence is None:
         return log_w.mean() if _is_zero(power) else log_mean_exp(power * log_w) / power
     if _is_zero(power):
@@ -57,7 +63,9 @@ def tempered_power(log_w: Tensor, min_ess: float, most: float = 1.0) -> Tensor:
 
     Shapes: log_w [K], detached -> a scalar of its dtype, at least 2^-12 of ``most``; no synchronisation.
     """
-    dtype, log_w = log_w.dtype, most * log_w.detach().double()
+    if is_plain_on_cpu(log_w := log_w.detach()):
+        return _log_weights_op.tempered_power(log_w, _GRID**2, min_ess, most)
+    dtype, log_w = log_w.dtype, most * log_w.double()
     step = torch.arange(1, _GRID + 1, dtype=torch.float64, device=log_w.device) / _GRID
     coarse = _largest(log_w, step, min_ess, otherwise=0.0)
     fine = _largest(log_w, (coarse + step / _GRID).clamp(max=1.0), min_ess, otherwise=coarse)

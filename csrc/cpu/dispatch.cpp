@@ -53,6 +53,8 @@
   X(PlanarFlowBackward)                   \
   X(RationalQuadraticSpline)              \
   X(RationalQuadraticSplineBackward)      \
+  X(RenyiBound)                           \
+  X(TemperedPower)                        \
   X(TotalNorms)                           \
   X(UnrollFigures)
 

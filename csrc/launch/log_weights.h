@@ -34,13 +34,41 @@ struct LogWeightFigures {
   void* workspace;
 };
 
+// (1/p) log((1 - share) mean w^p + share mean b^p), and its derivatives by the log-weights.
+struct RenyiBound {
+  Dtype dtype;           // float32 or float64
+  int64_t rows, others;  // K, M
+  double power, share;   // p > 0
+  const void* log_w;     // [K]
+  const void* log_b;     // [M], or null: share is 0
+  void* bound;           // []
+  void* dlog_w;          // [K]
+  void* dlog_b;          // [M]
+  void* workspace;
+};
+
+// The largest beta, of `levels` equal steps up to `most`, whose w^beta have an effective sample size of
+// min_ess or more, as a fraction; at least the first.
+struct TemperedPower {
+  Dtype dtype;  // of log_w and power: float32 or float64
+  int64_t rows, levels;
+  double min_ess, most;
+  const void* log_w;  // [K]
+  void* power;        // []
+  void* workspace;
+};
+
 namespace cpu {
 int64_t workspace_bytes(const NormalLogDensity& args);
 int64_t workspace_bytes(const LogWeights& args);
 int64_t workspace_bytes(const LogWeightFigures& args);
+int64_t workspace_bytes(const RenyiBound& args);
+int64_t workspace_bytes(const TemperedPower& args);
 void launch(const NormalLogDensity& args, Parallel parallel);
 void launch(const LogWeights& args, Parallel parallel);
 void launch(const LogWeightFigures& args, Parallel parallel);
+void launch(const RenyiBound& args, Parallel parallel);
+void launch(const TemperedPower& args, Parallel parallel);
 }  // namespace cpu
 
 }  // namespace ade
