@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -63,6 +64,14 @@ def result_of(capsys) -> list[str]:
     lines = capsys.readouterr().out.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("time"))
     return lines[:start] + lines[next(i for i, line in enumerate(lines) if line.startswith("settings")) :]
+
+
+def test_the_package_is_a_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ade_fast", "--version"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("ade_fast", run_name="__main__")
+    assert not left.value.code
+    assert "ade-fast" in capsys.readouterr().out
 
 
 def test_info_names_version_build_devices_and_fast_paths(capsys):

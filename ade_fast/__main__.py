@@ -1,0 +1,7 @@
+"""``python -m ade_fast``: the command line where its script is not on the PATH."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
