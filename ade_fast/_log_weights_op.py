@@ -64,20 +64,21 @@ class _RenyiBound(_Function):
     @staticmethod
     def forward(ctx: Any, log_w: Tensor, log_b: Tensor | None, power: Tensor, share: float) -> Tensor:
         with below_autograd():
-            bound, *ctx.derivatives = _renyi(log_w, log_b, power, share)
-        ctx.save_for_backward(log_w, log_b)  # what a derivative's derivative would depend on
+            bound, *derivatives = _renyi(log_w, log_b, power, share)
+        # The inputs are what a derivative's derivative would depend on.
+        ctx.save_for_backward(*derivatives, log_w, log_b)
         return bound
 
     @staticmethod
     def backward(ctx: Any, dbound: Tensor) -> tuple[Tensor | None, ...]:
         refuse_batched(dbound)
+        *derivatives, log_w, log_b = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:2]
         with torch.no_grad():
-            derivatives = [
-                dbound * d if want else None for d, want in zip(ctx.derivatives, ctx.needs_input_grad, strict=False)
-            ]
+            found = [dbound * d if want else None for d, want in zip(derivatives, wanted, strict=True)]
         if torch.is_grad_enabled():
-            derivatives = refuse_derivative(derivatives, [*ctx.saved_tensors, dbound])
-        return *derivatives, None, None
+            found = refuse_derivative(found, [log_w, log_b, dbound])
+        return *found, None, None
 
 
 class _LogWeights(_Function):

@@ -161,8 +161,8 @@ class WeightGradients(Current):
     """What the backward passes of unrolls that were made while it was current do about the weights' gradients.
 
     PyTorch does not tell a backward pass which of its derivatives are asked for. Who goes through one graph twice, and
-    once for the states' alone, says so by `unwanted`; who goes through it once, where the weights have cotangents of
-    their own, says by `times` how many times as large they are.
+    once for the states' alone, says so by `unwanted`; who goes through it once, with the states' cotangents, where the
+    weights have others, says by `differ` how they differ.
 
     unrolls: how many there are.
     """
@@ -171,16 +171,14 @@ class WeightGradients(Current):
 
     def __init__(self) -> None:
         self.wanted, self.unrolls = True, 0
-        self.factor: Tensor | None = None
+        self.factors: tuple[Tensor, Tensor] | None = None
 
-    @contextmanager
-    def times(self, factor: Tensor) -> Iterator[None]:
-        """factor: [B] > 0, on the CPU. Derivatives by x^T of what the loss has of each sample are all it multiplies."""
-        self.factor = factor
-        try:
-            yield
-        finally:
-            self.factor = None
+    def differ(self, factor: Tensor, scale: Tensor) -> None:
+        """The weights' cotangents are those of the states times a factor of each sample, and times a scale.
+
+        factor: [B] > 0, on the CPU, between 1e-25 and 1e25 in float32. scale: a scalar, >= 0.
+        """
+        self.factors = factor, scale
 
     @contextmanager
     def unwanted(self) -> Iterator[None]:
@@ -233,7 +231,7 @@ class _Unroll(_Function):
         *dinputs, dweights, dbiases = _go_back(
             dx_end, dv_end, v0, steps, weights, biases, (x, v, bits, products), ctx.numbers,
             _are_wanted(ctx, wanted[_UNROLL_TENSORS:]), dv_all, *bridge, record=ctx.record,
-            ends=(dend_value, dend_gradient, hidden, _factor(ctx)),
+            ends=(dend_value, dend_gradient, hidden), factors=_factors(ctx),
         )  # fmt: skip
         derivatives = [*dinputs, None, *dweights, *dbiases]  # none for the noise
         if torch.is_grad_enabled():  # create_graph=True: x0 is not among the operator's inputs, but they depend on it
@@ -296,7 +294,7 @@ class _ScheduledUnroll(_Function):
         dx0, dv0, dkick, ddrift, *_, dweights, dbiases = _go_back(
             dx_end, dv_end, v0, (kick, drift, None, None), weights, biases, (x, v, bits, products), ctx.numbers,
             _are_wanted(ctx, wanted[_SCHEDULED_TENSORS:]), *((None, *_as_bridge(gaussian)) if gaussian else ()),
-            record=ctx.record, ends=(dend_value, dend_gradient, hidden, _factor(ctx)),
+            record=ctx.record, ends=(dend_value, dend_gradient, hidden), factors=_factors(ctx),
         )  # fmt: skip
         derivatives = [dx0, dv0, *ctx.vjp(dkick, ddrift, wanted[2:_SCHEDULED_TENSORS]), *dweights, *dbiases]
         if torch.is_grad_enabled():
@@ -314,8 +312,8 @@ def _are_wanted(ctx: Any, weights: Sequence[bool]) -> bool:
     return any(weights) and (ctx.decides is None or ctx.decides.wanted)
 
 
-def _factor(ctx: Any) -> Tensor | None:
-    return None if ctx.decides is None else ctx.decides.factor
+def _factors(ctx: Any) -> tuple[Tensor, Tensor] | None:
+    return None if ctx.decides is None else ctx.decides.factors
 
 
 def _as_bridge(gaussian: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
@@ -335,15 +333,16 @@ def _go_back(
     want_weights: bool,
     *optional: Tensor | bool | None,
     record: Record | None = None,
-    ends: Sequence[Tensor | None] = (None, None, None, None),
+    ends: Sequence[Tensor | None] = (None, None, None),
+    factors: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Any, ...]:
     """``mlp_unroll_backward``; `steps` and `kept` are kick to log_stretch, and x to products; ends: the cotangents of
-    value and gradient, what was kept for them, and the weights' factor."""
-    dend_value, dend_gradient, _, factor = ends
-    at_ends = dend_value is not None or dend_gradient is not None or factor is not None
-    if record is not None or at_ends:
+    value and gradient, and what was kept for them. factors: see `WeightGradients.differ`."""
+    at_ends = any(t is not None for t in ends[:2])
+    if record is not None or at_ends or factors is not None:
         optional = (*optional, *(None,) * (1 + _BRIDGE_TENSORS - len(optional)), record is not None)
-        optional = (*optional, *ends) if at_ends else optional
+        optional = (*optional, *ends) if at_ends or factors is not None else optional
+        optional = optional if factors is None else (*optional, factors[0])
     dx_end = torch.zeros_like(v0) if dx_end is None else dx_end
     dv_end = torch.zeros_like(v0) if dv_end is None else dv_end
     stopped = numbers[-1]
@@ -352,6 +351,9 @@ def _go_back(
     )
     if record is not None:
         record.end_fused_backward(adjoint)
+    if factors is not None and dweights:
+        scaled = torch._foreach_mul([*dweights, *dbiases], factors[1])
+        dweights, dbiases = scaled[: len(dweights)], scaled[len(dweights) :]
     return *dinputs, dweights, dbiases
 
 

@@ -75,7 +75,8 @@ def total_norms(*groups: Sequence[Tensor]) -> Tensor:
         first, *others = groups
         with below_autograd():
             return _total_norms(first, others[0]) if others else _total_norms(first, [])[:1]
-    return torch.stack([nn.utils.get_total_norm(group) for group in groups])
+    norms = [nn.utils.get_total_norm(group) for group in groups]
+    return torch.stack([norm.to(norms[0]) for norm in norms])
 
 
 def numbers(tensors: Sequence[Tensor]) -> Tensor:

@@ -107,7 +107,7 @@ def joint_log_weights(
 ) -> Tensor:
     """log w as in `log_weights`, from the `kinetic` energy too, in the dtype of what is given."""
     if not per_step and _log_weights_op.takes(momentum_weight, values, energy, log_q):
-        return _log_weights_op.log_weights(values, energy, log_q, momentum_weight, v[0].numel())
+        return _log_weights_op.log_weights(values, energy, log_q, momentum_weight, math.prod(v.shape[1:]))
     shape, count = (v.shape[2:], v.shape[0]) if per_step else (v.shape[1:], 1)
     return values - energy - log_q - log_normaliser(shape, count, momentum_weight)
 

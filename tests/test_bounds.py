@@ -564,7 +564,7 @@ def test_one_pass_back_has_both_players_gradients(activation, of_sampler, potent
     monkeypatch.setattr(_mlp_ops, "_unroll_backward", lambda *a: (passes.append(1), whole(*a))[1])
     found = both(model, x)
     assert len(passes) == 1
-    monkeypatch.setattr(model, "_is_of_one_unroll", lambda *a: False)
+    monkeypatch.setattr(model, "_may_go_back_once", lambda *a: False)
     for actual, expected in zip(found, both(model, x), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10 * (1 + expected.abs().max().item()))
     assert len(passes) == 3
@@ -582,10 +582,44 @@ def test_weights_that_vanish_beside_others_do_no_harm_to_the_pass_of_both(dtype,
     values = model.potential(sampler.sample(model.potential, 200, generator()).x)
     assert values.max() - values.min() > 1000
     found = both(model, x)
-    monkeypatch.setattr(model, "_is_of_one_unroll", lambda *a: False)
+    monkeypatch.setattr(model, "_may_go_back_once", lambda *a: False)
     tolerance = 2e-5 if dtype == torch.float32 else 1e-10
     for actual, expected in zip(found, both(model, x), strict=True):
         assert (actual - expected).abs().max() <= tolerance * (1 + expected.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gap", [0.0, 60.0, 80.0, 95.0, 120.0, 2000.0])
+def test_defensive_samples_may_have_all_the_weight(gap, dtype, monkeypatch):
+    """Then f's cotangents of the dual sampler's are small beyond any number, and the sampler's are not."""
+    f = ade.WithBase(ade.MLPPotential(2, hidden=(32,), activation="silu"), 0.0, 2.0)
+    sampler = ade.DualSampler(ade.initial.PlanarFlow(2, 3), ade.Leapfrog(2, 0.1))
+    model = ade.ADE(f, sampler, bound="importance", sampler_bound="renyi", defensive=0.1).to(dtype)
+    whole = f.log_base
+    monkeypatch.setattr(f, "log_base", lambda x: whole(x) - gap)  # of the defensive samples' weights alone
+    x = torch.randn(50, 2, dtype=dtype)
+    found = both(model, x)
+    monkeypatch.setattr(model, "_may_go_back_once", lambda *a: False)
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-10
+    for actual, expected in zip(found, both(model, x), strict=True):
+        assert actual.isfinite().all()
+        assert (actual - expected).abs().max() <= tolerance * (1 + expected.abs().max())
+
+
+def test_the_pass_of_both_goes_on_behind_parametrised_weights(monkeypatch):
+    f = ade.MLPPotential(2, hidden=(32, 32), activation="silu")
+    for layer in f.layers:
+        if isinstance(layer, nn.Linear):
+            nn.utils.parametrizations.spectral_norm(layer)
+    sampler = ade.DualSampler(ade.initial.Gaussian(2, learnable=True), ade.Leapfrog(2, 0.1))
+    model = ade.ADE(f, sampler, bound="importance", sampler_bound="elbo").double().eval()
+    x, calls = torch.randn(50, 2, dtype=torch.float64), []
+    monkeypatch.setattr(terms, "with_both_gradients", lambda *a: (calls.append(1), bounds.with_both_gradients(*a))[1])
+    found = both(model, x)
+    monkeypatch.setattr(model, "_may_go_back_once", lambda *a: False)
+    for actual, expected in zip(found, both(model, x), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("options", [{"gradient_penalty": 0.1}, {"value_penalty": 0.1}], ids=str)

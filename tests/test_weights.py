@@ -22,6 +22,11 @@ def test_log_weights_of_one_momentum_by_hand() -> None:
     assert weights.log_weights("", f.float(), v.float(), log_q.float(), ONE).dtype == torch.float64
 
 
+def test_no_samples_have_no_weights() -> None:
+    v = torch.zeros(0, 2)
+    assert weights.log_weights("", torch.zeros(0), v, torch.zeros(0), ONE).shape == (0,)
+
+
 def test_log_weights_of_a_momentum_per_step_by_hand() -> None:
     """Also where T = B, so that the two forms cannot be told apart by their shapes."""
     f, log_q, v = torch.randn(4).double(), torch.randn(4).double(), torch.randn(4, 4, 2).double()

@@ -82,15 +82,6 @@ def _is_zero(power: float | Tensor) -> bool:
     return not isinstance(power, Tensor) and power == 0
 
 
-def _with_gradients(loss: Tensor, found: Sequence[Tensor | None], receivers: Sequence[Tensor]) -> Tensor:
-    """``loss``, whose backward pass leaves what was found too."""
-    pairs = [(g, p) for g, p in zip(found, receivers, strict=True) if g is not None]
-    if not pairs:
-        return loss
-    gradients, parameters = zip(*pairs, strict=True)
-    return loss + with_derivatives(loss.new_zeros(()), gradients, parameters)
-
-
 def with_other_gradient(
     loss: Tensor,
     other: Tensor,
@@ -111,36 +102,34 @@ def with_other_gradient(
         return loss
     with nullcontext() if cut is None or weights is None else weights.unwanted():
         found = torch.autograd.grad(added, inputs, retain_graph=True, allow_unused=True)
-    return _with_gradients(loss, found, receivers)
+    pairs = [(g, p) for g, p in zip(found, receivers, strict=True) if g is not None]
+    if not pairs:
+        return loss
+    gradients, given = zip(*pairs, strict=True)
+    return loss + with_derivatives(loss.new_zeros(()), gradients, given)
 
 
 def with_both_gradients(
-    loss: Tensor,
-    bounds: tuple[Tensor, Tensor],
-    weighed: Tensor,
-    log_w: Tensor,
-    parameters: Sequence[Tensor],
-    cut: Cut,
-    weights: WeightGradients,
+    loss: Tensor, bounds: tuple[Tensor, Tensor], weighed: Tensor, log_w: Tensor, weights: WeightGradients
 ) -> Tensor:
-    """``loss``, whose backward pass leaves also what its bounds come to: f's on ``parameters``, the sampler's where the
-    graph was cut.
+    """``loss``, whose backward pass leaves also what its bounds come to: f's on f, the sampler's on all else.
 
     Both bounds depend on one sample through one number, its log-weight, so that the cotangents of the whole unroll are
-    those of log w times each bound's own derivative by it. One pass goes back with the sampler's, and the gradients of
-    f's weights take what f's is of it.
+    those of log w times each bound's own derivative by it. One pass goes back with the sampler's, and f's weights take
+    what f's is of it.
 
     bounds: f's and the sampler's, of `weighed`, log-weights [K] that lead nowhere. log_w: the same, with their graph,
     in which f acts through one fused unroll alone, that `weights` is of.
     """
     (own,) = torch.autograd.grad(bounds[0], weighed, retain_graph=True)  # of the defensive samples
     (other,) = torch.autograd.grad(bounds[1], weighed)
-    negligible = torch.finfo(log_w.dtype).eps ** 2  # beside the largest, but not 0: one is divided by the other
-    own, other = ((d / d.max()).clamp(min=negligible) * d.max() for d in (own, other))
-    with weights.times(own / other):
-        inputs, receivers = [*cut.leaves, *parameters], [*cut.receivers, *parameters]
-        found = torch.autograd.grad(log_w, inputs, -other, retain_graph=True, allow_unused=True)
-    return _with_gradients(loss, found, receivers)
+    kind = torch.finfo(log_w.dtype)
+    sizes = [d.max().clamp(min=kind.tiny) for d in (own, other)]  # where defensive samples have all weight, f's is 0
+    # As fractions of the largest, and not 0: one is divided by the other.
+    own, other = ((d / size).clamp(min=kind.eps**2) for d, size in zip((own, other), sizes, strict=True))
+    weights.differ(own / other, sizes[0] / sizes[1])
+    descent = -(sizes[1] * other * log_w).sum()
+    return loss + (descent - descent.detach())
 
 
 @dataclass(frozen=True)

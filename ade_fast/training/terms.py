@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._ends import End, Ends
+from .._ends import Ends
 from .._mlp_ops import WeightGradients
 from .._sums import means, numbers
 from .._tensors import check_dtype, floating_tensor
 from ..dynamics import NonFiniteError
 from ..dynamics.sequential import layers_of
-from ..fields import pinned
+from ..fields import fused_sum, pinned
 from ..initial.base import standard_normal_log_density
 from ..potentials.conditioned import Condition, conditioned, first_length
 from ..weights import joint_log_weights, kinetic, log_weight_figures
@@ -154,18 +154,20 @@ class Objective(nn.Module):
         penalties = (self.gradient_penalty, self.value_penalty) if penalties is None else penalties
         n = self._batch_size(data)
         apart = self.bounds.differ and torch.is_grad_enabled()
+        slope, square = (isinstance(factor, Tensor) or factor != 0 for factor in penalties)
+        in_one_pass = apart and not (slope or square) and self._may_go_back_once(data)
         weights, ends = WeightGradients(), Ends()
         with pinned(self.potential):
-            draw: Callable[..., Any] = self.sampler.sample_cut if apart else self.sampler.sample
+            cuts = apart and not in_one_pass
+            draw: Callable[..., Any] = self.sampler.sample_cut if cuts else self.sampler.sample
             with weights.as_current(), ends.as_current():
                 drawn = draw(self.potential, n * self.samples_per_point, generator, context, diagnostics=diagnostics)
                 sample: DualSample
                 cut: Cut | None
-                sample, cut = drawn if apart else (drawn, None)
+                sample, cut = drawn if cuts else (drawn, None)
             _check_like(data, sample.x)
             base = self._draw_base(len(sample.x), generator)
             end = ends.end_of(self.potential, sample.x)
-            slope, square = (isinstance(factor, Tensor) or factor != 0 for factor in penalties)
             f = evaluate(self.potential, data, base, sample.x, slope, square, apart, context is not None, end)
             model = self._model_terms(sample, f.samples)
             f_data = self._over_data(f.data)
@@ -178,8 +180,8 @@ class Objective(nn.Module):
                 potential: Any = self.potential  # a `WithBase`
                 defence = Defence(self._together(f.base - potential.log_base(base)), self.bounds.defensive)
             beta = self.bounds.beta(model.log_w)
-            if cut is not None and not (slope or square) and self._is_of_one_unroll(model, end, weights):
-                loss = self._in_one_pass(f_data - penalty, model, beta, defence, cut, weights)
+            if in_one_pass and weights.unrolls == 1 and end is not None and model.values is end.value:
+                loss = self._going_back_once(f_data - penalty, model, beta, defence, weights)
             else:
                 loss = f_data - self.bounds.of_potential(model.model, model.log_w, beta, defence) - penalty
                 if apart:
@@ -192,29 +194,25 @@ class Objective(nn.Module):
             figures = self._figures(sample, model, beta, defence, ends) if want_figures else {}
         return Terms(loss, f_data, model.f_samples, model.kinetic, model.entropy, penalty), sample, figures
 
-    def _is_of_one_unroll(self, model: Model, end: End | None, weights: WeightGradients) -> bool:
-        """Whether f acts on the log-weights through one fused unroll alone, and on no other rank's."""
-        layers = list(layers_of(self.sampler.dynamics))
-        known = end is not None and model.values is end.value and model.log_w is not None
-        return known and self._ranks is None and len(layers) == weights.unrolls == 1
+    def _may_go_back_once(self, data: Tensor) -> bool:
+        """Whether f may turn out to act on the log-weights through one fused unroll alone: on the CPU, in one layer of
+        this package and not in q^0, and not on other ranks."""
+        own = all(
+            type(part).__module__.startswith("ade_fast.") for part in (self.sampler.initial, self.sampler.dynamics)
+        )
+        single = own and len(list(layers_of(self.sampler.dynamics))) == 1
+        return single and data.is_cpu and self._ranks is None and fused_sum(self.potential, data) is not None
 
-    def _in_one_pass(
-        self,
-        rest: Tensor,
-        model: Model,
-        beta: float | Tensor,
-        defence: Defence | None,
-        cut: Cut,
-        weights: WeightGradients,
+    def _going_back_once(
+        self, rest: Tensor, model: Model, beta: float | Tensor, defence: Defence | None, weights: WeightGradients
     ) -> Tensor:
         """The loss, of which ``rest`` is all but f's bound, with the gradients of both players' bounds."""
-        assert model.log_w is not None and isinstance(self.potential, nn.Module)
+        assert model.log_w is not None  # bounds that differ have weights
         weighed = model.log_w.detach().requires_grad_()
         elbo = model.model.detach() + (weighed - weighed.detach()).mean()  # (20) is the mean of log w, up to a constant
         bound = self.bounds.of_potential(elbo, weighed, beta, defence)
         both = bound, self.bounds.of_sampler(elbo, weighed, beta)
-        parameters = [p for p in self.potential.parameters() if p.requires_grad]
-        return with_both_gradients(rest - bound, both, weighed, model.log_w, parameters, cut, weights)
+        return with_both_gradients(rest - bound, both, weighed, model.log_w, weights)
 
     def _covered(self, data: Tensor) -> Tensor:
         """The log-likelihood of a part of the data under q^0, a scalar."""

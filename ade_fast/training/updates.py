@@ -69,9 +69,10 @@ def gradients_of(optimizer: Optimizer) -> list[Tensor]:
 
 def grad_norms(*players: Sequence[Tensor]) -> Tensor:
     """The norms of the gradients of one or two players, [n]."""
-    if all(type(gradient) is Tensor for gradients in players for gradient in gradients):
+    if all(type(g) is Tensor and g.layout is torch.strided for gradients in players for g in gradients):
         return total_norms(*players)
-    return torch.stack([whole(nn.utils.get_total_norm(gradients)) for gradients in players])
+    norms = [whole(nn.utils.get_total_norm(gradients)) for gradients in players]
+    return torch.stack([norm.to(norms[0]) for norm in norms])
 
 
 def clip_grads(optimizer: Optimizer, norm: float, limit: float | None) -> None:

@@ -33,7 +33,7 @@ Tensor figure_of(const Op& op, bool wanted, std::initializer_list<int64_t> shape
 }
 void only_on_cpu(const Op& op, const char* argument, bool wanted) {
   if (wanted && op.on_cuda())
-    op.fail(std::string(argument) + " must be left out on CUDA: it is of the CPU alone");
+    op.fail(std::string(argument) + " must be left out, or false, on CUDA: it is of the CPU alone");
 }
 
 // The gradient of an argument that may be absent: allocated as it, or absent() and null.
