@@ -105,6 +105,18 @@ def test_table_2_has_every_method_beside_the_papers_columns(tmp_path, monkeypatc
     assert made("figure2", tmp_path / "out", only=["moons"]).read_text().count("png") == 2
 
 
+def test_a_partial_table_2_says_how_many_seeds_each_method_has() -> None:
+    """Means are of the rows there are, whatever number of seeds was asked for."""
+    options = table2.Options(2, "quick", ("moons", "Ring"))
+    row = {"mmd2": 1e-3, "nll": 2.0}
+    every = {job.file: dict(row) for job in table2.jobs(options)}
+    assert not any("so far" in line for line in table2.lines(options, every))
+    few = [table2.job("SM", "Ring", 0, "quick"), *(table2.job(table2.OURS, "moons", seed, "quick") for seed in (0, 1))]
+    few.append(table2.job(table2.OURS, "Ring", 1, "quick"))
+    text = "\n".join(table2.lines(options, {job.file: dict(row) for job in few}))
+    assert "SM 0 to 1; NF, by (20) 0; NF, by likelihood 0; CD-15 0; " in text and "ADE 1 to 2." in text
+
+
 def test_a_killed_call_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
     """Killed between two updates, and again between a training's end and its row."""
     monkeypatch.setattr(table2, "METHODS", {table2.OURS: table2.METHODS[table2.OURS]})

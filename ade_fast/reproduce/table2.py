@@ -121,6 +121,7 @@ def lines(options: Options, rows: Mapping[str, Row]) -> list[str]:
     updates = ", ".join(f"{method} {count:,}" for method, count in UPDATES[options.budget].items())
     return [
         f"MMD² × 1e3, mean ± standard error over {options.seeds} seed(s); “paper” is the paper's column.",
+        *_fewer(options, found),
         "",
         *markdown(head, mmd),
         "",
@@ -130,6 +131,16 @@ def lines(options: Options, rows: Mapping[str, Row]) -> list[str]:
         "",
         f"Budget `{options.budget}`; updates: {updates}.",
     ]
+
+
+def _fewer(options: Options, found: Mapping[tuple[str, str], list[Row]]) -> list[str]:
+    """Where runs are missing: how many seeds each method has, so that no mean is taken for one of more."""
+    made = {method: [len(found[name, method]) for name in options.only] for method in METHODS}
+    if all(count == options.seeds for counts in made.values() for count in counts):
+        return []
+    ranges = {m: sorted({min(counts), max(counts)}) for m, counts in made.items()}
+    seeds = "; ".join(f"{method} {' to '.join(map(str, ends))}" for method, ends in ranges.items())
+    return ["", f"Seeds made so far, fewest to most of a set: {seeds}. “-”: none yet; without ±: one."]
 
 
 def _lost(rows: list[Row]) -> str:
