@@ -91,9 +91,39 @@ def reversible(results: tables.Results) -> str:
     return f"{tables.table(head, rows)}\n\n{tables.origin(results)}"
 
 
+GRADIENTS = {
+    "full": "exact",
+    "truncated": "truncated, and stopped: the same here",
+    "full, step learned": "exact, η learned",
+    "truncated, step learned": "truncated, η learned",
+    "stopped, step learned": "stopped, η learned",
+}
+
+
+def gradients(results: tables.Results) -> str:
+    """A line for each gradient and seed, the test digits' first."""
+    head = ["", "seed", "updates", "ms per update", "η at the end", "score", "of the test digits'", "kinds", "wavering"]
+    head += ["Fréchet", "nearest", "tenth"]
+    rows = []
+    for row in sorted(results["rows"], key=lambda row: ([*GRADIENTS].index(row["method"]), row["seed"])):
+        cells = [GRADIENTS[row["method"]], str(row["seed"]), f"{row['updates']:,}", tables.number(row["ms"])]
+        if "skipped" in row:
+            rows.append([*cells, row["skipped"], *["-"] * 7])
+            continue
+        if not any(line[0].endswith("test digits") for line in rows):
+            test = row["test"]
+            rows.insert(0, [f"{row['images']} test digits", *[""] * 4, f"{test['score']:.2f}", "1", *_rest(test)])
+        score = f"{row['score']:.2f} ± {row['score_error']:.2f}"
+        share = f"{row['score'] / row['test']['score']:.2f}"
+        rows.append([*cells, f"{row['step_size']:.3f}", score, share, *_rest(row)])
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in results["rows"]))
+    return f"{tables.table(head, rows)}\n\n{tables.origin(results)} Rows made at {commits}."
+
+
 def runs(results: tables.Results) -> str:
     """Two lines for each set's first run, its test images' first, and one for each further run."""
-    head = ["", "seed", "updates", "score", "of the test images'", "kinds", "wavering", "nearest", "tenth"]
+    head = ["", "seed", "updates", "score", "of the test images'", "kinds", "wavering"]
+    head += ["Fréchet", "nearest", "tenth"]
     rows, sets = [], []
     for row in results["rows"]:
         test, name = row["test"], row["data"]
@@ -108,4 +138,5 @@ def runs(results: tables.Results) -> str:
 
 
 def _rest(scores: dict[str, float]) -> list[str]:
-    return [f"{scores[key]:.2f}" for key in ("kinds", "wavering", "nearest", "nearest_low")]
+    keys = ("kinds", "wavering", "frechet", "nearest", "nearest_low")
+    return [f"{scores[key]:.2f}" if key in scores else "-" for key in keys]
