@@ -121,14 +121,15 @@ def gradients(results: tables.Results) -> str:
 
 
 def runs(results: tables.Results) -> str:
-    """Two lines for each set's first run, its test images' first, and one for each further run."""
+    """A line for each run, and before it one for its test images where no line has those yet: a set without test images
+    of its own has others for each seed."""
     head = ["", "seed", "updates", "score", "of the test images'", "kinds", "wavering"]
     head += ["Fréchet", "nearest", "tenth"]
-    rows, sets = [], []
+    rows, known = [], []
     for row in results["rows"]:
         test, name = row["test"], row["data"]
-        if name not in sets:
-            sets.append(name)
+        if (name, test) not in known:
+            known.append((name, test))
             rows.append([f"{row['images']} test images of {name}", "", "", f"{test['score']:.2f}", "1", *_rest(test)])
         error = "" if row["score_error"] is None else f" ± {row['score_error']:.2f}"
         cells = [f"{row['score']:.2f}{error}", f"{row['score'] / test['score']:.2f}", *_rest(row)]
