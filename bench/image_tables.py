@@ -61,13 +61,13 @@ def digits(results: tables.Results) -> str:
 
 
 def iteration(results: tables.Results) -> str:
-    """A line for each peer: milliseconds, the time over the truncated gradient's, peak memory, and the error."""
+    """A line for each peer that ran: milliseconds, the time over the truncated gradient's, peak memory, the error."""
     cases = results["cases"]
     head = [""]
     for case in cases:
         head += [f"`{case['case']}`, ms", "over truncated", "peak, MB", "error"]
     rows = []
-    for name, label in PEERS.items():
+    for name in [name for name in PEERS if any(name in case["peers"] for case in cases)]:
         cells = []
         for case in cases:
             found = case["peers"].get(name, {})
@@ -75,7 +75,7 @@ def iteration(results: tables.Results) -> str:
             peak = found.get("peak_bytes")
             cells += [tables.ms(found), "-" if over is None else f"{over:.2f}"]
             cells += ["-" if peak is None else tables.number(peak / 1e6), tables.error(found)]
-        rows.append([label, *cells])
+        rows.append([PEERS[name], *cells])
     return f"{tables.table(head, rows)}\n\n{tables.origin(results)}"
 
 
