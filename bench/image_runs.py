@@ -5,8 +5,11 @@
 Three classifiers (scikit-learn's, seeds 0 to 2) are trained on the run's training images, at most 10,000 of them. The
 Inception-style score exp E KL(p(y|x) || p(y)) is the mean over them and over groups of as many samples as there are
 test images, at most 1,000, with its standard error over the groups; it is comparable to no other score. "kinds" is exp
-of the entropy of p(y), "wavering" exp of that of p(y|x): the score is about the one over the other. Distances are to
-the nearest training image, pixels in [0, 1]. The AUROC is that of f at test images against other images.
+of the entropy of p(y), "wavering" exp of that of p(y|x): the score is about the one over the other. "frechet" is the
+Fréchet distance between Gaussians of the classifiers' hidden features at the training images they learned and at the
+same groups of samples; it falls with a group's size, so that only the test images' own, of as many, is its measure, and
+it is comparable to no other. Distances are to the nearest training image, pixels in [0, 1]. The AUROC is that of f at
+test images against other images.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class Judges:
 
         self.source = source
         clean = source.pixels(source.images[:LEARNED]).flatten(1)
-        self._classifiers = []
+        self._classifiers, self._learned = [], []
         for seed in range(CLASSIFIERS):
             noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
             images = torch.cat([clean, clean + 0.05 * noise]).numpy()
@@ -54,19 +57,23 @@ class Judges:
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 classifier.fit(images, source.labels[:LEARNED].repeat(2).numpy())
             self._classifiers.append(classifier)
+            self._learned.append(moments(features(classifier, clean)))
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         found = [c.score(self.source.pixels(images).flatten(1).numpy(), labels.numpy()) for c in self._classifiers]
         return statistics.fmean(found)
 
     def scores(self, pixels: Tensor, group: int) -> dict[str, float]:
-        """score, its standard error over the groups, exp of both entropies, and the distances' mean and tenth."""
+        """score, its standard error over the groups, exp of both entropies, the Fréchet distance, and the distances'
+        mean and tenth."""
         found = []
-        for part in pixels.split(group):
-            if len(part) == group:
-                each = [entropies(c.predict_proba(part.flatten(1).numpy())) for c in self._classifiers]
-                found.append([statistics.fmean(values) for values in zip(*each, strict=True)])
-        score, kinds, wavering = (list(values) for values in zip(*found, strict=True))
+        for part in (part.flatten(1) for part in pixels.split(group) if len(part) == group):
+            each = [
+                (*entropies(c.predict_proba(part.numpy())), frechet(moments(features(c, part)), learned))
+                for c, learned in zip(self._classifiers, self._learned, strict=True)
+            ]
+            found.append([statistics.fmean(values) for values in zip(*each, strict=True)])
+        score, kinds, wavering, distances = (list(values) for values in zip(*found, strict=True))
         distance = self.source.nearest(pixels)[0]
         spread = statistics.stdev(score) / math.sqrt(len(score)) if len(score) > 1 else math.nan
         return {
@@ -74,6 +81,7 @@ class Judges:
             "score_error": None if math.isnan(spread) else round(spread, 3),
             "kinds": round(statistics.fmean(kinds), 3),
             "wavering": round(statistics.fmean(wavering), 3),
+            "frechet": round(statistics.fmean(distances), 2),
             "nearest": round(distance.mean().item(), 3),
             "nearest_low": round(distance.quantile(0.1).item(), 3),
         }
@@ -84,6 +92,27 @@ def entropies(probabilities: Any) -> tuple[float, float, float]:
     p = torch.from_numpy(probabilities).double()
     marginal, conditional = (torch.special.entr(q).sum(-1).mean().item() for q in (p.mean(0), p))
     return math.exp(marginal - conditional), math.exp(marginal), math.exp(conditional)
+
+
+Moments = tuple[Tensor, Tensor]
+
+
+def features(classifier: Any, pixels: Tensor) -> Tensor:
+    """The hidden layer's values [n, 128], float64."""
+    weights, shift = (torch.from_numpy(found[0]).double() for found in (classifier.coefs_, classifier.intercepts_))
+    return (pixels.double() @ weights + shift).relu()
+
+
+def moments(values: Tensor) -> Moments:
+    return values.mean(0), torch.cov(values.T)
+
+
+def frechet(first: Moments, second: Moments) -> float:
+    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), the root's trace by eigenvalues, as torchmetrics has it: C C' may be
+    singular."""
+    (mean, covariance), (other_mean, other) = first, second
+    root = torch.linalg.eigvals(covariance @ other).sqrt().real.sum()
+    return float((mean - other_mean).square().sum() + covariance.trace() + other.trace() - 2 * root)
 
 
 def measure(directory: Path, iterations: int = 40) -> dict[str, Any]:

@@ -61,13 +61,13 @@ def digits(results: tables.Results) -> str:
 
 
 def iteration(results: tables.Results) -> str:
-    """A line for each peer: milliseconds, the time over the truncated gradient's, peak memory, and the error."""
+    """A line for each peer that ran: milliseconds, the time over the truncated gradient's, peak memory, the error."""
     cases = results["cases"]
     head = [""]
     for case in cases:
         head += [f"`{case['case']}`, ms", "over truncated", "peak, MB", "error"]
     rows = []
-    for name, label in PEERS.items():
+    for name in [name for name in PEERS if any(name in case["peers"] for case in cases)]:
         cells = []
         for case in cases:
             found = case["peers"].get(name, {})
@@ -75,7 +75,7 @@ def iteration(results: tables.Results) -> str:
             peak = found.get("peak_bytes")
             cells += [tables.ms(found), "-" if over is None else f"{over:.2f}"]
             cells += ["-" if peak is None else tables.number(peak / 1e6), tables.error(found)]
-        rows.append([label, *cells])
+        rows.append([PEERS[name], *cells])
     return f"{tables.table(head, rows)}\n\n{tables.origin(results)}"
 
 
@@ -91,14 +91,45 @@ def reversible(results: tables.Results) -> str:
     return f"{tables.table(head, rows)}\n\n{tables.origin(results)}"
 
 
+GRADIENTS = {
+    "full": "exact",
+    "truncated": "truncated, and stopped: the same here",
+    "full, step learned": "exact, η learned",
+    "truncated, step learned": "truncated, η learned",
+    "stopped, step learned": "stopped, η learned",
+}
+
+
+def gradients(results: tables.Results) -> str:
+    """A line for each gradient and seed, the test digits' first."""
+    head = ["", "seed", "updates", "ms per update", "η at the end", "score", "of the test digits'", "kinds", "wavering"]
+    head += ["Fréchet", "nearest", "tenth"]
+    rows = []
+    for row in sorted(results["rows"], key=lambda row: ([*GRADIENTS].index(row["method"]), row["seed"])):
+        cells = [GRADIENTS[row["method"]], str(row["seed"]), f"{row['updates']:,}", tables.number(row["ms"])]
+        if "skipped" in row:
+            rows.append([*cells, row["skipped"], *["-"] * 7])
+            continue
+        if not any(line[0].endswith("test digits") for line in rows):
+            test = row["test"]
+            rows.insert(0, [f"{row['images']} test digits", *[""] * 4, f"{test['score']:.2f}", "1", *_rest(test)])
+        score = f"{row['score']:.2f} ± {row['score_error']:.2f}"
+        share = f"{row['score'] / row['test']['score']:.2f}"
+        rows.append([*cells, f"{row['step_size']:.3f}", score, share, *_rest(row)])
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in results["rows"]))
+    return f"{tables.table(head, rows)}\n\n{tables.origin(results)} Rows made at {commits}."
+
+
 def runs(results: tables.Results) -> str:
-    """Two lines for each set's first run, its test images' first, and one for each further run."""
-    head = ["", "seed", "updates", "score", "of the test images'", "kinds", "wavering", "nearest", "tenth"]
-    rows, sets = [], []
+    """A line for each run, and before it one for its test images where no line has those yet: a set without test images
+    of its own has others for each seed."""
+    head = ["", "seed", "updates", "score", "of the test images'", "kinds", "wavering"]
+    head += ["Fréchet", "nearest", "tenth"]
+    rows, known = [], []
     for row in results["rows"]:
         test, name = row["test"], row["data"]
-        if name not in sets:
-            sets.append(name)
+        if (name, test) not in known:
+            known.append((name, test))
             rows.append([f"{row['images']} test images of {name}", "", "", f"{test['score']:.2f}", "1", *_rest(test)])
         error = "" if row["score_error"] is None else f" ± {row['score_error']:.2f}"
         cells = [f"{row['score']:.2f}{error}", f"{row['score'] / test['score']:.2f}", *_rest(row)]
@@ -108,4 +139,5 @@ def runs(results: tables.Results) -> str:
 
 
 def _rest(scores: dict[str, float]) -> list[str]:
-    return [f"{scores[key]:.2f}" for key in ("kinds", "wavering", "nearest", "nearest_low")]
+    keys = ("kinds", "wavering", "frechet", "nearest", "nearest_low")
+    return [f"{scores[key]:.2f}" if key in scores else "-" for key in keys]

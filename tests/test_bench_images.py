@@ -87,7 +87,7 @@ def test_tables_say_what_the_results_say(bench):
     assert "| 0 | 600 | 90 | 6.00 | 0.75 | 1.20 | 0.90 |" in text and "no torchebm" in text
     peers = {"eager-truncated": {"ms": 10.0, "peak_bytes": 2e6}, "ade-states": {"ms": 15.0, "peak_bytes": 1e6}}
     text = tables.iteration({**head, "cases": [{"case": "c", "peers": peers}]})
-    assert "| **ade_fast**, states | 15 | 1.50 | 1 | - |" in text and "| eager 2T, exact | - | - | - | - |" in text
+    assert "| **ade_fast**, states | 15 | 1.50 | 1 | - |" in text and "eager 2T, exact" not in text
 
 
 def test_a_users_run_is_scored_beside_its_test_images(bench, tmp_path, monkeypatch):
@@ -103,10 +103,43 @@ def test_a_users_run_is_scored_beside_its_test_images(bench, tmp_path, monkeypat
     assert row["test"]["score"] > 1.3 * row["score"] and row["score_error"] > 0 and row["test"]["score_error"] is None
     for scores in (row, row["test"]):
         assert scores["score"] == pytest.approx(scores["kinds"] / scores["wavering"], rel=0.03)
+    assert row["frechet"] > 3 * row["test"]["frechet"] > 0
     head = {"machine": {"cpu": "C", "isa": "I", "threads": 1, "cores": 2, "load": 0.1}, "versions": {}}
     head |= {"commit": "abc", "command": "python x", "date": "today"}
     text = tables.runs({**head, "rows": [{**row, "commit": "abc"}, {**row, "seed": 1, "commit": "abc"}]})
     assert text.count("180 test images of digits") == 1 and text.count("| `train --data digits` | ") == 2
+
+
+def test_the_frechet_distance_is_that_of_gaussians_whose_distance_is_known(bench):
+    frechet = bench("image_runs").frechet
+    mean, deviation = torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([1.0, 2.0, 3.0]).double()
+    first, second = (0 * mean, torch.eye(3).double()), (mean, deviation.square().diag())
+    assert frechet(first, second) == pytest.approx(5.25 + (deviation - 1).square().sum().item())
+    assert frechet(second, second) == pytest.approx(0, abs=1e-9)
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double())[0]
+    turned = [(rotation @ m, rotation @ c @ rotation.T) for m, c in (first, second)]
+    assert frechet(*turned) == pytest.approx(frechet(first, second))
+
+
+def test_only_gradients_tell_rows_of_the_long_unrolls_apart(bench, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    module, tables = bench("image_gradients"), bench("image_tables")
+    first, *rest = (module.config(method, 1, 9).to_dict() for method in module.METHODS)
+    for other in rest:
+        assert {key for key in first if first[key] != other[key]} <= {"gradient", "learn_step_size", "sampler_lr"}
+    small = {"hidden": (2, 2, 2, 2, 2), "n_steps": 1, "batch_size": 8, "buffer_size": 16, "test_samples": 16}
+    monkeypatch.setattr(module, "SETTINGS", {**module.SETTINGS, **small})
+    for name, value in (("SAMPLES", 360), ("CLASSIFIERS", 1), ("LEARNED", 200)):
+        monkeypatch.setattr(module.image_runs, name, value)
+    row = {**module.measure("stopped, step learned", 1, 2, tmp_path), "commit": "abc"}
+    assert row["step_size"] > 0 and module.is_same(row, "stopped, step learned", 1, 2)
+    assert not module.is_same(row, "stopped, step learned", 1, 3)
+    head = {"machine": {"cpu": "C", "isa": "I", "threads": 1, "cores": 2, "load": 0.1}, "versions": {}}
+    head |= {"commit": "abc", "command": "python x", "date": "today"}
+    failed = {"method": "full", "seed": 0, "updates": 9, "ms": 1.0, "skipped": "diverged", "commit": "abc"}
+    lines = tables.gradients({**head, "rows": [row, failed]}).splitlines()[:5]
+    assert len({line.count("|") for line in lines}) == 1 and lines[2].startswith("| 180 test digits |")
+    assert lines[3].startswith("| exact | 0 | 9 | 1 | diverged |") and lines[4].startswith("| stopped, η learned | 1 |")
 
 
 def test_the_bench_of_many_steps_comes_back_and_agrees_with_the_states(bench):
