@@ -176,7 +176,7 @@ class WeightGradients(Current):
     def differ(self, factor: Tensor, scale: Tensor) -> None:
         """The weights' cotangents are those of the states times a factor of each sample, and times a scale.
 
-        factor: [B] > 0, on the CPU, between 1e-25 and 1e25 in float32. scale: a scalar, >= 0.
+        factor: [B] > 0, on the CPU, neither it nor 1 over it near the largest number. scale: a scalar, >= 0.
         """
         self.factors = factor, scale
 

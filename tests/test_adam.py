@@ -1,6 +1,8 @@
 """The players' Adam is torch's, to the last bit, whatever happens to it."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -115,6 +117,38 @@ def test_a_copy_goes_on_by_itself():
         p.grad = like.grad.clone()
     optimizer.step()
     for a, b in zip(params, pair.params[0], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_hooks_are_called_where_torchs_own_was_never_made():
+    code = """
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from ade_fast.training.adam import Adam
+p = torch.nn.Parameter(torch.ones(2))
+calls = []
+optimizer = Adam([p], fused=True)
+optimizer.register_step_pre_hook(lambda *a: calls.append(1))
+register_optimizer_step_post_hook(lambda *a: calls.append(2))
+for _ in range(3):
+    p.grad = torch.ones(2)
+    optimizer.step()
+assert calls == [1, 2] * 3, calls
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_another_list_of_parameters_and_none_at_all_are_seen(calls):
+    pair = _Pair()
+    for _ in range(2):
+        pair.step()
+    pair.params = [params[1:] for params in pair.params]
+    for optimizer, params in zip(pair.optimizers, pair.params, strict=True):
+        optimizer.param_groups[0]["params"] = params[:1]
+        optimizer.add_param_group({"params": []})
+    for _ in range(2):
+        pair.step()
+    for a, b in zip(*pair.params, strict=True):
         assert torch.equal(a, b)
 
 

@@ -588,6 +588,21 @@ def test_weights_that_vanish_beside_others_do_no_harm_to_the_pass_of_both(dtype,
         assert (actual - expected).abs().max() <= tolerance * (1 + expected.abs().max())
 
 
+def test_an_exploding_sample_without_weight_adds_nothing(monkeypatch):
+    """In float32 its cotangents are 0; anything beside would be multiplied by its adjoint."""
+    torch.manual_seed(5)
+    f = ade.MLPPotential(2, hidden=(32,), activation="silu", input_gain=10.0)
+    with torch.no_grad():
+        f.layers[-1].weight.mul_(30.0)
+    sampler = ade.DualSampler(ade.initial.Gaussian(2, learnable=True), ade.Leapfrog(60, 0.3))
+    model = ade.ADE(f, sampler, bound="importance", sampler_bound="renyi", check_finite=False)
+    x = torch.randn(50, 2)
+    found = both(model, x)
+    monkeypatch.setattr(model, "_may_go_back_once", lambda *a: False)
+    for actual, expected in zip(found, both(model, x), strict=True):
+        assert (actual - expected).abs().max() <= 1e-4 * (1 + expected.abs().max())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("gap", [0.0, 60.0, 80.0, 95.0, 120.0, 2000.0])
 def test_defensive_samples_may_have_all_the_weight(gap, dtype, monkeypatch):

@@ -26,22 +26,28 @@ class Adam(optim.Adam):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step, as torch's. closure: evaluates the loss again, and returns it."""
         if closure is not None or self._is_watched():
-            return super().step(closure)
+            return self._step_as_torch(closure)
         known: _Known | None = self.__dict__.get("_known")
         if known is None or not known.holds(self):
             known = self.__dict__["_known"] = _Known(self)
         gradients = []
         for group, dtype in zip(known.groups, known.dtypes, strict=True):
             if (found := _gradients(group, dtype)) is None:
-                return super().step()
+                return self._step_as_torch(None)
             gradients.append(found)
         with torch.no_grad():
             for group, found, lists in zip(known.groups, gradients, known.lists, strict=True):
                 _call(group, found, *lists)
         return None
 
-    # torch wraps the steps of optimizers in what calls hooks: that of the superclass is wrapped.
+    # torch wraps the step of each kind of optimizer in what calls hooks, when the first of its kind is made; not this.
     step.hooked = True  # type: ignore[attr-defined]
+
+    def _step_as_torch(self, closure: Callable[[], Any] | None) -> Any:
+        step: Callable[..., Any] = optim.Adam.step
+        if not getattr(step, "hooked", False):
+            step = optim.Optimizer.profile_hook_step(step)
+        return step(self, closure)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "_known"}
@@ -79,7 +85,8 @@ class _Known:
 
     def holds(self, optimizer: Adam) -> bool:
         same = optimizer.state is self._state and optimizer.param_groups is self.groups
-        return same and self._held.is_there()
+        lists = (group["params"] is of_group[0] for group, of_group in zip(self.groups, self.lists, strict=False))
+        return same and all(lists) and self._held.is_there()
 
 
 def _gradients(group: dict[str, Any], dtype: torch.dtype | None) -> list[Tensor] | None:
@@ -99,6 +106,8 @@ def _call(
     exp_avg_sqs: list[Tensor],
     steps: list[Tensor],
 ) -> None:
+    if not params:
+        return
     beta1, beta2 = group["betas"]
     torch._foreach_add_(steps, 1)
     torch._fused_adam_(

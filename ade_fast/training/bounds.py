@@ -125,8 +125,8 @@ def with_both_gradients(
     (other,) = torch.autograd.grad(bounds[1], weighed)
     kind = torch.finfo(log_w.dtype)
     sizes = [d.max().clamp(min=kind.tiny) for d in (own, other)]  # where defensive samples have all weight, f's is 0
-    # As fractions of the largest, and not 0: one is divided by the other.
-    own, other = ((d / size).clamp(min=kind.eps**2) for d, size in zip((own, other), sizes, strict=True))
+    # As fractions of the largest, and not 0, as one is divided by the other: but adjoints of what weighs 0 may be huge.
+    own, other = ((d / size).clamp(min=kind.tiny**0.8) for d, size in zip((own, other), sizes, strict=True))
     weights.differ(own / other, sizes[0] / sizes[1])
     descent = -(sizes[1] * other * log_w).sum()
     return loss + (descent - descent.detach())

@@ -103,18 +103,18 @@ struct MlpUnrollBackward {
   // [B] > 0, of the CPU alone: the weights' gradients are those of cotangents so many times as large, row by
   // row; or null: 1.
   const void* weight_factor;
-  void* dx0;               // [B, D]
-  void* dv0;               // [B, D]
-  void* dkick;             // [T+1, D], summed over the batch like all that follows
-  void* ddrift;            // [T, D]
-  void* dlog_decay;        // [T+1, D], null without log_decay
-  void* dlog_stretch;      // [T, D], null without log_stretch
-  void* dscale;            // [T+1], null without scale
-  void* dpull;             // [T+1, D], null without pull
-  void* dcentre;           // [T+1, D], null without pull
-  void* dnoise_v;          // [T, D], null without noise
-  void* dnoise_x;          // [T, D], null without noise
-  void* adjoint;           // [T+1, 2, B] norms of the cotangents of x_t and of v_{t-1}; or null
+  void* dx0;           // [B, D]
+  void* dv0;           // [B, D]
+  void* dkick;         // [T+1, D], summed over the batch like all that follows
+  void* ddrift;        // [T, D]
+  void* dlog_decay;    // [T+1, D], null without log_decay
+  void* dlog_stretch;  // [T, D], null without log_stretch
+  void* dscale;        // [T+1], null without scale
+  void* dpull;         // [T+1, D], null without pull
+  void* dcentre;       // [T+1, D], null without pull
+  void* dnoise_v;      // [T, D], null without noise
+  void* dnoise_x;      // [T, D], null without noise
+  void* adjoint;       // [T+1, 2, B] norms of the cotangents of x_t and of v_{t-1}; or null
   MlpWeightGradients dweights;
   int32_t workers;
   void* workspace;
