@@ -588,6 +588,37 @@ def test_weights_that_vanish_beside_others_do_no_harm_to_the_pass_of_both(dtype,
         assert (actual - expected).abs().max() <= tolerance * (1 + expected.abs().max())
 
 
+class _Shifted(ade.DualSampler):
+    """One whose density knows f."""
+
+    def sample(self, potential, *args, **options):
+        sample = super().sample(potential, *args, **options)
+        return sample._replace(log_q=sample.log_q + 0.1 * potential(sample.x0))
+
+
+def test_a_sampler_of_ones_own_is_gone_through_as_it_samples():
+    f = ade.MLPPotential(2, hidden=(32,), activation="silu")
+    found = {}
+    for of_sampler in ("elbo", "importance"):
+        sampler = _Shifted(ade.initial.Gaussian(2), ade.Leapfrog(2, 0.1))
+        model = ade.ADE(f, sampler, bound="importance", sampler_bound=of_sampler).double()
+        found[of_sampler] = both(model, torch.ones(5, 2, dtype=torch.float64))
+        gradients = torch.cat([p.grad.flatten() for p in f.parameters()])
+        found[of_sampler] = gradients
+    torch.testing.assert_close(found["elbo"], found["importance"], rtol=1e-10, atol=1e-12)
+
+
+def test_a_weight_that_is_0_leaves_the_loss_as_it_is():
+    log_w = torch.tensor([0.0, -math.inf, 1.0], requires_grad=True)
+    weighed, factors = log_w.detach().requires_grad_(), _mlp_ops.WeightGradients()
+    both_bounds = bounds.renyi_bound(weighed, 1.0), bounds.renyi_bound(weighed, 0.5)
+    loss = bounds.with_both_gradients(1 - both_bounds[0], both_bounds, weighed, log_w, factors)
+    assert loss.item() == pytest.approx(1 - both_bounds[0].item())
+    (gradient,) = torch.autograd.grad(loss, log_w)
+    torch.testing.assert_close(gradient, -torch.softmax(0.5 * log_w.detach(), 0))
+    torch.testing.assert_close(-gradient * factors.factors[0] * factors.factors[1], torch.softmax(log_w.detach(), 0))
+
+
 def test_an_exploding_sample_without_weight_adds_nothing(monkeypatch):
     """In float32 its cotangents are 0; anything beside would be multiplied by its adjoint."""
     torch.manual_seed(5)

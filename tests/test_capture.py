@@ -613,6 +613,34 @@ def test_gradients_are_memory_of_their_own(model):
             assert other is g or torch.equal(other, before)
 
 
+def test_values_laid_out_otherwise_in_the_same_place_are_seen():
+    def transpose(model, update):
+        if update == RECORDED_AT + 2:
+            weight = model.potential.layers[2].weight
+            weight.data = weight.data.t()
+
+    one, other = _model(), _model(False)
+    _alike(one, other, change=transpose)
+    assert one._captured.recorded == 1
+
+
+def test_other_shapes_are_no_matter_to_what_is_not_recorded():
+    for evaluate in (lambda m: m.step(_data(), diagnostics=True), lambda m: m.loss(_data()).backward()):
+        model = _model()
+        for _ in range(UPDATES):
+            model.step(_data())
+        first, last = model.potential.layers[2], model.potential.layers[4]
+        first.weight.data, first.bias.data = (
+            t.data.repeat(2, 1)[:64] if t.dim() == 2 else t.data.repeat(2) for t in (first.weight, first.bias)
+        )
+        last.weight.data = last.weight.data.repeat(1, 2)
+        first.out_features = last.in_features = 64
+        for p in model.parameters():
+            p.grad = None
+        model.potential_optimizer.state.clear()
+        evaluate(model)
+
+
 def test_which_gradients_are_apart():
     p = [nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.zeros(4))]
     memory = torch.zeros(40)

@@ -128,8 +128,7 @@ def with_both_gradients(
     # As fractions of the largest, and not 0, as one is divided by the other: but adjoints of what weighs 0 may be huge.
     own, other = ((d / size).clamp(min=kind.tiny**0.8) for d, size in zip((own, other), sizes, strict=True))
     weights.differ(own / other, sizes[0] / sizes[1])
-    descent = -(sizes[1] * other * log_w).sum()
-    return loss + (descent - descent.detach())
+    return loss + with_derivatives(loss.new_zeros(()), [-(sizes[1] * other)], [log_w])
 
 
 @dataclass(frozen=True)

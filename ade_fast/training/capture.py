@@ -39,7 +39,7 @@ class Unchanged:
 
     Their attributes are compared by identity, and so are the entries of those that are dictionaries (parameters,
     buffers, hooks) or lists, the attributes of their classes, and torch's functions; parameters and buffers by where
-    their values lie and whether they want a gradient, too. A module's class names those that do not matter in
+    and how their values lie and whether they want a gradient, too. A module's class names those that do not matter in
     ``passing``.
 
     tensors: parameters and buffers. learning: those of them that want a gradient. accumulators: of these.
@@ -53,16 +53,21 @@ class Unchanged:
         self.learning = [t for t in self.tensors if t.requires_grad]
         self.accumulators = Accumulators(self.learning)
         self._wants = [t.requires_grad for t in self.tensors]
-        self._places = [t.data_ptr() for t in self.tensors]
+        self._places = list(map(_place, self.tensors))
 
     def holds(self) -> bool:
         return (
             self._held.is_there()
-            and [t.data_ptr() for t in self.tensors] == self._places
+            and list(map(_place, self.tensors)) == self._places
             and [t.requires_grad for t in self.tensors] == self._wants
             and not any(t._backward_hooks for t in self.learning)
             and all(type(module) is kind for module, kind in self._kinds)
         )
+
+
+def _place(tensor: Tensor) -> object:
+    """Where its values lie, and how."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def _parts(modules: Sequence[nn.Module]) -> Iterator[tuple[Part, frozenset[str]]]:
@@ -102,6 +107,12 @@ class Captured:
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Captured, ()
+
+    def let_go(self) -> None:
+        """Forgets modules that have changed: autograd's nodes, which are held for them, know shapes of old."""
+        if self._unchanged is not None and not self._unchanged.holds():
+            self._unchanged = None
+            self._replays.clear()
 
     @property
     def recorded(self) -> int:

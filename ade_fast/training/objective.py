@@ -275,6 +275,7 @@ class ADE(Objective):
 
         Raises: ValueError, TypeError: data, condition or weights do not fit; NonFiniteError; as the dynamics.
         """
+        self._captured.let_go()
         with self._given(condition, data), self._weighing(weights, data):
             terms, _, _ = self._objective(data, generator, context, covering=self.coverage / COVERAGE_EVERY)
         if self.check_finite and not math.isfinite(terms.loss.detach().item()):
@@ -386,6 +387,7 @@ class ADE(Objective):
                 forget_gradients(gradients.tensors, self._optimizers())
                 gradients.accumulate()
                 return found
+        self._captured.let_go()
         terms, sample, figures = self._objective(data, generator, context, True, diagnostics, covering=self._covering())
         forget_gradients(self.parameters(), self._optimizers())
         terms.loss.backward()
@@ -439,6 +441,7 @@ class ADE(Objective):
         """One update of the sampler alone: f is frozen, so the unroll spends nothing on its parameters."""
         optimizer = self.sampler_optimizer
         assert optimizer is not None
+        self._captured.let_go()
         with frozen(self.potential_parameters()), pinned(self.potential):
             n = self._batch_size(data) * self.samples_per_point
             sample = self.sampler.sample(self.potential, n, generator, context)
@@ -469,4 +472,5 @@ class ADE(Objective):
 @functools.lru_cache(maxsize=8)
 def _factor(value: float, dtype: torch.dtype, device: torch.device) -> Tensor | float:
     """A penalty's factor as a tensor that nobody writes to; without a penalty the number."""
-    return torch.tensor(value, dtype=dtype, device=device) if value else 0.0
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=dtype, device=device) if value else 0.0

@@ -208,12 +208,13 @@ class DualSampler(nn.Module):
     ) -> tuple[DualSample, Cut | None]:
         """`sample` of n points [n, *event], its graph cut from this sampler's parameters: it can be gone through alone.
 
-        Not everywhere: a dynamics that anneals knows q^0's parameters, and one with networks owns more than step sizes.
-        Then the sample is an uncut one, and comes with None.
+        Not everywhere: a subclass may sample in its own way, a dynamics that anneals knows q^0's parameters, and one
+        with networks owns more than step sizes. Then the sample is an uncut one, and comes with None.
         """
         dynamics = self.dynamics
         own = dict(dynamics.named_parameters(recurse=False)) if isinstance(dynamics, nn.Module) else None
-        if own is None or _anneals(dynamics) or len(own) < len(list(dynamics.parameters())):
+        another = type(self).sample is not DualSampler.sample  # of a subclass
+        if another or own is None or _anneals(dynamics) or len(own) < len(list(dynamics.parameters())):
             return self.sample(potential, n, generator, context, diagnostics=diagnostics), None
         cut = Cut([], [])
 

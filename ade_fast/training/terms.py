@@ -155,7 +155,7 @@ class Objective(nn.Module):
         n = self._batch_size(data)
         apart = self.bounds.differ and torch.is_grad_enabled()
         slope, square = (isinstance(factor, Tensor) or factor != 0 for factor in penalties)
-        in_one_pass = apart and not (slope or square) and self._may_go_back_once(data)
+        in_one_pass = apart and not (slope or square or diagnostics) and self._may_go_back_once(data)
         weights, ends = WeightGradients(), Ends()
         with pinned(self.potential):
             cuts = apart and not in_one_pass
@@ -196,11 +196,11 @@ class Objective(nn.Module):
 
     def _may_go_back_once(self, data: Tensor) -> bool:
         """Whether f may turn out to act on the log-weights through one fused unroll alone: on the CPU, in one layer of
-        this package and not in q^0, and not on other ranks."""
+        this package and not in q^0, and not on other ranks. (Diagnostics are of f's cotangents.)"""
         own = all(
             type(part).__module__.startswith("ade_fast.") for part in (self.sampler.initial, self.sampler.dynamics)
         )
-        single = own and len(list(layers_of(self.sampler.dynamics))) == 1
+        single = own and type(self.sampler) is DualSampler and len(list(layers_of(self.sampler.dynamics))) == 1
         return single and data.is_cpu and self._ranks is None and fused_sum(self.potential, data) is not None
 
     def _going_back_once(
