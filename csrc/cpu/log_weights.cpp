@@ -41,23 +41,30 @@ void launch_as(const LogWeights& args) {
   for (int64_t k = 0; k < args.rows; ++k) log_w[k] = value[k] - energy[k] - log_q[k] - normaliser;
 }
 
+// Raises `top` to the largest of them; whether none is NaN.
+template <class T>
+bool largest(const T* log_w, int64_t count, double* top) {
+  bool known = true;
+  for (int64_t k = 0; k < count; ++k) {
+    *top = log_w[k] > *top ? static_cast<double>(log_w[k]) : *top;
+    known &= !std::isnan(log_w[k]);
+  }
+  return known;
+}
+
 // The largest weight counts as 1: no sum overflows, and none is 0.
 template <class T>
 void launch_as(const LogWeightFigures& args) {
   const T* const log_w = static_cast<const T*>(args.log_w);
-  T largest = -INFINITY;
-  bool known = args.rows > 0;  // mean of nothing: NaN
-  for (int64_t k = 0; k < args.rows; ++k) {
-    largest = log_w[k] > largest ? log_w[k] : largest;
-    known &= !std::isnan(log_w[k]);
-  }
+  double top = -INFINITY;
+  const bool known = args.rows > 0 && largest(log_w, args.rows, &top);  // mean of nothing: NaN
   T *const log_mean = static_cast<T*>(args.log_mean), *const ess = static_cast<T*>(args.ess);
-  if (!known || std::isinf(largest)) {  // as torch's logsumexp and softmax
-    *log_mean = known ? largest : static_cast<T>(NAN);
+  if (!known || std::isinf(top)) {  // as torch's logsumexp and softmax
+    *log_mean = known ? static_cast<T>(top) : static_cast<T>(NAN);
     *ess = static_cast<T>(NAN);
     return;
   }
-  const double top = largest, count = static_cast<double>(args.rows);
+  const double count = static_cast<double>(args.rows);
   double sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum, squares)
   for (int64_t k = 0; k < args.rows; ++k) {
@@ -67,17 +74,6 @@ void launch_as(const LogWeightFigures& args) {
   }
   *log_mean = static_cast<T>(top + std::log(sum / count));
   *ess = static_cast<T>(sum * sum / (count * squares));
-}
-
-// Of the largest power, and whether none is NaN.
-template <class T>
-bool largest(const T* log_w, int64_t count, double* top) {
-  bool known = true;
-  for (int64_t k = 0; k < count; ++k) {
-    *top = log_w[k] > *top ? static_cast<double>(log_w[k]) : *top;
-    known &= !std::isnan(log_w[k]);
-  }
-  return known;
 }
 
 template <class T>
