@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import ade_fast as ade
 from ade_fast import estimators as E
 from ade_fast import reference_estimators as reference
+from ade_fast.fields import fused_sum
 
 DOUBLE = torch.float64
 
@@ -65,6 +66,14 @@ def test_contrastive_divergence(base: bool, accept: bool) -> None:
 def test_score_matching(base: bool) -> None:
     f, x = smooth(base), draw(5, 2)
     agree(f, E.score_matching(f, x), reference.score_matching(f, x))
+
+
+@pytest.mark.parametrize("activation", ["silu", "softplus", "tanh", "elu"])
+def test_score_matching_by_one_sweep_is_that_by_double_backward(activation: str) -> None:
+    f, x = ade.MLPPotential(3, (32, 64), activation).double(), draw(5, 3)
+    whole = ade.WithBase(f, 0.2, 1.5)
+    assert fused_sum(f, x) is not None, "the sweep would not be taken"
+    agree(f, E.score_matching(whole, x), E.score_matching(lambda points: whole(points), x))
 
 
 def test_stein() -> None:

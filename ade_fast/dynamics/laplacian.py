@@ -39,7 +39,8 @@ def gradient_and_laplacian(field: MLPField, x: Tensor, base: Base | None = None)
         if layer == last:
             break
         swept = torch.cat([value.unsqueeze(0), slope, curvature.unsqueeze(0)]) @ weight.t()
-        z, slope, curvature = swept[0] + biases[layer + 1], swept[1 : dim + 1], swept[dim + 1]
+        z, slope, curvature = swept.split((1, dim, 1))  # whose derivative is one tensor, and not three full of zeros
+        z, curvature = z[0] + biases[layer + 1], curvature[0]
     assert curvature is not None  # there is a hidden layer
     gradient, laplacian = (slope @ weights[-1][0]).t(), curvature @ weights[-1][0]
     if base is None:
