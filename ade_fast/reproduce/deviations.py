@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,9 @@ def lines(options: Options, rows: Mapping[str, Row]) -> list[str]:
         "was chosen (ours are chosen by likelihood, and have none), and with a tenth of the median bandwidth. NLL of f "
         "is within the data's range, where the paper's samples are kept.",
         "",
+        "(38) and a constant ∇f are one gradient here, and their rows the same: f is piecewise linear (ReLU), so that ∇f "
+        "does not change with x, but where it jumps.",
+        "",
         "Not here, as they make another gradient or another density: the sign of the kinetic term in (21), the "
         "log-determinants of (17) and (18), and the Metropolis test of the released toy code.",
     ]
@@ -96,7 +100,7 @@ def lines(options: Options, rows: Mapping[str, Row]) -> list[str]:
 
 def draw(options: Options, directory: Path, rows: Mapping[str, Row]) -> dict[str, str]:
     stems = {(data, name): job(name, data, 0, options.budget).file for data in options.only for name in CHANGES}
-    short = {name: name.partition(";")[0].replace(", ", ",\n") for name in CHANGES}
+    short = {name: textwrap.fill(name.partition(";")[0], 20) for name in CHANGES}
     gallery.save(
         directory / "deviations.png",
         directory,
