@@ -1,30 +1,26 @@
-"""Digits by unrolls of 30 steps: f's exact gradient beside the truncated and the stopped one, as many updates each.
+"""Digits by unrolls of 30 steps: f's exact gradient beside the truncated one, as many updates each.
 
     python bench/image_gradients.py --into runs/gradients     every row that is not in bench/results/ yet
     python bench/image_gradients.py --into runs/gradients --methods full;truncated --seeds 0
 
 Runs of `ade-fast train --data digits` with 30 steps, 1,000 chains, an f of 16 to 64 channels and momentum_weight 0
 (with which the exact gradient does see the chains' end), otherwise by the recipe; each is in a directory of its own and
-goes on where it was stopped. "stopped" differs from "truncated" only where the sampler learns: in the rows "learned"
-all three learn the step size. Scored as by `image_runs.py`. "ms" is process time per update, on one thread, the median
-of a few updates before the run.
+goes on where it was stopped. The stopped gradient has no rows: f is piecewise linear, ∇f does not change with x but
+where it jumps, and so it is the truncated one, also where the sampler learns its step size. Scored as by
+`image_runs.py`. "ms" is process time per update, on one thread, the median of a few updates before the run.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import common
 import image_runs
 import image_tables
-import records
-import torch
+import method_rows
 
 import ade_fast as ade
 from ade_fast.training import Config, DivergenceError, load, train
@@ -36,7 +32,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "truncated": {"gradient": "truncated"},
     "full, step learned": {"gradient": "full", **_LEARNED},
     "truncated, step learned": {"gradient": "truncated", **_LEARNED},
-    "stopped, step learned": {"gradient": "stopped", **_LEARNED},
 }
 """Settings that differ from row to row."""
 SETTINGS: dict[str, Any] = {
@@ -52,12 +47,6 @@ _QUIET = {"tensorboard": "off", "pictures_every": 0, "test_permutations": 20, "c
 def config(method: str, seed: int, updates: int) -> Config:
     own = {"data": "digits", "seed": seed, "updates": updates, "validate_every": updates}
     return Config.with_recipe({**own, **SETTINGS, **_QUIET, **METHODS[method]})
-
-
-def is_same(row: Mapping[str, Any], method: str, seed: int, updates: int) -> bool:
-    """Whether a row is what this would measure: its settings are today's."""
-    wanted = config(method, seed, updates).to_dict()
-    return (row["method"], row["seed"], row["settings"]) == (method, seed, wanted)
 
 
 def milliseconds(settings: Config, updates: int = 6) -> float:
@@ -84,34 +73,15 @@ def measure(method: str, seed: int, updates: int, into: Path) -> dict[str, Any]:
     return {**image_runs.measure(directory), **row, "step_size": round(step.max().item(), 4)}
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    common.limit_threads(1)
-    results = common.described_run("image_gradients", torch.device("cpu"), 1)
-    out = args.out or records.RESULTS / f"image_gradients-{records.slug(results)}.json"
-    rows = records.read_results(out)["rows"] if out.exists() else []
-    results["rows"] = rows
-    for seed in args.seeds:
-        for method in args.methods:
-            if any(is_same(row, method, seed, args.updates) for row in rows):
-                continue
-            print(f"{method}, seed {seed} ...", file=sys.stderr, flush=True)
-            rows[:] = [row for row in rows if (row["method"], row["seed"]) != (method, seed)]
-            rows.append({**measure(method, seed, args.updates, args.into), "commit": results["commit"]})
-            records.write_results(results, out)
-    return results
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = method_rows.parser(__doc__, [*METHODS], [0, 1])
     parser.add_argument("--into", type=Path, required=True, help="where the runs are kept")
-    parser.add_argument("--methods", type=lambda text: text.split(";"), default=list(METHODS), help="by semicolons")
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1])
-    parser.add_argument("--updates", type=int, default=600, help="of f, each (default 600)")
-    parser.add_argument("--out", type=Path, help="results file (default: in bench/results/)")
     args = parser.parse_args(argv)
-    if unknown := [method for method in args.methods if method not in METHODS]:
-        parser.error(f"no method {unknown[0]!r}: choose from {'; '.join(METHODS)}")
-    print(image_tables.gradients(run(args)))
+
+    def row(method: str, seed: int) -> dict[str, Any]:
+        return measure(method, seed, args.updates, args.into)
+
+    print(image_tables.gradients(method_rows.run("image_gradients", args, config, row)))
 
 
 if __name__ == "__main__":

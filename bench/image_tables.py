@@ -93,10 +93,9 @@ def reversible(results: tables.Results) -> str:
 
 GRADIENTS = {
     "full": "exact",
-    "truncated": "truncated, and stopped: the same here",
+    "truncated": "truncated (stopped is the same)",
     "full, step learned": "exact, η learned",
-    "truncated, step learned": "truncated, η learned",
-    "stopped, step learned": "stopped, η learned",
+    "truncated, step learned": "truncated (stopped is the same), η learned",
 }
 
 

@@ -13,18 +13,13 @@ is written as soon as it has ended. torchebm is optional.
 
 from __future__ import annotations
 
-import argparse
-import copy
-import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import common
 import image_tables
-import records
+import method_rows
 import torch
 from torch import Tensor, nn
 
@@ -165,39 +160,10 @@ def measure(method: str, seed: int, updates: int) -> dict[str, Any]:
     return {**row, "ms": round(1e3 * seconds / updates, 1), **judge.scores(samples[: len(test)])}
 
 
-def is_same(row: Mapping[str, Any], method: str, seed: int, updates: int) -> bool:
-    """Whether a row is what this would measure: its settings are today's."""
-    wanted = config(method, seed, updates).to_dict()
-    return (row["method"], row["seed"], row["settings"]) == (method, seed, wanted)
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    common.limit_threads(1)
-    results = common.described_run("images", torch.device("cpu"), 1)
-    out = args.out or records.RESULTS / f"images-{records.slug(results)}.json"
-    rows = records.read_results(out)["rows"] if out.exists() else []
-    results["rows"] = rows
-    for method in args.methods:
-        for seed in args.seeds:
-            if any(is_same(row, method, seed, args.updates) for row in rows):
-                continue
-            print(f"{method}, seed {seed} ...", file=sys.stderr, flush=True)
-            rows[:] = [row for row in rows if (row["method"], row["seed"]) != (method, seed)]
-            rows.append({**measure(method, seed, args.updates), "commit": results["commit"]})
-            records.write_results(results, out)
-    return copy.deepcopy(results)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", type=lambda text: text.split(";"), default=list(METHODS), help="by semicolons")
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
-    parser.add_argument("--updates", type=int, default=600, help="of f, each (default 600)")
-    parser.add_argument("--out", type=Path, help="results file (default: in bench/results/)")
-    args = parser.parse_args(argv)
-    if unknown := [method for method in args.methods if method not in METHODS]:
-        parser.error(f"no method {unknown[0]!r}: choose from {'; '.join(METHODS)}")
-    print(image_tables.digits(run(args)))
+    args = method_rows.parser(__doc__, [*METHODS], [0]).parse_args(argv)
+    results = method_rows.run("images", args, config, lambda method, seed: measure(method, seed, args.updates))
+    print(image_tables.digits(results))
 
 
 if __name__ == "__main__":

@@ -368,6 +368,18 @@ def test_no_change_in_place_makes_a_silently_wrong_gradient(
             assert_close(a, e, f"gradient {i}")
 
 
+@every_dynamics
+@pytest.mark.parametrize("name", ["silu", "relu"])
+def test_of_a_piecewise_linear_potential_the_stopped_gradient_is_the_truncated_one(dynamics: str, name: str) -> None:
+    """∇f does not change with x there, but where it jumps; of a smooth f the two differ."""
+    potential, found = make_potential(name), []
+    for gradient in ("truncated", "stopped"):
+        layer = LAYERS[dynamics](3, gradient=gradient)
+        x0, v0 = inputs()
+        found.append(torch.autograd.grad(total(layer(potential, x0, v0)), [x0, v0, layer.step_size]))
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in zip(*found, strict=True)) is (name == "relu")
+
+
 @pytest.mark.parametrize("shape", [(), (2,), (1, 2)], ids=str)
 @pytest.mark.parametrize("kind", ["leapfrog", "damped"])
 def test_the_mlp_kernels_steps_are_those_of_the_forward_pass(kind: str, shape: tuple[int, ...]) -> None:

@@ -90,8 +90,8 @@ def lines(options: Options, rows: Mapping[str, Row]) -> list[str]:
         "was chosen (ours are chosen by likelihood, and have none), and with a tenth of the median bandwidth. NLL of f "
         "is within the data's range, where the paper's samples are kept.",
         "",
-        "(38) and a constant ∇f are one gradient here, and their rows the same: f is piecewise linear (ReLU), so that ∇f "
-        "does not change with x, but where it jumps.",
+        "(38) and a constant ∇f are one gradient here, and their rows the same: f is piecewise linear (ReLU), so that "
+        "∇f does not change with x, but where it jumps.",
         "",
         "Not here, as they make another gradient or another density: the sign of the kinetic term in (21), the "
         "log-determinants of (17) and (18), and the Metropolis test of the released toy code.",
