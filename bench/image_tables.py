@@ -26,6 +26,7 @@ PEERS = {
     "eager-truncated-bf16": "eager 2T, truncated, bf16",
     "ade-graph-bf16": "**ade_fast**, graph, bf16",
     "ade-masks-bf16": "**ade_fast**, masks, bf16",
+    "bare": "the convolutions of an exact one alone",
     "jax": "JAX, exact",
     "jax-checkpoint": "JAX, exact, `jax.checkpoint`",
 }

@@ -6,8 +6,11 @@
 An iteration: f at the data, the unroll, f and the kinetic energy at its end, and the backward pass of their difference
 to every parameter of f and to the step sizes, B = 8 images of 28x28. "eager 2T, truncated" takes each ∇f as a constant,
 as the released image code does; every other peer's derivatives are held against eager's in float64 first. "bf16" takes
-f under autocast, its states in float32. JAX's is one jitted value_and_grad, NHWC, its scan unrolled on the CPU, where
-XLA's convolutions are ten times slower inside a loop; "checkpoint" makes each step again in the backward pass.
+f under autocast, its states in float32. "bare" are the convolutions that an exact iteration cannot do without, on
+tensors of those shapes, and nothing else: each ∇f takes every layer forwards and back to its input, and its adjoint
+forwards and to its weights; f at the data and at the end take each way once. JAX's is one jitted value_and_grad, NHWC,
+its scan unrolled on the CPU, where XLA's convolutions are ten times slower inside a loop; "checkpoint" makes each step
+again in the backward pass.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ class Case:
         return f"images-B{self.batch}-T{self.n_steps}"
 
 
-CASES = [Case(10), Case(30)]
+CASES = [Case(10), Case(30), Case(100)]
 QUICK = [Case(2, (4, 4, 4, 4, 4), 2)]
 
 
@@ -132,7 +135,7 @@ UNROLLS: dict[str, Unroll] = {
     "ade-graph-bf16": ours("graph"),
     "ade-masks-bf16": ours("masks"),
 }
-TRUNCATED = ("eager-truncated", "eager-truncated-bf16")
+UNJUDGED = ("eager-truncated", "eager-truncated-bf16", "bare")
 
 
 def iterate(p: Problem, unroll: Unroll) -> list[Tensor]:
@@ -154,6 +157,43 @@ def in_torch(name: str) -> peers.Make:
         return peers.Peer(run)
 
     return make
+
+
+def bare(p: Problem, settings: peers.Settings) -> peers.Peer:
+    """Outputs are none of the iteration's. Channels last, as all peers of torch have them on the CPU."""
+    calls: list[tuple[nn.Conv2d, Tensor, Tensor, Tensor]] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        tensors = (inputs[0], module.weight, output)
+        calls.append((module, *(torch.randn_like(t).contiguous(memory_format=torch.channels_last) for t in tensors)))
+
+    hooks = [m.register_forward_hook(note) for m in p.potential.modules() if isinstance(m, nn.Conv2d)]
+    with torch.no_grad():
+        p.potential(p.x0)
+    for hook in hooks:
+        hook.remove()
+    to_input, to_weight = (True, False, False), (False, True, False)
+
+    def forwards(m: nn.Conv2d, x: Tensor, w: Tensor) -> None:
+        nn.functional.conv2d(x, w, None, m.stride, m.padding)
+
+    def back(m: nn.Conv2d, x: Tensor, w: Tensor, y: Tensor, wanted: tuple[bool, bool, bool]) -> None:
+        torch.ops.aten.convolution_backward(y, x, w, None, m.stride, m.padding, m.dilation, False, [0, 0], 1, wanted)
+
+    def run() -> None:
+        for m, x, w, y in calls:
+            for _ in range(p.n_steps + 1):
+                forwards(m, x, w)
+                back(m, x, w, y, to_input)
+                forwards(m, x, w)
+                back(m, x, w, y, to_weight)
+            for _ in range(2):
+                forwards(m, x, w)
+                back(m, x, w, y, to_input)
+                back(m, x, w, y, to_weight)
+
+    return peers.Peer(run)
 
 
 def in_jax(again: bool) -> peers.Make:
@@ -199,6 +239,7 @@ def in_jax(again: bool) -> peers.Make:
 
 MAKERS: dict[str, peers.Make] = {
     **{name: in_torch(name) for name in UNROLLS},
+    "bare": bare,
     "jax": in_jax(again=False),
     "jax-checkpoint": in_jax(again=True),
 }
@@ -223,7 +264,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     wanted = expected(problem)
 
     def judge(name: str, outputs: Sequence[Tensor | None]) -> tuple[dict[str, Any], str | None]:
-        if name in TRUNCATED:
+        if name in UNJUDGED:
             return {}, None
         return peers.judged(error(outputs, wanted), TOLERANCE_BF16 if name.endswith("-bf16") else TOLERANCE)
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from ade_fast.training import Config, train
 
@@ -44,6 +46,30 @@ def test_bf16_is_off_by_no_more_than_eager_is(memory, bench):
         for name in (f"ade-{memory}-bf16", "eager-t1-bf16")
     ]
     assert 1e-3 < errors[0] < 1.05 * errors[1]
+
+
+class Products(TorchDispatchMode):
+    """Counts multiplications and additions. torch's FlopCounterMode also follows modules, and so cannot see through
+    torch.autograd.grad."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func.overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def test_the_bare_convolutions_are_those_of_an_exact_iteration(bench):
+    module, products = bench("images_iteration"), {}
+    problem = module.make_problem(module.Case(3, (4, 8, 8, 8, 8), 2), torch.device("cpu"))
+    for peer in ("bare", "ade-graph", "eager-truncated"):
+        run = module.MAKERS[peer](problem, module.peers.Settings(1.0)).run
+        with Products() as products[peer]:
+            run()
+    assert 0.95 < products["bare"].total / products["ade-graph"].total < 1.01  # the data need no way back to the pixels
+    assert products["eager-truncated"].total < products["bare"].total
 
 
 @pytest.mark.parametrize("peer", ["jax", "jax-checkpoint"])
