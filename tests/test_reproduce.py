@@ -55,7 +55,7 @@ def tiny(monkeypatch):
     """Seconds in place of minutes: few updates, small players, coarse grids."""
     monkeypatch.setattr(table2, "SMALLER", SETTINGS)
     monkeypatch.setitem(table2.UPDATES, "quick", dict.fromkeys(table2.METHODS, 6))
-    monkeypatch.setitem(table2._NULL_PAIRS, "quick", 2)
+    monkeypatch.setattr(table2, "NULL_PAIRS", 2)
     monkeypatch.setitem(table5.SIZES, "quick", {"epochs": 6, "batches": 2})
     monkeypatch.setattr(scoring, "_NEAR", 41)
     monkeypatch.setattr(scoring, "_FAR", 21)
