@@ -52,7 +52,24 @@ bool largest(const T* log_w, int64_t count, double* top) {
   return known;
 }
 
-// The largest weight counts as 1: no sum overflows, and none is 0.
+struct Sums {
+  double weights, squares;
+};
+
+// Of the weights to the power beta, the largest of which, exp(top), counts as 1: no sum overflows, and none
+// is 0.
+template <class T>
+Sums sums_of(const T* log_w, int64_t count, double top, double beta) {
+  double weights = 0, squares = 0;
+#pragma omp simd reduction(+ : weights, squares)
+  for (int64_t k = 0; k < count; ++k) {
+    const double w = vector_exp(beta * (static_cast<double>(log_w[k]) - top));
+    weights += w;
+    squares += w * w;
+  }
+  return {weights, squares};
+}
+
 template <class T>
 void launch_as(const LogWeightFigures& args) {
   const T* const log_w = static_cast<const T*>(args.log_w);
@@ -65,13 +82,7 @@ void launch_as(const LogWeightFigures& args) {
     return;
   }
   const double count = static_cast<double>(args.rows);
-  double sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum, squares)
-  for (int64_t k = 0; k < args.rows; ++k) {
-    const double w = vector_exp(static_cast<double>(log_w[k]) - top);
-    sum += w;
-    squares += w * w;
-  }
+  const auto [sum, squares] = sums_of(log_w, args.rows, top, 1);
   *log_mean = static_cast<T>(top + std::log(sum / count));
   *ess = static_cast<T>(sum * sum / (count * squares));
 }
@@ -114,14 +125,7 @@ void launch_as(const TemperedPower& args) {
   largest(log_w, args.rows, &top);
   const double step = args.most / static_cast<double>(args.levels);
   const auto suffices = [&](int64_t level) {
-    const double beta = step * static_cast<double>(level);
-    double sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum, squares)
-    for (int64_t k = 0; k < args.rows; ++k) {
-      const double w = vector_exp(beta * (static_cast<double>(log_w[k]) - top));
-      sum += w;
-      squares += w * w;
-    }
+    const auto [sum, squares] = sums_of(log_w, args.rows, top, step * static_cast<double>(level));
     return sum * sum >= args.min_ess * static_cast<double>(args.rows) * squares;  // not where one is NaN
   };
   int64_t least = 0, most = args.levels + 1;  // the answer is least or between
