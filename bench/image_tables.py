@@ -138,6 +138,20 @@ def runs(results: tables.Results) -> str:
     return f"{tables.table(head, rows)}\n\n{tables.origin(results)} Rows made at {commits}."
 
 
+def density(results: tables.Results) -> str:
+    """A line for each run: bits per pixel of the Gaussians, and at least so many of f at each temperature."""
+    temperatures = [entry["temperature"] for entry in results["rows"][0]["temperatures"]]
+    head = ["", "seed", "a Gaussian", "a mixture of Gaussians", *(f"f, temperature {t:g}" for t in temperatures)]
+    rows = []
+    for row in results["rows"]:
+        cells = [f"{row['gaussian']:.2f}", f"{row['mixture']:.2f} ({row['components']})"]
+        found = {entry["temperature"]: entry for entry in row["temperatures"]}
+        cells += [f"≥ {found[t]['bits']:.2f}" if t in found else "-" for t in temperatures]
+        rows.append([f"`train --data {row['data']}`", str(row["seed"]), *cells])
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in results["rows"]))
+    return f"{tables.table(head, rows)}\n\n{tables.origin(results)} Rows made at {commits}."
+
+
 def _rest(scores: dict[str, float]) -> list[str]:
     keys = ("kinds", "wavering", "frechet", "nearest", "nearest_low")
     return [f"{scores[key]:.2f}" if key in scores else "-" for key in keys]

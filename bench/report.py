@@ -118,6 +118,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "fuzz": ("fuzz", fuzz_tables.summary),
     "images": ("images", image_tables.digits),
     "image-runs": ("image_runs", image_tables.runs),
+    "image-density": ("image_density", image_tables.density),
     "images-gradients": ("image_gradients", image_tables.gradients),
     "images-iteration": ("images_iteration", image_tables.iteration),
     "reversible": ("reversible", image_tables.reversible),

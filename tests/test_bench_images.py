@@ -1,6 +1,7 @@
 """bench/images.py and bench/images_iteration.py: everyone computes the iteration, rows are today's, tables say them."""
 
 import importlib
+import math
 import sys
 from pathlib import Path
 
@@ -192,3 +193,26 @@ def test_the_bench_of_many_steps_comes_back_and_agrees_with_the_states(bench):
     head |= {"commit": "abc", "command": "python x", "date": "today"}
     text = tables.reversible({**head, "rows": [{**row, "reversible_peak_bytes": 1_234_567, "steps": 10_000}]})
     assert "| damped ½, clips ±0.01, samples clipped | 10,000 |" in text and "| 1.23 |" in text
+
+
+def test_the_density_of_images_is_that_of_a_gaussian_where_f_says_nothing(bench, tmp_path, monkeypatch):
+    """Of a constant f log Z is that constant, at every temperature; bits are then those of N(x; mean, 1)."""
+    pytest.importorskip("sklearn")
+    module, tables = bench("image_density"), bench("image_tables")
+    small = {"hidden": (2, 2, 2, 2, 2), "n_steps": 1, "batch_size": 8, "buffer_size": 16, "test_samples": 16}
+    small |= {"updates": 1, "test_permutations": 10, "tensorboard": "off", "pictures_every": 0}
+    train(Config.with_recipe({"data": "digits", **small}), tmp_path / "run", progress=False, pictures=False)
+    monkeypatch.setattr(module, "COMPONENTS", (1, 2))
+    monkeypatch.setattr(module.Tempered, "forward", lambda self, x: x.new_full((len(x),), 3 / self.temperature))
+    row = module.measure(tmp_path / "run", [1.0, 0.1], n_steps=2, n_chains=4)
+    test = module.build_source(Config.with_recipe({"data": "digits", **small}))
+    pixels = 2 * test.pixels(test.test_images) - 1
+    squares = (pixels - (2 * test.pixels(test.images) - 1).mean(0)).square().sum((1, 2, 3)).mean().item()
+    wanted = module.bits(0.5 * squares + 32 * math.log(2 * math.pi), 17, 64)
+    for found, log_z in zip(row["temperatures"], (3.0, 30.0), strict=True):
+        assert found["log_z"] == pytest.approx(log_z, abs=0.01) and found["bits"] == pytest.approx(wanted, rel=0.02)
+    assert row["mixture"] < row["gaussian"] < wanted
+    assert module.bits(64 * math.log(2 / 17), 17, 64) == pytest.approx(0)  # even within one level: nothing to tell
+    head = {"machine": {"cpu": "C", "isa": "I", "threads": 1, "cores": 2, "load": 0.1}, "versions": {}}
+    head |= {"commit": "abc", "command": "python x", "date": "today"}
+    assert f"| ≥ {row['temperatures'][1]['bits']:.2f} |" in tables.density({**head, "rows": [{**row, "commit": "abc"}]})

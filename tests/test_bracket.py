@@ -29,6 +29,14 @@ def test_bracket_from_exact_samples_holds_the_truth() -> None:
     assert all(isinstance(value, float) for value in found[:4])
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_of_a_constant_f_the_gaussian_alone_is_left(learned: bool) -> None:
+    level = nn.Parameter(torch.tensor(3.0)) if learned else torch.tensor(3.0)
+    f = ade.WithBase(lambda x: level.expand(len(x)), torch.zeros(2), torch.ones(2))
+    found = metrics.log_z_bracket(f, samples=torch.randn(20, 2), n_steps=4, n_chains=20)
+    assert found.lower == pytest.approx(3, abs=1e-5) and found.upper == pytest.approx(3, abs=1e-5)
+
+
 def test_each_end_is_unbiased_in_the_mean_weight() -> None:
     """With few steps and a poor step size: mean w = Z and mean 1/w = 1/Z whatever the chains do."""
     f, truth = gaussian()

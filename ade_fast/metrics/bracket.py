@@ -290,8 +290,8 @@ def _value_and_gradient(
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             values = per_sample(name, "potential", potential(x), len(x))
-            (gradient,) = torch.autograd.grad(values.sum(), x)
-        return values.detach(), gradient
+            found = torch.autograd.grad(values.sum(), x, allow_unused=True) if values.requires_grad else (None,)
+        return values.detach(), torch.zeros_like(x) if found[0] is None else found[0]  # None: f does not depend on x
 
     return by_autograd
 

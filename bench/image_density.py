@@ -1,0 +1,145 @@
+"""Runs of `ade-fast train` on images as densities: f's held-out likelihood at several temperatures, by annealing.
+
+    python bench/image_density.py runs/digits        adds a row for each to bench/results/
+
+The density at a temperature t is p(x) ∝ exp(f(x) / t) N(x; mean, 1), x in [-1, 1] and around it, with the mean of the
+training images: a Gaussian twice as wide as the range of the pixels or so, without which f need not have a normaliser.
+Its log Z comes from annealed importance sampling from that Gaussian (`ade.metrics.log_z_bracket`): by less than b nats
+too high with a probability of at least 1 - exp(-b), too low by what its chains did not find. So the bits per pixel,
+(log Z - E f / t) of the test images, dequantised as in training, in units of a grey level, are at least what is said
+here. Beside them, on the same images: one Gaussian, and a mixture of Gaussians whose number of components is chosen on
+the run's validation images (scikit-learn).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import common
+import image_tables
+import records
+import torch
+from torch import Tensor, nn
+
+import ade_fast as ade
+from ade_fast.training import load
+from ade_fast.training.build import build_source
+from ade_fast.training.image_source import ImageSource
+from ade_fast.training.streams import stream
+
+TEMPERATURES = (1.0, 0.1, 0.02, 0.005)
+COMPONENTS = (1, 5, 10, 20, 40)
+VALIDATION = 1000  # images at most
+REGULARISATION = 3e-3  # of the mixture's covariances: the variance of a dequantised pixel of 17 levels is 1.2e-3
+
+
+class Tempered(nn.Module):
+    """f / temperature."""
+
+    def __init__(self, potential: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.potential, self.temperature = potential, temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.potential(x) / self.temperature
+
+
+def bits(nats: float, levels: int, pixels: int) -> float:
+    """Bits per pixel, in units of a grey level, of a negative log-density in nats by x in [-1, 1]."""
+    return (nats / pixels + math.log(levels / 2)) / math.log(2)
+
+
+def by_gaussians(train: Tensor, validation: Tensor, test: Tensor) -> dict[str, Any]:
+    """Nats of one Gaussian and of the mixture that is likeliest at the validation images."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    rows = [part.flatten(1).numpy() for part in (train, validation, test)]
+    fitted = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for components in COMPONENTS:
+            mixture = GaussianMixture(components, reg_covar=REGULARISATION, random_state=0).fit(rows[0])
+            fitted.append((mixture.score(rows[1]), components, -mixture.score(rows[2])))
+    _, components, best = max(fitted)
+    return {"gaussian": fitted[0][2], "mixture": best, "components": components}
+
+
+def measure(directory: Path, temperatures: Sequence[float], n_steps: int, n_chains: int) -> dict[str, Any]:
+    model = load(directory)
+    source = build_source(model.config)
+    assert isinstance(source, ImageSource)
+    generator = stream(model.config.seed, "density")
+    train, test = (source.continuous(images, generator) for images in (source.images, source.test_images))
+    levels, pixels, mean = source.levels, train[0].numel(), train.mean(0)
+    gaussians = by_gaussians(train, source.validation(VALIDATION, generator), test)
+    samples = model.space.to_z(model.sample(n_chains, model.config.seed))
+    found = []
+    for temperature in temperatures:
+        start = time.process_time()
+        f = ade.WithBase(Tempered(model.potential, temperature), mean, torch.ones_like(mean))
+        options = {"n_steps": n_steps, "n_chains": n_chains, "n_leapfrog": 3, "generator": generator}
+        bracket = ade.metrics.log_z_bracket(f, samples=samples, **options)
+        with torch.no_grad():
+            nats = bracket.lower - f(test).mean().item()
+        found.append(
+            {
+                "temperature": temperature,
+                "log_z": round(bracket.lower, 2),
+                "log_z_se": round(bracket.lower_se, 2),
+                "bits": round(bits(nats, levels, pixels), 3),
+                "seconds": round(time.process_time() - start),
+            }
+        )
+        print(found[-1], file=sys.stderr, flush=True)
+    return {
+        "data": Path(model.config.data).name,
+        "seed": model.config.seed,
+        "images": len(test),
+        "levels": levels,
+        "gaussian": round(bits(gaussians["gaussian"], levels, pixels), 3),
+        "mixture": round(bits(gaussians["mixture"], levels, pixels), 3),
+        "components": gaussians["components"],
+        "sampler_temperature": model.config.noise_std**2 / model.config.step_size,
+        "n_steps": n_steps,
+        "n_chains": n_chains,
+        "temperatures": found,
+        "settings": model.config.to_dict(),
+    }
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    common.limit_threads(1)
+    results = common.described_run("image_density", torch.device("cpu"), 1)
+    out = args.out or records.RESULTS / f"image_density-{records.slug(results)}.json"
+    rows = records.read_results(out)["rows"] if out.exists() else []
+    results["rows"] = rows
+    for directory in args.directories:
+        print(f"{directory} ...", file=sys.stderr, flush=True)
+        row = measure(directory, args.temperatures, args.steps, args.chains)
+        rows[:] = [old for old in rows if (old["data"], old["seed"]) != (row["data"], row["seed"])]
+        rows.append({**row, "commit": results["commit"]})
+        rows.sort(key=lambda row: (row["data"], row["seed"]))
+        records.write_results(results, out)
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directories", nargs="+", type=Path, help="of `ade-fast train --out`")
+    parser.add_argument("--temperatures", type=lambda text: [float(t) for t in text.split(",")], default=TEMPERATURES)
+    parser.add_argument("--steps", type=int, default=1000, help="temperatures on the way (default 1000)")
+    parser.add_argument("--chains", type=int, default=100, help="default 100")
+    parser.add_argument("--out", type=Path, help="results file (default: in bench/results/)")
+    print(image_tables.density(run(parser.parse_args(argv))))
+
+
+if __name__ == "__main__":
+    main()
