@@ -27,6 +27,7 @@ from ..fields import (
 )
 from ..fields.graph import GraphFacts, inspect_graph, saved_bytes, sequence_number
 from ..fields.surroundings import Inputs
+from ..potentials._checks import independent_of_x
 from ..programs import Watch
 from .base import Options, accumulation_dtype
 from .log_det import LogDet, exact, folds, power_iteration, warn_bound, warn_folds, warn_kinks
@@ -102,7 +103,7 @@ class LogDetField:
             y = self._field.value(events, watch)
         facts = inspect_graph(y, at.x, self._field.known, born_after)
         if not facts.reaches_x:
-            raise self._field._independent_of_x()
+            raise independent_of_x(self._field.layer)
         program = self._field.program_of(watch)
         if program is None:
             return self._of_smooth(y, at), facts

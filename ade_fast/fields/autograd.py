@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._engine import derivatives
+from ..potentials._checks import independent_of_x
 from ..programs import Kept, Program, Watch
 from .affine import AffineForce
 from .agreement import Dependence, OtherGradient, agrees
@@ -82,7 +83,7 @@ class AutogradField:
             y = self.value(x, watch)
         facts = inspect_graph(y, x, self.known, born_after)
         if not facts.reaches_x:
-            raise self._independent_of_x()
+            raise independent_of_x(self.layer)
         program = self.program_of(watch)
         bits = None if program is None else watch.bits()
         return FirstValue(self, x, y, facts, saved_bytes(y, self.known), None if bits is None else program, bits)
@@ -98,12 +99,6 @@ class AutogradField:
     def whole_value(self, value: Tensor, x: Tensor) -> Tensor:
         """f and the base's log-density at x, [B], from the potential's own f(x) and rows [B, D]."""
         return value if self._base is None else value + self._base.log_density(x)
-
-    def _independent_of_x(self) -> ValueError:
-        return ValueError(
-            f"{self.layer}: potential's output does not depend on x through autograd: it must be differentiable in x "
-            f"(is it detached, or computed under no_grad?)"
-        )
 
     def evaluate(self, rows: Tensor, *, keep_graph: bool = False, dependence: Dependence | None = None) -> Evaluation:
         """∇f at rows [B, D], keeping what `vjp` needs.
@@ -186,7 +181,7 @@ class AutogradField:
             with torch.enable_grad(), self._explaining_caches():
                 (grad,) = derivatives([y], [x], [torch.ones_like(y)], create_graph=keep_graph)
         if grad is None:
-            raise self._independent_of_x()
+            raise independent_of_x(self.layer)
         graph = (x, grad) if keep_graph and grad.requires_grad else None
         return Evaluation(self.layout.rows(grad.detach()), y.detach(), graph)
 

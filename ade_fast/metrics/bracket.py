@@ -16,7 +16,7 @@ from ..dynamics.base import is_number
 from ..fields import MLPField
 from ..initial.base import as_count, standard_normal_log_density
 from ..potentials import WithBase
-from ..potentials._checks import per_sample
+from ..potentials._checks import independent_of_x, per_sample
 from ..weighted import chunk_rows, evaluating
 from ..weights import log_mean_exp, log_mean_exp_error
 
@@ -90,7 +90,8 @@ def log_z_bracket(
         generator: source of all randomness.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind or shape; no sampler and no samples; no Gaussian.
+        TypeError, ValueError: an argument of the wrong kind or shape; no sampler and no samples; no Gaussian; an f that
+            autograd cannot differentiate in x.
         NonFiniteError: f is NaN or infinite where a chain is.
     """
     name = "log_z_bracket"
@@ -291,7 +292,9 @@ def _value_and_gradient(
             x = x.detach().requires_grad_()
             values = per_sample(name, "potential", potential(x), len(x))
             found = torch.autograd.grad(values.sum(), x, allow_unused=True) if values.requires_grad else (None,)
-        return values.detach(), torch.zeros_like(x) if found[0] is None else found[0]  # None: f does not depend on x
+        if found[0] is None:
+            raise independent_of_x(name)
+        return values.detach(), found[0]
 
     return by_autograd
 

@@ -40,3 +40,11 @@ def per_sample(layer: str, argument: str, y: Tensor, n: int) -> Tensor:
     if tuple(y.shape) not in ((n,), (n, 1)):
         raise ValueError(f"{layer}: {argument} must return ({n},) or ({n}, 1), got {tuple(y.shape)}")
     return y.reshape(n)
+
+
+def independent_of_x(layer: str) -> ValueError:
+    """Of a potential that autograd cannot differentiate in x."""
+    return ValueError(
+        f"{layer}: potential's output does not depend on x through autograd: it must be differentiable in x "
+        f"(is it detached, or computed under no_grad?)"
+    )
