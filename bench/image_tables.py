@@ -141,10 +141,22 @@ def runs(results: tables.Results) -> str:
 def density(results: tables.Results) -> str:
     """A line for each run: bits per pixel of the Gaussians, and at least so many of f at each temperature."""
     temperatures = [entry["temperature"] for entry in results["rows"][0]["temperatures"]]
-    head = ["", "seed", "a Gaussian", "a mixture of Gaussians", *(f"f, temperature {t:g}" for t in temperatures)]
+    head = [
+        "",
+        "seed",
+        "a Gaussian",
+        "a mixture of Gaussians",
+        "`ade.fit` on rows",
+        *(f"f, temperature {t:g}" for t in temperatures),
+    ]
     rows = []
     for row in results["rows"]:
-        cells = [f"{row['gaussian']:.2f}", f"{row['mixture']:.2f} ({row['components']})"]
+        ends = sorted(f"{row['tight'][end]:.2f}" for end in ("lower", "upper"))
+        cells = [
+            f"{row['gaussian']:.2f}",
+            f"{row['mixture']:.2f} ({row['components']})",
+            " to ".join(dict.fromkeys(ends)),
+        ]
         found = {entry["temperature"]: entry for entry in row["temperatures"]}
         cells += [f"≥ {found[t]['bits']:.2f}" if t in found else "-" for t in temperatures]
         rows.append([f"`train --data {row['data']}`", str(row["seed"]), *cells])

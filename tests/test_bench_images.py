@@ -203,15 +203,18 @@ def test_the_density_of_images_is_that_of_a_gaussian_where_f_says_nothing(bench,
     small |= {"updates": 1, "test_permutations": 10, "tensorboard": "off", "pictures_every": 0}
     train(Config.with_recipe({"data": "digits", **small}), tmp_path / "run", progress=False, pictures=False)
     monkeypatch.setattr(module, "COMPONENTS", (1, 2))
+    monkeypatch.setattr(module, "BRACKET", {"n_steps": 2, "n_chains": 4})
+    cheap = {"initial": "gaussian", "likelihood_samples": 50, "test_likelihood_samples": 50, "hidden": (32,)}
+    monkeypatch.setattr(module, "FIT", {**module.FIT, **cheap})
     monkeypatch.setattr(module.Tempered, "forward", lambda self, x: 0 * x.sum((1, 2, 3)) + 3 / self.temperature)
-    row = module.measure(tmp_path / "run", [1.0, 0.1], n_steps=2, n_chains=4)
+    row = module.measure(tmp_path / "run", [1.0, 0.1], n_steps=2, n_chains=4, updates=2)
     test = module.build_source(Config.with_recipe({"data": "digits", **small}))
     pixels = 2 * test.pixels(test.test_images) - 1
     squares = (pixels - (2 * test.pixels(test.images) - 1).mean(0)).square().sum((1, 2, 3)).mean().item()
     wanted = module.bits(0.5 * squares + 32 * math.log(2 * math.pi), 17, 64)
     for found, log_z in zip(row["temperatures"], (3.0, 30.0), strict=True):
         assert found["log_z"] == pytest.approx(log_z, abs=0.01) and found["bits"] == pytest.approx(wanted, rel=0.02)
-    assert row["mixture"] < row["gaussian"] < wanted
+    assert row["mixture"] < row["gaussian"] < wanted and math.isfinite(row["tight"]["lower"])
     assert module.bits(64 * math.log(2 / 17), 17, 64) == pytest.approx(0)  # even within one level: nothing to tell
     head = {"machine": {"cpu": "C", "isa": "I", "threads": 1, "cores": 2, "load": 0.1}, "versions": {}}
     head |= {"commit": "abc", "command": "python x", "date": "today"}
