@@ -24,9 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import common
+import image_rows
 import image_tables
-import records
 import torch
 from torch import Tensor, nn
 
@@ -146,22 +145,6 @@ def measure(
     }
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    common.limit_threads(1)
-    results = common.described_run("image_density", torch.device("cpu"), 1)
-    out = args.out or records.RESULTS / f"image_density-{records.slug(results)}.json"
-    rows = records.read_results(out)["rows"] if out.exists() else []
-    results["rows"] = rows
-    for directory in args.directories:
-        print(f"{directory} ...", file=sys.stderr, flush=True)
-        row = measure(directory, args.temperatures, args.steps, args.chains, args.updates)
-        rows[:] = [old for old in rows if (old["data"], old["seed"]) != (row["data"], row["seed"])]
-        rows.append({**row, "commit": results["commit"]})
-        rows.sort(key=lambda row: (row["data"], row["seed"]))
-        records.write_results(results, out)
-    return results
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directories", nargs="+", type=Path, help="of `ade-fast train --out`")
@@ -170,7 +153,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--chains", type=int, default=100, help="default 100")
     parser.add_argument("--updates", type=int, default=3000, help="of ade.fit on the images as rows (default 3000)")
     parser.add_argument("--out", type=Path, help="results file (default: in bench/results/)")
-    print(image_tables.density(run(parser.parse_args(argv))))
+    args = parser.parse_args(argv)
+
+    def row(directory: Path) -> dict[str, Any]:
+        return measure(directory, args.temperatures, args.steps, args.chains, args.updates)
+
+    print(image_tables.density(image_rows.by_directories("image_density", args, row)))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import image_rows
 import image_runs
 import image_tables
-import method_rows
 
 import ade_fast as ade
 from ade_fast.training import Config, DivergenceError, load, train
@@ -74,14 +74,14 @@ def measure(method: str, seed: int, updates: int, into: Path) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = method_rows.parser(__doc__, [*METHODS], [0, 1])
+    parser = image_rows.parser(__doc__, [*METHODS], [0, 1])
     parser.add_argument("--into", type=Path, required=True, help="where the runs are kept")
     args = parser.parse_args(argv)
 
     def row(method: str, seed: int) -> dict[str, Any]:
         return measure(method, seed, args.updates, args.into)
 
-    print(image_tables.gradients(method_rows.run("image_gradients", args, config, row)))
+    print(image_tables.gradients(image_rows.by_methods("image_gradients", args, config, row)))
 
 
 if __name__ == "__main__":

@@ -18,15 +18,13 @@ import argparse
 import json
 import math
 import statistics
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import common
+import image_rows
 import image_tables
-import records
 import torch
 from torch import Tensor
 
@@ -139,27 +137,11 @@ def measure(directory: Path, iterations: int = 40) -> dict[str, Any]:
     }
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    common.limit_threads(1)
-    results = common.described_run("image_runs", torch.device("cpu"), 1)
-    out = args.out or records.RESULTS / f"image_runs-{records.slug(results)}.json"
-    rows = records.read_results(out)["rows"] if out.exists() else []
-    results["rows"] = rows
-    for directory in args.directories:
-        print(f"{directory} ...", file=sys.stderr, flush=True)
-        row = measure(directory)
-        rows[:] = [old for old in rows if (old["data"], old["seed"]) != (row["data"], row["seed"])]
-        rows.append({**row, "commit": results["commit"]})
-        rows.sort(key=lambda row: (row["data"], row["seed"]))
-        records.write_results(results, out)
-    return results
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directories", nargs="+", type=Path, help="of `ade-fast train --out`")
     parser.add_argument("--out", type=Path, help="results file (default: in bench/results/)")
-    print(image_tables.runs(run(parser.parse_args(argv))))
+    print(image_tables.runs(image_rows.by_directories("image_runs", parser.parse_args(argv), measure)))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import image_rows
 import image_tables
-import method_rows
 import torch
 from torch import Tensor, nn
 
@@ -161,8 +161,8 @@ def measure(method: str, seed: int, updates: int) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = method_rows.parser(__doc__, [*METHODS], [0]).parse_args(argv)
-    results = method_rows.run("images", args, config, lambda method, seed: measure(method, seed, args.updates))
+    args = image_rows.parser(__doc__, [*METHODS], [0]).parse_args(argv)
+    results = image_rows.by_methods("images", args, config, lambda method, seed: measure(method, seed, args.updates))
     print(image_tables.digits(results))
 
 

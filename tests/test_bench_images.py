@@ -1,5 +1,6 @@
 """bench/images.py and bench/images_iteration.py: everyone computes the iteration, rows are today's, tables say them."""
 
+import argparse
 import importlib
 import math
 import sys
@@ -83,7 +84,7 @@ def test_jax_has_the_exact_derivatives(peer, bench):
 
 
 def test_a_row_is_todays_only_with_todays_settings(bench):
-    config, is_same = bench("images").config, bench("method_rows").is_same
+    config, is_same = bench("images").config, bench("image_rows").is_same
     row = {"method": "exact", "seed": 1, "settings": config("exact", 1, 9).to_dict()}
     assert is_same(row, config, "exact", 1, 9)
     assert not is_same(row, config, "exact", 1, 10) and not is_same(row, config, "recipe", 1, 9)
@@ -91,7 +92,7 @@ def test_a_row_is_todays_only_with_todays_settings(bench):
 
 
 def test_a_command_makes_the_rows_that_are_missing(bench, tmp_path):
-    config, rows = bench("images").config, bench("method_rows")
+    config, rows = bench("images").config, bench("image_rows")
     parser, made = rows.parser("", ["recipe", "exact"], [0]), []
 
     def measure(method, seed):
@@ -100,11 +101,22 @@ def test_a_command_makes_the_rows_that_are_missing(bench, tmp_path):
 
     for seeds in ("0", "0,1"):
         args = parser.parse_args(["--seeds", seeds, "--updates", "9", "--out", str(tmp_path / "rows.json")])
-        results = rows.run("images", args, config, measure)
+        results = rows.by_methods("images", args, config, measure)
     assert made == [("recipe", 0), ("exact", 0), ("recipe", 1), ("exact", 1)] and len(results["rows"]) == 4
     assert bench("records").read_results(tmp_path / "rows.json")["rows"] == results["rows"]
     with pytest.raises(SystemExit):
         parser.parse_args(["--methods", "recipe;other"])
+
+
+def test_a_directory_s_row_takes_the_place_of_an_older_one(bench, tmp_path):
+    rows, out = bench("image_rows"), tmp_path / "rows.json"
+    for seed, score in ((1, 1.0), (0, 2.0), (1, 3.0)):
+        args = argparse.Namespace(directories=[tmp_path], out=out)
+        results = rows.by_directories(
+            "image_runs", args, lambda _, s=seed, c=score: {"data": "d", "seed": s, "score": c}
+        )
+    assert [(row["seed"], row["score"]) for row in results["rows"]] == [(0, 2.0), (1, 3.0)]
+    assert bench("records").read_results(out)["rows"] == results["rows"]
 
 
 def test_the_judge_tells_digits_from_noise_and_copies_from_new_ones(bench):

@@ -1,4 +1,4 @@
-"""Rows of results, one for each method and seed: the command line that asks for them, and the making of what lacks."""
+"""Rows of results on images, each written as soon as it is made: for methods and seeds, or for directories of runs."""
 
 from __future__ import annotations
 
@@ -40,15 +40,12 @@ def is_same(row: Mapping[str, Any], config: Configure, method: str, seed: int, u
     return (row["method"], row["seed"], row["settings"]) == (method, seed, config(method, seed, updates).to_dict())
 
 
-def run(
+def by_methods(
     benchmark: str, args: argparse.Namespace, config: Configure, measure: Callable[[str, int], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The results with all rows asked for; each is written as soon as it is made, in the place of an older one."""
-    common.limit_threads(1)
-    results = common.described_run(benchmark, torch.device("cpu"), 1)
-    out = args.out or records.RESULTS / f"{benchmark}-{records.slug(results)}.json"
-    rows = records.read_results(out)["rows"] if out.exists() else []
-    results["rows"] = rows
+    """The results with all rows asked for; what is there with today's settings is not made again."""
+    results, out = _begun(benchmark, args.out)
+    rows = results["rows"]
     for seed in args.seeds:
         for method in args.methods:
             if any(is_same(row, config, method, seed, args.updates) for row in rows):
@@ -58,3 +55,28 @@ def run(
             rows.append({**measure(method, seed), "commit": results["commit"]})
             records.write_results(results, out)
     return results
+
+
+def by_directories(
+    benchmark: str, args: argparse.Namespace, measure: Callable[[Path], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The results with a row of each directory, in the place of an older one of its set and seed."""
+    results, out = _begun(benchmark, args.out)
+    rows = results["rows"]
+    for directory in args.directories:
+        print(f"{directory} ...", file=sys.stderr, flush=True)
+        row = measure(directory)
+        rows[:] = [old for old in rows if (old["data"], old["seed"]) != (row["data"], row["seed"])]
+        rows.append({**row, "commit": results["commit"]})
+        rows.sort(key=lambda row: (row["data"], row["seed"]))
+        records.write_results(results, out)
+    return results
+
+
+def _begun(benchmark: str, out: Path | None) -> tuple[dict[str, Any], Path]:
+    """This run's description with the rows that are there already, and the file they are in."""
+    common.limit_threads(1)
+    results = common.described_run(benchmark, torch.device("cpu"), 1)
+    out = out or records.RESULTS / f"{benchmark}-{records.slug(results)}.json"
+    results["rows"] = records.read_results(out)["rows"] if out.exists() else []
+    return results, out
