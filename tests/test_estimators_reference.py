@@ -74,6 +74,14 @@ def test_score_matching_by_one_sweep_is_that_by_double_backward(activation: str)
     whole = ade.WithBase(f, 0.2, 1.5)
     assert fused_sum(f, x) is not None, "the sweep would not be taken"
     agree(f, E.score_matching(whole, x), E.score_matching(lambda points: whole(points), x))
+    with torch.inference_mode():
+        inferred = x.clone()
+    agree(f, E.score_matching(whole, inferred), E.score_matching(whole, x))
+    with torch.no_grad():
+        assert E.score_matching(whole, x).item() == pytest.approx(E.score_matching(whole, x).item(), abs=0)
+        nn.init.zeros_(f.layers[-1].weight)
+        with pytest.warns(UserWarning, match="piecewise linear at the data"):
+            E.score_matching(f, x)
 
 
 def test_stein() -> None:

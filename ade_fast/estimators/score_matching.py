@@ -41,8 +41,8 @@ def score_matching(
     Args:
         potential: f, [B, *event] -> [B] or [B, 1], twice differentiable in x, and once more in its parameters.
         data: [B, *event], B >= 1.
-        laplacian: "exact", of smooth MLPs by one sweep forwards, of anything else by D Hessian-vector products; or
-            "hutchinson", ``n_probes`` of these: unbiased.
+        laplacian: "exact", of smooth MLPs that have kernels by one sweep forwards, of anything else by D Hessian-vector
+            products; or "hutchinson", ``n_probes`` of these: unbiased.
         n_probes: of Hutchinson's estimate.
         generator: source of the probes, Rademacher vectors.
 
@@ -62,8 +62,9 @@ def score_matching(
     with estimating(layer, potential, data):
         learning = torch.is_grad_enabled()
         curves, pull = _apart(potential)
+        swept = _swept(layer, curves, data) if laplacian == "exact" else None
         with torch.enable_grad():
-            if laplacian == "exact" and (swept := _swept(curves, data)) is not None:
+            if swept is not None:
                 rows, grad, trace = swept
             else:
                 rows, grad = gradients_with_graph(layer, curves, data)
@@ -163,13 +164,17 @@ def _apart(potential: Potential) -> tuple[Potential, list[WithBase]]:
     return potential, bases
 
 
-def _swept(potential: Potential, data: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """(data as rows [B, D], ∇f [B, D], ∇²f [B]) of a smooth MLP, by one sweep forwards; or None."""
-    rows = data.detach()
+def _swept(layer: str, potential: Potential, data: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """(data as rows [B, D], ∇f [B, D], ∇²f [B]) of a smooth MLP that has kernels, by one sweep forwards; or None."""
+    with torch.inference_mode(False):
+        rows = data.detach().clone() if data.is_inference() else data.detach()
     found = fused_sum(potential, rows)
     if found is None or found.field.spec.piecewise_linear:
         return None
-    return rows, *gradient_and_laplacian(found.field, rows, found.base)
+    grad, trace = gradient_and_laplacian(found.field, rows, found.base)
+    if found.base is None and not bool((trace != 0).any()):
+        _warn_flat(layer)
+    return rows, grad, trace
 
 
 def _units(rows: Tensor) -> Tensor:
@@ -188,10 +193,14 @@ def _trace(layer: str, rows: Tensor, grad: Tensor, probes: Tensor, learning: boo
                 bent = bent | (product != 0).any()
                 total = total + (product * z).sum(1)
     if not bool(bent):
-        warnings.warn(
-            f"{layer}: potential is piecewise linear at the data (ReLU?): ∇²f is 0 wherever it exists, so that a "
-            "constant f has the lowest loss; take a smooth activation (silu, softplus), or denoising_score_matching",
-            UserWarning,
-            stacklevel=3,
-        )
+        _warn_flat(layer)
     return total
+
+
+def _warn_flat(layer: str) -> None:
+    warnings.warn(
+        f"{layer}: potential is piecewise linear at the data (ReLU?): ∇²f is 0 wherever it exists, so that a "
+        "constant f has the lowest loss; take a smooth activation (silu, softplus), or denoising_score_matching",
+        UserWarning,
+        stacklevel=4,
+    )
