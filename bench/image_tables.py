@@ -140,7 +140,8 @@ def runs(results: tables.Results) -> str:
 
 def density(results: tables.Results) -> str:
     """A line for each run: bits per pixel of the Gaussians, and at least so many of f at each temperature."""
-    temperatures = [entry["temperature"] for entry in results["rows"][0]["temperatures"]]
+    rows = results["rows"]
+    temperatures = sorted({entry["temperature"] for row in rows for entry in row["temperatures"]}, reverse=True)
     head = [
         "",
         "seed",
@@ -149,19 +150,17 @@ def density(results: tables.Results) -> str:
         "`ade.fit` on rows",
         *(f"f, temperature {t:g}" for t in temperatures),
     ]
-    rows = []
-    for row in results["rows"]:
-        ends = sorted(f"{row['tight'][end]:.2f}" for end in ("lower", "upper"))
-        cells = [
-            f"{row['gaussian']:.2f}",
-            f"{row['mixture']:.2f} ({row['components']})",
-            " to ".join(dict.fromkeys(ends)),
-        ]
+    lines = []
+    for row in rows:
+        cells = [f"{row['gaussian']:.2f}", f"{row['mixture']:.2f} ({row['components']})"]
+        cells.append(f"{row['tight']['lower']:.3f}, {row['tight']['upper']:.3f}")
         found = {entry["temperature"]: entry for entry in row["temperatures"]}
-        cells += [f"≥ {found[t]['bits']:.2f}" if t in found else "-" for t in temperatures]
-        rows.append([f"`train --data {row['data']}`", str(row["seed"]), *cells])
-    commits = ", ".join(dict.fromkeys(row["commit"] for row in results["rows"]))
-    return f"{tables.table(head, rows)}\n\n{tables.origin(results)} Rows made at {commits}."
+        cells += [
+            f"≥ {found[t]['bits']:.2f} (down {found[t]['down']:.2f})" if t in found else "-" for t in temperatures
+        ]
+        lines.append([f"`train --data {row['data']}`", str(row["seed"]), *cells])
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    return f"{tables.table(head, lines)}\n\n{tables.origin(results)} Rows made at {commits}."
 
 
 def _rest(scores: dict[str, float]) -> list[str]:

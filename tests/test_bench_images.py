@@ -1,6 +1,7 @@
 """bench/images.py and bench/images_iteration.py: everyone computes the iteration, rows are today's, tables say them."""
 
 import argparse
+import dataclasses
 import importlib
 import math
 import sys
@@ -218,7 +219,9 @@ def test_the_density_of_images_is_that_of_a_gaussian_where_f_says_nothing(bench,
     monkeypatch.setattr(module, "BRACKET", {"n_steps": 2, "n_chains": 4})
     cheap = {"initial": "gaussian", "likelihood_samples": 50, "test_likelihood_samples": 50, "hidden": (32,)}
     monkeypatch.setattr(module, "FIT", {**module.FIT, **cheap})
-    monkeypatch.setattr(module.Tempered, "forward", lambda self, x: 0 * x.sum((1, 2, 3)) + 3 / self.temperature)
+    level = type("Level", (torch.nn.Module,), {"forward": lambda self, x: 0 * x.sum((1, 2, 3)) + 3})()
+    run = module.load(tmp_path / "run")
+    monkeypatch.setattr(module, "load", lambda _: dataclasses.replace(run, potential=level))
     row = module.measure(tmp_path / "run", [1.0, 0.1], n_steps=2, n_chains=4, updates=2)
     test = module.build_source(Config.with_recipe({"data": "digits", **small}))
     pixels = 2 * test.pixels(test.test_images) - 1
@@ -226,8 +229,29 @@ def test_the_density_of_images_is_that_of_a_gaussian_where_f_says_nothing(bench,
     wanted = module.bits(0.5 * squares + 32 * math.log(2 * math.pi), 17, 64)
     for found, log_z in zip(row["temperatures"], (3.0, 30.0), strict=True):
         assert found["log_z"] == pytest.approx(log_z, abs=0.01) and found["bits"] == pytest.approx(wanted, rel=0.02)
-    assert row["mixture"] < row["gaussian"] < wanted and math.isfinite(row["tight"]["lower"])
+    assert row["mixture"] < row["gaussian"] < wanted
     assert module.bits(64 * math.log(2 / 17), 17, 64) == pytest.approx(0)  # even within one level: nothing to tell
     head = {"machine": {"cpu": "C", "isa": "I", "threads": 1, "cores": 2, "load": 0.1}, "versions": {}}
     head |= {"commit": "abc", "command": "python x", "date": "today"}
-    assert f"| ≥ {row['temperatures'][1]['bits']:.2f} |" in tables.density({**head, "rows": [{**row, "commit": "abc"}]})
+    assert f"| ≥ {row['temperatures'][1]['bits']:.2f} (down " in tables.density(
+        {**head, "rows": [{**row, "commit": "abc"}]}
+    )
+
+
+def test_the_tight_bound_s_bits_are_those_of_the_model_s_own_density(bench, monkeypatch):
+    """Rows of a Gaussian that is not of unit scale: a wrong sign of the standardisation's would be seen."""
+    module, generator = bench("image_density"), torch.Generator().manual_seed(0)
+    scale, mean = torch.tensor([0.1, 0.2, 3.0, 0.5]).view(1, 2, 2), 1.0
+    train, validation, test = (mean + scale * torch.randn(n, 1, 2, 2, generator=generator) for n in (600, 200, 400))
+    cheap = {
+        "initial": "gaussian",
+        "likelihood_samples": 500,
+        "test_likelihood_samples": 500,
+        "hidden": (32,),
+        "base_std": 1.0,
+    }
+    monkeypatch.setattr(module, "FIT", {**module.FIT, **cheap})
+    monkeypatch.setattr(module, "BRACKET", {"n_steps": 50, "n_chains": 200})
+    found = module.by_tight_bound(train, validation, test, 2, seed=0)
+    entropy = (scale.log() + 0.5 * math.log(2 * math.pi * math.e)).sum().item()
+    assert found["lower"] == pytest.approx(entropy, abs=0.3) and found["upper"] == pytest.approx(entropy, abs=0.3)
