@@ -5,9 +5,9 @@
 
 Runs of `ade-fast train --data digits` with 30 steps, 1,000 chains, an f of 16 to 64 channels and momentum_weight 0
 (with which the exact gradient does see the chains' end), otherwise by the recipe; each is in a directory of its own and
-goes on where it was stopped. The stopped gradient has no rows: f is piecewise linear, ∇f does not change with x but
-where it jumps, and so it is the truncated one, also where the sampler learns its step size. Scored as by
-`image_runs.py`. "ms" is process time per update, on one thread, the median of a few updates before the run.
+goes on where it was stopped. The stopped gradient has no rows: f is piecewise linear and has no base, so that ∇f does
+not change with x except where it jumps: it is the truncated one, also where the sampler learns its step size. Scored as
+by `image_runs.py`. "ms" is process time per update, on one thread, the median of a few updates before the run.
 """
 
 from __future__ import annotations

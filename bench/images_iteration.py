@@ -6,8 +6,8 @@
 An iteration: f at the data, the unroll, f and the kinetic energy at its end, and the backward pass of their difference
 to every parameter of f and to the step sizes, B = 8 images of 28x28. "eager 2T, truncated" takes each ∇f as a constant,
 as the released image code does; every other peer's derivatives are held against eager's in float64 first. "bf16" takes
-f under autocast, its states in float32. "bare" are the convolutions that an exact iteration cannot do without, on
-tensors of those shapes, and nothing else: each ∇f takes every layer forwards and back to its input, and its adjoint
+f under autocast, its states in float32. "bare" are the convolutions of an exact iteration, on tensors of those shapes,
+and nothing else: each ∇f takes every layer forwards and back to its input, and its adjoint
 forwards and to its weights; f at the data and at the end take each way once. JAX's is one jitted value_and_grad, NHWC,
 its scan unrolled on the CPU, where XLA's convolutions are ten times slower inside a loop; "checkpoint" makes each step
 again in the backward pass.

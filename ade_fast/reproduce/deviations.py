@@ -91,7 +91,7 @@ def lines(options: Options, rows: Mapping[str, Row]) -> list[str]:
         "is within the data's range, where the paper's samples are kept.",
         "",
         "(38) and a constant ∇f are one gradient here, and their rows the same: f is piecewise linear (ReLU), so that "
-        "∇f does not change with x, but where it jumps.",
+        "∇f does not change with x except where it jumps.",
         "",
         "Not here, as they make another gradient or another density: the sign of the kinetic term in (21), the "
         "log-determinants of (17) and (18), and the Metropolis test of the released toy code.",

@@ -50,7 +50,7 @@ UPDATES = {
 }  # fmt: skip
 _COST = {"SM": 1.5, "NF, by (20)": 0.5, "NF, by likelihood": 0.7, "CD-15": 1.5, AS_PAPER: 0.6, OURS: 1.0}
 _PAIR_COST = 20  # beside an update
-NULL_PAIRS = 200  # of 40 a limit of two standard deviations is up to two thirds too wide
+NULL_PAIRS = 200  # of 40 a limit of two standard deviations is up to two thirds too wide, or a third too narrow
 # What only costs time: nothing is looked at on the way.
 _PLAIN: dict[str, Any] = {"tensorboard": "off", "pictures_every": 0, "test_permutations": 100}
 # Tests make everything smaller by this.
