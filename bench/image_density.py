@@ -7,8 +7,8 @@ training images: a Gaussian with half the pixels' range for its standard deviati
 normaliser. Its log Z comes from annealed importance sampling from that Gaussian (`ade.metrics.log_z_bracket`): by more
 than b nats too high with a probability of at most exp(-b), too low by what its chains did not find. So the bits per
 pixel, (log Z - E f / t) of the test images, dequantised as in training, in units of a grey level, are at least what is
-said here. "down" is the other end, of chains that begin at the run's samples: no bound, as they are no exact ones. The
-run's own chains are at the last of the temperatures, noise_std^2 / step_size.
+said here. "down" is the other end, of chains that begin at the run's samples: no bound, as they are no exact ones. By
+default the last temperature is that of the recipe's own chains, noise_std^2 / step_size.
 
 Beside them, on the same images: one Gaussian and a mixture of Gaussians (scikit-learn), number of components and least
 variance chosen on the run's validation images; and `ade.fit` with its defaults (an MLP, a spline flow, the tight bound)

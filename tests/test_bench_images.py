@@ -15,6 +15,18 @@ from torch.utils.flop_counter import flop_registry
 from ade_fast.training import Config, train
 
 BENCH = Path(__file__).parents[1] / "bench"
+# What all results begin with, as the tables read it.
+HEAD = {"machine": {"cpu": "C", "isa": "I", "threads": 1, "cores": 2, "load": 0.1}, "versions": {}}
+HEAD |= {"commit": "abc", "command": "python x", "date": "today"}
+SMALL = {"hidden": (2, 2, 2, 2, 2), "n_steps": 1, "batch_size": 8, "buffer_size": 16, "test_samples": 16}
+
+
+def small_run(directory: Path, updates: int) -> Config:
+    """`ade-fast train --data digits` of a second; its settings."""
+    quiet = {"test_permutations": 10, "tensorboard": "off", "pictures_every": 0}
+    config = Config.with_recipe({"data": "digits", "updates": updates, **SMALL, **quiet})
+    train(config, directory, progress=False, pictures=False)
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -134,25 +146,21 @@ def test_the_judge_tells_digits_from_noise_and_copies_from_new_ones(bench):
 
 def test_tables_say_what_the_results_say(bench):
     tables = bench("image_tables")
-    head = {"machine": {"cpu": "C", "isa": "I", "threads": 1, "cores": 2, "load": 0.1}, "versions": {}}
-    head |= {"commit": "abc", "command": "python x", "date": "today"}
     test = {"score": 8.0, "sure": 0.9, "nearest": 1.0, "nearest_low": 0.8}
     row = {"method": "recipe", "seed": 0, "updates": 600, "images": 180, "test": test, "commit": "abc"}
     done = {**row, "ms": 90.0, "score": 6.0, "sure": 0.8, "nearest": 1.2, "nearest_low": 0.9}
-    text = tables.digits({**head, "rows": [done, {**row, "method": "torchebm", "skipped": "no torchebm"}]})
+    text = tables.digits({**HEAD, "rows": [done, {**row, "method": "torchebm", "skipped": "no torchebm"}]})
     assert "| 180 test digits |  |  |  | 8.00 | 1 | 1.00 | 0.80 |" in text
     assert "| 0 | 600 | 90 | 6.00 | 0.75 | 1.20 | 0.90 |" in text and "no torchebm" in text
     peers = {"eager-truncated": {"ms": 10.0, "peak_bytes": 2e6}, "ade-states": {"ms": 15.0, "peak_bytes": 1e6}}
-    text = tables.iteration({**head, "cases": [{"case": "c", "peers": peers}]})
+    text = tables.iteration({**HEAD, "cases": [{"case": "c", "peers": peers}]})
     assert "| **ade_fast**, states | 15 | 1.50 | 1 | - |" in text and "eager 2T, exact" not in text
 
 
 def test_a_users_run_is_scored_beside_its_test_images(bench, tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     module, tables = bench("image_runs"), bench("image_tables")
-    small = {"hidden": (2, 2, 2, 2, 2), "n_steps": 1, "batch_size": 8, "buffer_size": 16, "test_samples": 16}
-    small |= {"updates": 2, "test_permutations": 10, "tensorboard": "off", "pictures_every": 0}
-    train(Config.with_recipe({"data": "digits", **small}), tmp_path / "run", progress=False, pictures=False)
+    small_run(tmp_path / "run", updates=2)
     for name, value in (("SAMPLES", 360), ("CLASSIFIERS", 1), ("LEARNED", 600)):
         monkeypatch.setattr(module, name, value)
     row = module.measure(tmp_path / "run", iterations=10)
@@ -161,9 +169,7 @@ def test_a_users_run_is_scored_beside_its_test_images(bench, tmp_path, monkeypat
     for scores in (row, row["test"]):
         assert scores["score"] == pytest.approx(scores["kinds"] / scores["wavering"], rel=0.03)
     assert row["frechet"] > 3 * row["test"]["frechet"] > 0
-    head = {"machine": {"cpu": "C", "isa": "I", "threads": 1, "cores": 2, "load": 0.1}, "versions": {}}
-    head |= {"commit": "abc", "command": "python x", "date": "today"}
-    text = tables.runs({**head, "rows": [{**row, "commit": "abc"}, {**row, "seed": 1, "commit": "abc"}]})
+    text = tables.runs({**HEAD, "rows": [{**row, "commit": "abc"}, {**row, "seed": 1, "commit": "abc"}]})
     assert text.count("180 test images of digits") == 1 and text.count("| `train --data digits` | ") == 2
 
 
@@ -184,16 +190,13 @@ def test_only_gradients_tell_rows_of_the_long_unrolls_apart(bench, tmp_path, mon
     first, *rest = (module.config(method, 1, 9).to_dict() for method in module.METHODS)
     for other in rest:
         assert {key for key in first if first[key] != other[key]} <= {"gradient", "learn_step_size", "sampler_lr"}
-    small = {"hidden": (2, 2, 2, 2, 2), "n_steps": 1, "batch_size": 8, "buffer_size": 16, "test_samples": 16}
-    monkeypatch.setattr(module, "SETTINGS", {**module.SETTINGS, **small})
+    monkeypatch.setattr(module, "SETTINGS", {**module.SETTINGS, **SMALL})
     for name, value in (("SAMPLES", 360), ("CLASSIFIERS", 1), ("LEARNED", 200)):
         monkeypatch.setattr(module.image_runs, name, value)
     row = {**module.measure("truncated, step learned", 1, 2, tmp_path), "commit": "abc"}
     assert row["step_size"] > 0
-    head = {"machine": {"cpu": "C", "isa": "I", "threads": 1, "cores": 2, "load": 0.1}, "versions": {}}
-    head |= {"commit": "abc", "command": "python x", "date": "today"}
     failed = {"method": "full", "seed": 0, "updates": 9, "ms": 1.0, "skipped": "diverged", "commit": "abc"}
-    lines = tables.gradients({**head, "rows": [row, failed]}).splitlines()[:5]
+    lines = tables.gradients({**HEAD, "rows": [row, failed]}).splitlines()[:5]
     assert len({line.count("|") for line in lines}) == 1 and lines[2].startswith("| 180 test digits |")
     assert lines[3].startswith("| exact | 0 | 9 | 1 | diverged |") and "η learned | 1 |" in lines[4]
 
@@ -202,9 +205,7 @@ def test_the_bench_of_many_steps_comes_back_and_agrees_with_the_states(bench):
     module, tables = bench("reversible"), bench("image_tables")
     row = module.measure("damped", 12)
     assert row["on_bound"] > 0.6 and row["error"] < 1e-8
-    head = {"machine": {"cpu": "C", "isa": "I", "threads": 1, "cores": 2, "load": 0.1}, "versions": {}}
-    head |= {"commit": "abc", "command": "python x", "date": "today"}
-    text = tables.reversible({**head, "rows": [{**row, "reversible_peak_bytes": 1_234_567, "steps": 10_000}]})
+    text = tables.reversible({**HEAD, "rows": [{**row, "reversible_peak_bytes": 1_234_567, "steps": 10_000}]})
     assert "| damped ½, clips ±0.01, samples clipped | 10,000 |" in text and "| 1.23 |" in text
 
 
@@ -212,9 +213,7 @@ def test_the_density_of_images_is_that_of_a_gaussian_where_f_says_nothing(bench,
     """Of a constant f log Z is that constant, at every temperature; bits are then those of N(x; mean, 1)."""
     pytest.importorskip("sklearn")
     module, tables = bench("image_density"), bench("image_tables")
-    small = {"hidden": (2, 2, 2, 2, 2), "n_steps": 1, "batch_size": 8, "buffer_size": 16, "test_samples": 16}
-    small |= {"updates": 1, "test_permutations": 10, "tensorboard": "off", "pictures_every": 0}
-    train(Config.with_recipe({"data": "digits", **small}), tmp_path / "run", progress=False, pictures=False)
+    config = small_run(tmp_path / "run", updates=1)
     monkeypatch.setattr(module, "COMPONENTS", (1, 2))
     monkeypatch.setattr(module, "BRACKET", {"n_steps": 2, "n_chains": 4})
     cheap = {"initial": "gaussian", "likelihood_samples": 50, "test_likelihood_samples": 50, "hidden": (32,)}
@@ -223,7 +222,7 @@ def test_the_density_of_images_is_that_of_a_gaussian_where_f_says_nothing(bench,
     run = module.load(tmp_path / "run")
     monkeypatch.setattr(module, "load", lambda _: dataclasses.replace(run, potential=level))
     row = module.measure(tmp_path / "run", [1.0, 0.1], n_steps=2, n_chains=4, updates=2)
-    test = module.build_source(Config.with_recipe({"data": "digits", **small}))
+    test = module.build_source(config)
     pixels = 2 * test.pixels(test.test_images) - 1
     squares = (pixels - (2 * test.pixels(test.images) - 1).mean(0)).square().sum((1, 2, 3)).mean().item()
     wanted = module.bits(0.5 * squares + 32 * math.log(2 * math.pi), 17, 64)
@@ -231,10 +230,8 @@ def test_the_density_of_images_is_that_of_a_gaussian_where_f_says_nothing(bench,
         assert found["log_z"] == pytest.approx(log_z, abs=0.01) and found["bits"] == pytest.approx(wanted, rel=0.02)
     assert row["mixture"] < row["gaussian"] < wanted
     assert module.bits(64 * math.log(2 / 17), 17, 64) == pytest.approx(0)  # even within one level: nothing to tell
-    head = {"machine": {"cpu": "C", "isa": "I", "threads": 1, "cores": 2, "load": 0.1}, "versions": {}}
-    head |= {"commit": "abc", "command": "python x", "date": "today"}
     assert f"| ≥ {row['temperatures'][1]['bits']:.2f} (down " in tables.density(
-        {**head, "rows": [{**row, "commit": "abc"}]}
+        {**HEAD, "rows": [{**row, "commit": "abc"}]}
     )
 
 
